@@ -1,0 +1,202 @@
+"""Cuts a text into sections: by headings where its markup has them, by docstrings in Python, by size always.
+
+Takes and returns plain values. The markup is only stripped as far as the entity extractor needs: what names something
+(``code``, :role:`targets`, links) stays recognisable, the rest becomes prose.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+
+from .documents import EmptyDocument, Text
+
+MAX_SECTION = 8_000  # characters: one line of 50 MB becomes many sections, and no pattern ever sees more than this
+MAX_SYNTAX_TREE = 2 * 2**20  # characters of Python; a tree takes a hundred times the memory of its source
+
+# Documents may hold invalid escapes ("\d"); their warnings are not this program's. The name is the one given to ast.parse.
+DOCUMENT_NAME = "<document>"
+warnings.filterwarnings("ignore", module=re.escape(DOCUMENT_NAME))
+
+_UNDERLINE = re.compile(r"([=\-`:.'\"~^_*+#<>])\1{2,}\s*")
+_MARKDOWN_HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*\s*")
+_MARKDOWN_LINK = re.compile(r"!?\[([^\[\]\n]{0,300})\]\(([^()\s]{1,500})[^()\n]{0,100}\)")
+_MARKDOWN_CODE = re.compile(r"(?<!`)`([^`\n]{1,200})`(?!`)")
+_RST_DIRECTIVE = re.compile(r"^[ \t]*\.\. (?:[\w:-]+::|_[^:\n]+:|\[[^\]\n]*\]|\|[^|\n]+\|(?: [\w-]+::)?)", re.M)
+_RST_COMMENT = re.compile(r"^[ \t]*\.\.(?: (?![\w:-]+::)[^\n]*)?$", re.M)
+_RST_OPTION = re.compile(r"^[ \t]*:(?:maxdepth|caption|depth|local|name|alt|numbered|hidden|glob|widths|header-rows):.*$", re.M)
+_COMMENT = re.compile(r"^[ \t]*#!?[ \t]?(.*)$", re.M)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A piece of a document, at most `MAX_SECTION` characters of it, under the heading it stands under ("" if none)."""
+
+    title: str
+    text: str
+
+
+def split(text: Text) -> list[Section]:
+    """The sections of a document, in order.
+
+    Raises:
+        EmptyDocument: for HTML in which nothing is left once the markup is gone.
+    """
+    parts = {"html": _html, "md": _markdown, "py": _python}.get(text.kind, _underlined)(text.content)
+    sections = [Section(title[:200], piece) for title, body in parts for piece in pieces(body)]
+    if not sections and text.kind != "html":
+        # An index that is all directives still is a document; it merely names nothing.
+        sections = [Section("", piece) for piece in pieces(text.content)]
+    if not sections:
+        raise EmptyDocument("nothing but markup")
+    return sections
+
+
+def pieces(text: str, size: int = MAX_SECTION) -> Iterator[str]:
+    """`text` in pieces of at most `size`, cut between paragraphs, else lines, else words, else anywhere."""
+    start = 0
+    while start < len(text):
+        end = start + size
+        if end < len(text):
+            for boundary in ("\n\n", "\n", " "):
+                # Not in the first half: many tiny pieces would cost more than one unlucky cut.
+                cut = text.rfind(boundary, start + size // 2, end)
+                if cut != -1:
+                    end = cut
+                    break
+        piece = text[start:end].strip()
+        if piece:
+            yield piece
+        start = end
+
+
+def _underlined(content: str) -> Iterator[tuple[str, str]]:
+    """reStructuredText, and plain text, which people structure the same way: a line, and one of its length below it."""
+    title, body, previous = "", list[str](), ""
+    for line in content.split("\n"):
+        rule = len(line) < MAX_SECTION and _UNDERLINE.fullmatch(line)
+        if rule and previous.strip() and len(line.rstrip()) >= len(previous.rstrip()):
+            body.pop()
+            yield title, _rst("\n".join(body))
+            title, body = previous.strip(), []
+        elif not rule:  # else a line above a title, or a transition: nothing to read
+            body.append(line)
+        previous = "" if rule else line
+    yield title, _rst("\n".join(body))
+
+
+def _rst(text: str) -> str:
+    return _RST_OPTION.sub("", _RST_COMMENT.sub("", _RST_DIRECTIVE.sub("", text)))
+
+
+def _markdown(content: str) -> Iterator[tuple[str, str]]:
+    """`# Heading` and the underlined kind; a `#` inside a fence is a comment in somebody's code."""
+    title, body, fenced = "", list[str](), False
+    for line in content.split("\n"):
+        if line.lstrip()[:3] in ("```", "~~~"):
+            fenced = not fenced
+            continue
+        heading = None if fenced or len(line) > 500 else _MARKDOWN_HEADING.fullmatch(line)
+        underlined = not fenced and body and body[-1].strip() and line.rstrip() and len(line) < 500 and not line.strip("=- ")
+        if heading or (underlined and len(line.rstrip()) >= 3 and len(set(line.rstrip())) == 1):
+            following = heading[1] if heading else body.pop().strip()
+            yield title, "\n".join(body)
+            title, body = following, []
+        else:
+            # The extractor knows reStructuredText's ``literals``; brackets are gone once the link's text and target stand bare.
+            body.append(line if fenced else _MARKDOWN_CODE.sub(r"``\1``", _MARKDOWN_LINK.sub(r"\1 \2", line)))
+    yield title, "\n".join(body)
+
+
+def _python(content: str) -> Iterator[tuple[str, str]]:
+    """One section for the module and one for each class or function at its top, with the docstrings inside.
+
+    Without docstrings the comments, without comments the source itself.
+    """
+    found = False
+    for title, body in _docstrings(content):
+        found = True
+        yield title, body
+    if not found:
+        comments = "\n".join(match[1] for match in _COMMENT.finditer(content)).strip()
+        yield "", comments or content
+
+
+def _docstrings(content: str) -> Iterator[tuple[str, str]]:
+    if len(content) > MAX_SYNTAX_TREE:
+        return
+    try:
+        tree = ast.parse(content, DOCUMENT_NAME)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return  # Python 2, templates, broken files: their comments are still worth reading
+    # A literal may spell out half a surrogate pair ("\\ud800"), which nothing that stores or prints text will take.
+    documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    if module := ast.get_docstring(tree):
+        yield "", _storable(module)
+    for top in tree.body:
+        if isinstance(top, documented):
+            texts = [ast.get_docstring(node) for node in ast.walk(top) if isinstance(node, documented)]
+            if body := "\n\n".join(text for text in texts if text):
+                yield top.name, _storable(body)
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+class _Stripper(HTMLParser):
+    """Gathers (title, body) pairs: a heading starts a section, <code> becomes ``code``, scripts and styles go."""
+
+    HEADINGS = {"title", "h1", "h2", "h3", "h4", "h5", "h6"}
+    HIDDEN = {"script", "style", "template"}
+    CODE = {"code", "tt", "kbd"}
+    BLOCKS = {"p", "div", "li", "tr", "td", "th", "dt", "dd", "pre", "br", "section", "table", "ul", "ol", "blockquote"}
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.sections: list[tuple[list[str], list[str]]] = [([], [])]
+        self._in_heading = False
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.HEADINGS:
+            self._in_heading = True
+            self.sections.append(([], []))
+        elif tag in self.HIDDEN:
+            self._hidden += 1
+        elif tag in self.CODE and not self._in_heading:
+            self._put("``")
+        elif tag in self.BLOCKS:
+            self._in_heading = False  # a heading that nobody closed must not swallow the page
+            self._put("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.HEADINGS:
+            self._in_heading = False
+        elif tag in self.HIDDEN:
+            self._hidden = max(0, self._hidden - 1)
+        elif tag in self.CODE and not self._in_heading:
+            self._put("``")
+        elif tag in self.BLOCKS:
+            self._put("\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self._put(data)
+
+    def _put(self, data: str) -> None:
+        self.sections[-1][0 if self._in_heading else 1].append(data)
+
+
+def _html(content: str) -> Iterator[tuple[str, str]]:
+    parser = _Stripper()
+    parser.feed(content)
+    parser.close()
+    for title, body in parser.sections:
+        # Sphinx puts a pilcrow link behind each heading.
+        yield inspect.cleandoc(" ".join("".join(title).replace("¶", "").split())), "".join(body).replace("¶", "")

@@ -1,0 +1,96 @@
+"""kgas_async runs tools correctly: any mix of async tools and legacy sync tools, over many items, under asyncio or trio.
+
+Bounded, cancellable, supervised, accounted for. See README.md and docs/.
+"""
+
+from ._adapter import FunctionTool, ToolAdapter, tool
+from ._call import Call
+from ._context import check_cancelled, current
+from ._crew import OutcomeStream, Progress
+from ._door import open_door
+from ._errors import (
+    CallAborted,
+    CallCancelled,
+    CallError,
+    CallFailed,
+    CallRejected,
+    CallSkipped,
+    CallTimeout,
+    EvidenceError,
+    InvalidInputs,
+    KgasAsyncError,
+    LoadError,
+    ManagerClosed,
+    PipelineError,
+    ServiceCrashed,
+    ServiceError,
+    ServiceNotRunning,
+    ServiceStartFailed,
+    UnknownTool,
+)
+from ._evidence import Sink
+from ._evidence_sinks import JsonlSink, MemorySink, call_context
+from ._limits import ConcurrencyLimit
+from ._manager import ServiceManager
+from ._outcome import Outcome
+from ._pipeline import Phase, Pipeline
+from ._policy import Policy
+from ._rate import RateLimit
+from ._report import ManagerStatistics, RunReport, ToolStatistics
+from ._resilience import Retry, exponential
+from ._service import Service
+from ._tool import KGASTool, Toolbox
+
+open_door(ServiceManager)
+
+__all__ = [
+    "Call",
+    "CallAborted",
+    "CallCancelled",
+    "CallError",
+    "CallFailed",
+    "CallRejected",
+    "CallSkipped",
+    "CallTimeout",
+    "ConcurrencyLimit",
+    "EvidenceError",
+    "FunctionTool",
+    "InvalidInputs",
+    "JsonlSink",
+    "KGASTool",
+    "KgasAsyncError",
+    "LoadError",
+    "ManagerClosed",
+    "ManagerStatistics",
+    "MemorySink",
+    "Outcome",
+    "OutcomeStream",
+    "Phase",
+    "Pipeline",
+    "PipelineError",
+    "Policy",
+    "Progress",
+    "RateLimit",
+    "Retry",
+    "RunReport",
+    "Service",
+    "ServiceCrashed",
+    "ServiceError",
+    "ServiceManager",
+    "ServiceNotRunning",
+    "ServiceStartFailed",
+    "Sink",
+    "ToolAdapter",
+    "ToolStatistics",
+    "Toolbox",
+    "UnknownTool",
+    "call_context",
+    "check_cancelled",
+    "current",
+    "exponential",
+    "tool",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # the public home of a public name, in tracebacks and documentation
+del _name, open_door

@@ -1,0 +1,318 @@
+"""One attempt of a call: take its tokens, run the tool where it wants to run, give the tokens back.
+
+The tokens are held for exactly as long as the work that they admitted runs: where that is a thread, the thread itself
+gives them back, even when nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextvars import copy_context
+from functools import partial
+from time import perf_counter_ns
+from typing import Any
+
+import anyio
+
+from ._call import Call
+from ._context import current_call, current_work
+from ._drive import drive
+from ._errors import CallAborted, CallRejected, CallTimeout
+from ._limits import ConcurrencyLimit
+from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
+from ._threads import Work, wait_until
+
+__all__ = ["DeadlinePassed", "attempt_once"]
+
+
+class DeadlinePassed(Exception):  # noqa: N818  (internal: becomes a CallTimeout)
+    """The call's deadline passed, before or while the tool ran."""
+
+    def __init__(self, cause: BaseException | None = None) -> None:
+        super().__init__("the deadline has passed")
+        self.cause = cause
+
+
+async def attempt_once(call: Call[Any]) -> BaseException | None:
+    """Make one attempt; its value is on the call.
+
+    Returns:
+        None for a value, or the error: the tool's own, `CallTimeout`, `DeadlinePassed`, `CallRejected`.
+    """
+    held: list[ConcurrencyLimit] = []
+    call.work = None
+    try:
+        await _take_concurrency(call, held)
+        wanted = await _take_rate(call)
+    except (DeadlinePassed, CallRejected, ValueError, TypeError) as error:
+        _give_back(held)
+        return error
+    except BaseException:
+        _give_back(held)
+        raise
+    kind = call.bound.execution.kind
+    if kind == "thread":
+        return await _in_thread(call, held, wanted)
+    call.holds = tuple(held)
+    call.status = "running"
+    began = perf_counter_ns()
+    call.begun_ns = call.begun_ns or began
+    try:
+        return await _on_loop(call) if kind == "async" else _inline(call)
+    finally:
+        call.run_ns += perf_counter_ns() - began
+        call.holds = ()
+        _give_back(held)
+
+
+def _give_back(held: Sequence[ConcurrencyLimit]) -> None:
+    for limit in reversed(held):
+        limit.release()
+
+
+async def _take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> None:
+    for limit in call.bound.limits:
+        if call.parent is not None:
+            _refuse_own_chain(call, limit)
+        if not limit.acquire_nowait():
+            began = perf_counter_ns()
+            try:
+                with anyio.CancelScope(deadline=_deadline(call)) as scope:
+                    await limit.acquire()
+            finally:
+                call.wait_concurrency_ns += perf_counter_ns() - began
+            if scope.cancelled_caught:
+                raise DeadlinePassed
+        held.append(limit)
+
+
+def _refuse_own_chain(call: Call[Any], limit: ConcurrencyLimit) -> None:
+    ancestor = call.parent
+    while ancestor is not None:
+        if limit in ancestor.holds:
+            raise CallRejected(
+                f"tool {call.name!r} wants a token of {limit!r}, which tool {ancestor.name!r} holds while it waits for "
+                f"this call: they would wait for each other; give the two tools limits of their own"
+            )
+        ancestor = ancestor.parent
+
+
+async def _take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:
+    rates = call.bound.rates
+    if not rates:
+        return []
+    wanted = [(limit, limit.tokens(call.inputs)) for limit in rates]
+    if not acquire_rates_nowait(wanted):
+        began = perf_counter_ns()
+        try:
+            with anyio.CancelScope(deadline=_deadline(call)) as scope:
+                await acquire_rates(wanted)
+        finally:
+            call.wait_rate_ns += perf_counter_ns() - began
+        if scope.cancelled_caught:
+            raise DeadlinePassed
+    return wanted
+
+
+def _deadline(call: Call[Any]) -> float:
+    return math.inf if call.deadline_at is None else call.deadline_at
+
+
+def _timeout(call: Call[Any]) -> CallTimeout:
+    return CallTimeout(
+        f"tool {call.name!r} did not end within its timeout of {call.bound.timeout:g} s",
+        tool=call.name,
+        call_id=call.id,
+        attempts=call.attempt,
+    )
+
+
+def _late(call: Call[Any], ended_at: float, timeout_at: float, cause: BaseException | None) -> BaseException | None:
+    """The error of an attempt that ended too late, if it did."""
+    if ended_at > timeout_at and timeout_at <= _deadline(call):
+        late = _timeout(call)
+        late.__cause__ = cause
+        return late
+    return DeadlinePassed(cause) if ended_at > _deadline(call) else None
+
+
+async def _on_loop(call: Call[Any]) -> BaseException | None:
+    """An async tool, in this task."""
+    bound = call.bound
+    assert call.context is not None
+    context = call.context.copy()  # what an attempt sets is not there in the next one
+    timeout = bound.timeout
+    if timeout is None and call.deadline_at is None:
+        try:
+            call.value = await drive(context.run(partial(bound.function, **call.inputs)), context)
+        except Exception as error:  # noqa: BLE001
+            return error
+        return None
+    timeout_at = math.inf if timeout is None else anyio.current_time() + timeout
+    failed: BaseException | None = None
+    try:
+        with anyio.CancelScope(deadline=min(timeout_at, _deadline(call))) as scope:
+            try:
+                call.value = await drive(context.run(partial(bound.function, **call.inputs)), context)
+            except Exception as error:  # noqa: BLE001
+                failed = error
+    except Exception as error:  # noqa: BLE001  (what was left of a group when the scope had taken its cancellation out)
+        failed = error
+    # Outside the scope, where its own cancellation is gone; late is late, also where nothing was interrupted.
+    ended_at = min(timeout_at, _deadline(call)) + 1 if scope.cancelled_caught else anyio.current_time()
+    late = _late(call, ended_at, timeout_at, failed)
+    if late is not None:
+        call.value = None
+    return late or failed
+
+
+def _inline(call: Call[Any]) -> BaseException | None:
+    """A sync tool that is known to be quick, here and now."""
+    assert call.context is not None
+    timeout = call.bound.timeout
+    timeout_at = math.inf if timeout is None else anyio.current_time() + timeout
+    failed: BaseException | None = None
+    try:
+        call.value = call.context.copy().run(partial(call.bound.function, **call.inputs))
+    except Exception as error:  # noqa: BLE001
+        failed = error
+    if timeout is None and call.deadline_at is None:
+        return failed
+    late = _late(call, anyio.current_time(), timeout_at, failed)
+    if late is not None:
+        call.value = None
+    return late or failed
+
+
+async def _in_thread(
+    call: Call[Any], held: list[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
+) -> BaseException | None:
+    """A sync tool, in a thread of the manager's."""
+    bound = call.bound
+    home = bound.home
+    if home.abandoned_count() >= home.max_abandoned:
+        _give_back(held)
+        _refund(rates)
+        return CallRejected(
+            f"{home.max_abandoned} abandoned threads still run (max_abandoned): no further sync call is admitted "
+            f"until some end; make the tools that hang look at check_cancelled(), or raise max_abandoned"
+        )
+    assert call.context is not None
+    context = call.context.copy()
+    work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
+    context.run(current_work.set, work)
+    call.holds = tuple(held)
+    if held:
+        work.on_end = partial(_give_back, held)
+    submitted = perf_counter_ns()
+    bound.state.thread_starts += 1
+    home.pool_of(bound).submit(work)
+    timed_out = False
+    try:
+        if bound.timeout is None and call.deadline_at is None:
+            await work.done.wait()
+        else:
+            timed_out = await _wait_bounded(call, work)
+    except BaseException:
+        await _stop(call, work, held, rates)
+        raise
+    finally:
+        call.holds = ()
+        _account(call, work, submitted)
+    if work.withdrawn:
+        return DeadlinePassed()
+    return _thread_result(call, work, timed_out=timed_out)
+
+
+def _refund(rates: list[tuple[RateLimit, float]]) -> None:
+    for limit, tokens in rates:
+        limit.refund(tokens)
+
+
+def _account(call: Call[Any], work: Work, submitted: int) -> None:
+    now = perf_counter_ns()
+    call.wait_thread_ns += (work.started_ns or now) - submitted
+    if work.started_ns:
+        call.begun_ns = call.begun_ns or work.started_ns
+        call.run_ns += (work.ended_ns or now) - work.started_ns
+
+
+async def _wait_bounded(call: Call[Any], work: Work) -> bool:
+    """Wait for a thread under timeout and deadline. Whether they passed before its end."""
+    bound = call.bound
+    scope = anyio.CancelScope(deadline=_deadline(call))
+    if bound.timeout is not None:
+        timeout = bound.timeout
+
+        def begin() -> None:  # the timeout runs from when a thread has taken the call up: waiting for one is no fault
+            scope.deadline = min(scope.deadline, anyio.current_time() + timeout)
+
+        work.on_begin = begin
+        if work.started_ns:
+            begin()
+    with scope:
+        await work.done.wait()
+    if work.done.is_set():
+        return False
+    work.aborted = True
+    _cancel_children(call)
+    if work.withdraw():
+        work.give_back()
+        return True
+    if bound.execution.abandon and _abandon(call, work):
+        return True
+    await work.done.wait()  # a timeout alone waits for the thread; cancellation ends this wait
+    return True
+
+
+def _thread_result(call: Call[Any], work: Work, *, timed_out: bool) -> BaseException | None:
+    error = work.error
+    if call.bound.timeout is not None or call.deadline_at is not None:
+        timeout = call.bound.timeout
+        timeout_at = math.inf if timeout is None else work.started_at + timeout
+        ended_at = work.ended_at
+        if timed_out:
+            ended_at = max(ended_at, min(timeout_at, _deadline(call)) + 1)
+        late = _late(call, ended_at, timeout_at, None if isinstance(error, CallAborted) else error)
+        if late is not None:
+            return late
+    if error is None:
+        call.value = work.value
+    return error
+
+
+def _cancel_children(call: Call[Any]) -> None:
+    for child in list(call.children or ()):
+        child.cancel("the call that it is nested in was cancelled or has timed out")
+
+
+def _abandon(call: Call[Any], work: Work) -> bool:
+    """Leave a running thread to itself. False if it has just ended."""
+    assert work.pool is not None
+    if not work.pool.abandon(work):
+        return False
+    call.abandoned = True
+    call.bound.home.left_behind(call, work)
+    return True
+
+
+async def _stop(
+    call: Call[Any], work: Work, held: list[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
+) -> None:
+    """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
+    work.aborted = True
+    _cancel_children(call)
+    if work.done.is_set() or work.abandoned:
+        return
+    if work.withdraw():
+        work.give_back()
+        _refund(rates)
+        return
+    if call.bound.execution.abandon and _abandon(call, work):
+        return
+    native = await wait_until(work.done, call.grace_deadline())
+    if not work.done.is_set():
+        _abandon(call, work)
+    if native is not None:
+        raise native

@@ -1,0 +1,268 @@
+"""The blocking door of a manager: an event loop in a thread of its own, for scripts and notebooks.
+
+Requests go in through the loop's mailbox, answers come out through a `Reply`; not AnyIO's portal, which hangs with
+trio inside trio. Knows the manager only as what it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import Context
+from typing import Any, Protocol, Self
+
+import anyio
+
+from ._drive import drive
+from ._errors import CallCancelled, ManagerClosed
+from ._outcome import Outcome
+from ._pipeline import Pipeline
+from ._report import ManagerStatistics, RunReport
+from ._threads import Mailbox, Reply, nested_context, start_daemon
+
+__all__ = ["BlockingCall", "BlockingManager"]
+
+TAKE_MANY = 64  # outcomes per hop between the threads
+
+
+class _Async(Protocol):
+    """The manager behind the door."""
+
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *exc_info: Any) -> Any: ...
+
+
+class BlockingCall:
+    """A call of a `BlockingManager`, made by ``submit``."""
+
+    def __init__(self, door: BlockingManager, call: Any) -> None:
+        self._door = door
+        self._call = call
+
+    @property
+    def id(self) -> str:
+        """As in the evidence."""
+        return str(self._call.id)
+
+    @property
+    def status(self) -> str:
+        """As of `Call`."""
+        return str(self._call.status)
+
+    def result(self) -> Any:
+        """Wait for the value."""
+        return self._door._ask(self._call.result)
+
+    def outcome(self) -> Outcome[Any]:
+        """Wait for the outcome."""
+        outcome: Outcome[Any] = self._door._ask(self._call.outcome)
+        return outcome
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end, ``timeout`` seconds at the most; whether it has ended."""
+        return bool(self._door._ask(self._call.wait, timeout))
+
+    def cancel(self, reason: str = "") -> bool:
+        """Cancel it."""
+
+        async def cancel() -> bool:
+            return bool(self._call.cancel(reason))
+
+        return bool(self._door._ask(cancel))
+
+
+class BlockingManager:
+    """What ``ServiceManager(...).blocking()`` gives: enter it with ``with``; each method waits for its result.
+
+    Ctrl-C while waiting cancels what is waited for, and is raised when that has ended.
+    """
+
+    def __init__(self, manager: _Async, backend: str, backend_options: dict[str, Any] | None) -> None:
+        self._manager: Any = manager
+        self._backend = backend
+        self._backend_options = backend_options or {}
+        self._mailbox: Mailbox | None = None
+        self._stop: anyio.Event | None = None
+        self._task_group: Any = None
+        self._ended = Reply()
+        self._exc_info: Any = (None, None, None)
+
+    def __enter__(self) -> Self:
+        ready = Reply()
+        self._ended = Reply()
+
+        def run() -> None:
+            try:
+                anyio.run(self._main, ready, backend=self._backend, backend_options=self._backend_options)
+            except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
+                self._ended.give(error=error)
+                ready.give(error=error)
+            else:
+                self._ended.give()
+
+        start_daemon(run, "kgas-blocking")
+        ready.wait()
+        return self
+
+    async def _main(self, ready: Reply) -> None:
+        stop = self._stop = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            self._task_group = tasks
+            error: BaseException | None = None
+            try:
+                async with self._manager:
+                    self._mailbox = Mailbox.here()
+                    ready.give()
+                    await stop.wait()
+                    if self._exc_info[1] is not None:
+                        await self._manager.cancel(reason="the with block was left by an error")
+            except Exception as caught:  # noqa: BLE001  (outside of the task group, which would wrap it)
+                error = caught
+            tasks.cancel_scope.cancel()
+        self._mailbox = None
+        if error is not None:
+            raise error
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._exc_info = exc_info
+        mailbox, stop = self._mailbox, self._stop
+        if mailbox is not None and stop is not None:
+            mailbox.put(stop.set)
+        try:
+            self._ended.wait()
+        finally:
+            self._mailbox = None
+
+    def _ask(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Run an async function on the loop, in a copy of this thread's context, and wait for it."""
+        mailbox = self._mailbox
+        if mailbox is None:
+            raise ManagerClosed("the manager is not open; use it inside 'with ServiceManager(...).blocking() as manager:'")
+        request = _Request(function, args, nested_context(mailbox.backend))
+        if not mailbox.put(lambda: self._task_group.start_soon(request.run)):
+            raise ManagerClosed("the manager's event loop has ended")
+        try:
+            return request.reply.wait()
+        except KeyboardInterrupt:
+            mailbox.put(request.cancel)
+            request.wait_for_end()
+            raise
+
+    # --- the manager's names
+
+    def execute(self, tool: Any, /, *args: Any, **inputs: Any) -> Any:
+        """As ``ServiceManager.execute``."""
+        return self._ask(lambda: self._manager.execute(tool, *args, **inputs))
+
+    def outcome(self, tool: Any, /, *args: Any, **inputs: Any) -> Outcome[Any]:
+        """As ``ServiceManager.outcome``."""
+        outcome: Outcome[Any] = self._ask(lambda: self._manager.outcome(tool, *args, **inputs))
+        return outcome
+
+    def submit(self, tool: Any, /, *args: Any, **inputs: Any) -> BlockingCall:
+        """As ``ServiceManager.submit``."""
+
+        async def submit() -> Any:
+            return self._manager.submit(tool, *args, **inputs)
+
+        return BlockingCall(self, self._ask(submit))
+
+    @contextmanager
+    def map(self, tool: Any, inputs: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:
+        """As ``ServiceManager.map``, over a plain iterator; the inputs are pulled in the loop's thread."""
+        with self._iterating(lambda: self._manager.map(tool, inputs, **options)) as outcomes:
+            yield outcomes
+
+    @contextmanager
+    def stream(self, pipeline: Pipeline, items: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:
+        """As ``ServiceManager.stream``, over a plain iterator; the items are pulled in the loop's thread."""
+        with self._iterating(lambda: self._manager.stream(pipeline, items, **options)) as outcomes:
+            yield outcomes
+
+    @contextmanager
+    def _iterating(self, make: Callable[[], AbstractAsyncContextManager[Any]]) -> Iterator[Iterator[Outcome[Any]]]:
+        held: list[AbstractAsyncContextManager[Any]] = []
+
+        async def enter() -> Any:
+            held.append(make())
+            return await held[0].__aenter__()
+
+        stream = self._ask(enter)
+        try:
+            yield self._outcomes(stream)
+        finally:
+            self._ask(held[0].__aexit__, None, None, None)
+
+    def _outcomes(self, stream: Any) -> Iterator[Outcome[Any]]:
+        while some := self._ask(stream.take_some, TAKE_MANY):
+            yield from some
+
+    def run(self, pipeline: Pipeline, items: Any, **options: Any) -> RunReport:
+        """As ``ServiceManager.run``; the items are pulled in the loop's thread."""
+        report: RunReport = self._ask(lambda: self._manager.run(pipeline, items, **options))
+        return report
+
+    def start(self, service: Any) -> None:
+        """As ``ServiceManager.start``."""
+        self._ask(self._manager.start, service)
+
+    def drain(self) -> None:
+        """As ``ServiceManager.drain``."""
+        self._ask(self._manager.drain)
+
+    def cancel(self, id: str | None = None, reason: str = "") -> bool:  # noqa: A002
+        """As ``ServiceManager.cancel``."""
+        return bool(self._ask(lambda: self._manager.cancel(id, reason)))
+
+    def statistics(self) -> ManagerStatistics:
+        """As ``ServiceManager.statistics``."""
+
+        async def statistics() -> ManagerStatistics:
+            found: ManagerStatistics = self._manager.statistics()
+            return found
+
+        result: ManagerStatistics = self._ask(statistics)
+        return result
+
+
+class _Request:
+    """One question to the loop's thread."""
+
+    def __init__(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], context: Context) -> None:
+        self._function = function
+        self._args = args
+        self._context = context
+        self.reply = Reply()
+        self._scope: anyio.CancelScope | None = None
+
+    def cancel(self) -> None:
+        """On the loop."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def run(self) -> None:
+        value: Any = None
+        failed: BaseException | None = None
+        try:
+            with anyio.CancelScope() as self._scope:
+                try:
+                    value = await drive(self._function(*self._args), self._context)
+                except StopAsyncIteration:
+                    value = None
+                except Exception as error:  # noqa: BLE001  (raised in the thread that waits)
+                    failed = error
+            if self._scope.cancelled_caught:
+                failed = CallCancelled("interrupted")
+        except BaseException as error:
+            failed = ManagerClosed("the manager was closed while it was waited for")
+            failed.__cause__ = error
+            raise
+        finally:
+            self.reply.give(value, failed)
+
+    def wait_for_end(self) -> None:
+        """Wait for the answer, whatever it is."""
+        try:
+            self.reply.wait()
+        except Exception:  # noqa: BLE001, S110  (the interrupt is what is raised)
+            pass

@@ -1,0 +1,418 @@
+"""One call and its one path, in the order of the design: own, deadline, validate, limits, timeout, run, retry, end.
+
+`Bound` is a tool with everything looked up once for one manager; `Call` is one execution of it; `perform` walks it.
+Knows the manager only as the `Home` protocol: where calls are registered and threads live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from time import perf_counter_ns
+from typing import Any, Generic, Protocol, TypeVar
+
+import anyio
+
+from ._errors import CallCancelled
+from ._evidence import EvidenceLog
+from ._limits import ConcurrencyLimit
+from ._outcome import Outcome
+from ._policy import Policy
+from ._rate import RateLimit
+from ._resilience import Retry
+from ._threads import Mailbox, ThreadPool, Work, wait_until
+from ._tool import Execution, KGASTool
+
+__all__ = ["Bound", "Call", "Home", "Host", "ToolState"]
+
+R = TypeVar("R")
+
+
+class Home(Protocol):
+    """What a call needs of the session of the manager that owns it."""
+
+    session: str
+    manager: Any
+    mailbox: Mailbox
+    pool: ThreadPool
+    grace: float
+    max_abandoned: int
+    log: EvidenceLog | None
+    calls_open: dict[int, Any]
+    closing_at: float
+    random: Callable[[], float]
+
+    def crash(self, error: BaseException) -> None: ...
+    def pool_of(self, bound: Any) -> ThreadPool: ...
+    def abandoned_count(self) -> int: ...
+    def left_behind(self, call: Any, work: Work) -> None: ...
+    def grace_until(self) -> float: ...
+
+
+class ToolState:
+    """What all uses of one tool name share in one manager: limits, instances, statistics."""
+
+    def __init__(self, name: str, origin: object) -> None:
+        self.name = name
+        self.origin = origin
+        self.limits: dict[int, ConcurrencyLimit] = {}  # by the number given
+        self.rates: dict[float, RateLimit] = {}
+        self.serial = ConcurrencyLimit(1)
+        self.dedicated: ThreadPool | None = None
+        self.begun = 0
+        self.retried = 0
+        self.thread_starts = 0
+        self.run_ns = 0
+        self.wait_ns = 0
+        self.ended: dict[str, int] = dict.fromkeys(
+            ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"), 0
+        )
+
+
+class Bound:
+    """A tool as one manager runs it in one place: policy resolved, limits found, evidence fields prepared."""
+
+    __slots__ = (
+        "cleans_up",
+        "deadline",
+        "execution",
+        "function",
+        "grace",
+        "home",
+        "isolated",
+        "limits",
+        "name",
+        "phase",
+        "pipeline",
+        "plain",
+        "policy",
+        "rates",
+        "requires",
+        "retry",
+        "run_id",
+        "signature",
+        "state",
+        "template",
+        "timeout",
+        "tool",
+        "validates",
+    )
+
+    def __init__(
+        self,
+        home: Home,
+        tool: KGASTool,
+        policy: Policy,
+        state: ToolState,
+        *,
+        pipeline: str | None = None,
+        phase: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.home = home
+        self.tool = tool
+        self.name = tool.name
+        self.policy = policy
+        self.state = state
+        self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
+        self.signature = tool.signature
+        self.signature.prepare()  # a signature without a schema is misuse, said here and not as a call's failure
+        self.validates = type(tool).validate_inputs is not KGASTool.validate_inputs
+        self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
+        self.execution: Execution = tool._execution()
+        self.function = self.execution.function
+        self.timeout: float | None = policy.timeout
+        self.deadline: float | None = policy.deadline
+        self.grace: float | None = policy.grace
+        self.retry: Retry | None = policy.retry
+        self.isolated: bool = policy.isolated
+        self.limits = _limits(policy, state, serial=self.execution.serial)
+        self.rates = _rates(policy, state)
+        self.requires = tool.requires
+        self.template: Any = None  # the evidence's, made by its writer
+        # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
+        self.plain = (
+            self.execution.kind == "async"
+            and not (self.limits or self.rates or self.validates or self.cleans_up or self.isolated)
+            and self.timeout is None
+            and self.deadline is None
+            and self.retry is None
+        )
+
+
+def _limits(policy: Policy, state: ToolState, *, serial: bool) -> tuple[ConcurrencyLimit, ...]:
+    given = policy.concurrency
+    limits: tuple[ConcurrencyLimit, ...] = ()
+    if isinstance(given, int):
+        limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
+    elif given is not None:
+        limits = given
+    return (*limits, state.serial) if serial else limits
+
+
+def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:
+    given = policy.rate
+    if isinstance(given, float):
+        return (state.rates.setdefault(given, RateLimit(given)),)
+    return given or ()
+
+
+class Host:
+    """Whatever a call runs in: a cancel scope, which a shared worker replaces after use, and whose turn it is.
+
+    Attributes:
+        owned: Whether the task is the manager's own, and not that of the caller.
+    """
+
+    __slots__ = ("call", "owned", "scope")
+
+    def __init__(self, *, owned: bool) -> None:
+        self.scope: anyio.CancelScope | None = None
+        self.call: Any = None
+        self.owned = owned
+
+
+class Call(Generic[R]):
+    """One execution of one tool on one set of inputs.
+
+    Attributes:
+        id: As in the evidence.
+        name: The name of the tool.
+        status: ``waiting`` or ``running``, then how it ended: ``succeeded``, ``failed``, ``timed_out``,
+            ``cancelled``, ``rejected``, ``skipped``.
+        attempt: The number of the current attempt, from 1; 0 before the first.
+        reason: Why it was cancelled.
+    """
+
+    # Class attributes as defaults: most calls never set most of them, and making a call must cost little.
+    status = "waiting"
+    value: Any = None
+    error: BaseException | None = None
+    reason = ""
+    attempt = 0
+    parent: Any = None
+    item: str | None = None
+    index = -1
+    work: Work | None = None
+    abandoned = False
+    cancel_requested = False
+    announced = False  # has a call.started in the evidence
+    deadline_at: float | None = None
+    begun_ns = 0
+    ended_ns = 0
+    run_ns = 0
+    wait_concurrency_ns = 0
+    wait_rate_ns = 0
+    wait_retry_ns = 0
+    wait_thread_ns = 0
+    grace_end: float | None = None
+    last_error: BaseException | None = None
+    children: set[Any] | None = None
+    holds: tuple[Any, ...] = ()
+    context: Context | None = None
+    _host: Host | None = None
+    _done: anyio.Event | None = None
+
+    def __init__(self, bound: Bound, serial: int, inputs: Mapping[str, Any]) -> None:
+        self.bound = bound
+        self.serial = serial
+        self.inputs = inputs
+        self.created_ns = perf_counter_ns()
+
+    def __repr__(self) -> str:
+        return f"<Call {self.id} of {self.name!r}: {self.status}>"
+
+    @property
+    def id(self) -> str:
+        """As in the evidence: the session's id and a number."""
+        return f"{self.bound.home.session}-{self.serial}"
+
+    @property
+    def name(self) -> str:
+        """The name of the tool."""
+        return self.bound.name
+
+    @property
+    def tool(self) -> KGASTool:
+        """The tool."""
+        return self.bound.tool
+
+    @property
+    def manager(self) -> Any:
+        """The manager that owns the call."""
+        return self.bound.home.manager
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the call was told to stop."""
+        return self.cancel_requested
+
+    @property
+    def pipeline(self) -> str | None:
+        """The name of the pipeline it belongs to."""
+        return self.bound.pipeline
+
+    @property
+    def phase(self) -> str | None:
+        """The name of the phase it belongs to."""
+        return self.bound.phase
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run it belongs to."""
+        return self.bound.run_id
+
+    @property
+    def host_is_ours(self) -> bool:
+        """Whether it runs in a task of the manager's, and not in its caller's."""
+        return self._host is not None and self._host.owned
+
+    def grace_deadline(self) -> float:
+        """Until when what is left of a cancelled call may run, in loop time; counted from the first asking."""
+        if self.grace_end is None:
+            home = self.bound.home
+            grace = home.grace if self.bound.grace is None else self.bound.grace
+            self.grace_end = min(anyio.current_time() + grace, home.closing_at)
+        return self.grace_end
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has its final status."""
+        return self.ended_ns != 0
+
+    @property
+    def started(self) -> float | None:
+        """Seconds between the making of the call and the begin of its first attempt; None before that."""
+        return (self.begun_ns - self.created_ns) / 1e9 if self.begun_ns else None
+
+    @property
+    def duration(self) -> float:
+        """Seconds since the call was made, or until it ended."""
+        return ((self.ended_ns or perf_counter_ns()) - self.created_ns) / 1e9
+
+    @property
+    def wait_ns(self) -> int:
+        """Nanoseconds spent waiting for limits, retries and a thread."""
+        return self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
+
+    def cancel(self, reason: str = "") -> bool:
+        """Cancel this call alone. On the manager's event loop.
+
+        An async tool stops at its next checkpoint, a sync one at its next ``check_cancelled()``; one that never
+        looks is waited for as its ``on_cancel`` says.
+
+        Returns:
+            False if it had ended.
+        """
+        if self.ended_ns:
+            return False
+        if not self.cancel_requested:
+            self.cancel_requested = True
+            self.reason = reason
+        host = self._host
+        # Checked before it is applied: a shared worker's scope must not be cancelled for a call it has left.
+        if host is not None and host.call is self and host.scope is not None:
+            host.scope.cancel()
+        return True
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the call has ended, however; never ends it.
+
+        Args:
+            timeout: Seconds to wait at the most.
+
+        Returns:
+            Whether it has ended.
+
+        Cancellation: Leaves the call running.
+        """
+        if not self.ended_ns:
+            if self._done is None:
+                self._done = anyio.Event()
+            with anyio.move_on_after(timeout):
+                await self._done.wait()
+        return self.ended_ns != 0
+
+    async def result(self) -> R:
+        """Wait for the end and give the value.
+
+        Raises:
+            CallError: The call's; `CallCancelled` if somebody cancelled it.
+
+        Cancellation: Leaves the call running.
+        """
+        await self.wait()
+        return self.unwrap()
+
+    async def outcome(self) -> Outcome[R]:
+        """Wait for the end and give the outcome; raises nothing but the caller's own cancellation."""
+        await self.wait()
+        return self.to_outcome()
+
+    def unwrap(self) -> R:
+        """The value of a call that has ended, or its error raised."""
+        if self.status == "succeeded":
+            result: R = self.value
+            return result
+        raise self.error or self.cancelled_error()
+
+    def cancelled_error(self) -> CallCancelled:
+        """The error for those who wait for this cancelled call."""
+        why = f": {self.reason}" if self.reason else ""
+        self.error = CallCancelled(
+            f"call {self.id} of tool {self.name!r} was cancelled{why}",
+            tool=self.name,
+            call_id=self.id,
+            attempts=self.attempt,
+            reason=self.reason,
+        )
+        return self.error
+
+    def to_outcome(self) -> Outcome[R]:
+        """The outcome of a call that has ended."""
+        if self.status == "cancelled" and self.error is None:
+            self.cancelled_error()
+        return Outcome(
+            self.status,
+            self.value,
+            self.error,
+            self.item or "",
+            self.index,
+            self.bound.name,
+            self.attempt,
+            self.wait_ns / 1e9,
+            self.run_ns / 1e9,
+        )
+
+    def end(self, status: str, error: BaseException | None = None) -> None:
+        """Give the call its final status, once: off the register, into statistics and evidence."""
+        if self.ended_ns:
+            return
+        self.ended_ns = perf_counter_ns()
+        self.status = status
+        if error is not None:
+            self.error = error
+        bound = self.bound
+        home = bound.home
+        del home.calls_open[self.serial]
+        state = bound.state
+        state.ended[status] += 1
+        state.run_ns += self.run_ns
+        if home.log is not None and (home.log.wants_calls or status not in ("succeeded", "cancelled")):
+            home.log.append(self)
+        if status == "succeeded":
+            self.context = None  # it refers to the call; without the cycle both are freed at once
+        if self._done is not None:
+            self._done.set()
+        parent = self.parent
+        if parent is not None and parent.children is not None:
+            parent.children.discard(self)
+
+
+async def wait_for_end(call: Call[Any], deadline: float) -> BaseException | None:
+    """Wait for a call's end whatever cancels us; see `wait_until`."""
+    if call.ended_ns:
+        return None
+    if call._done is None:
+        call._done = anyio.Event()
+    return await wait_until(call._done, deadline)

@@ -1,0 +1,82 @@
+"""What a running tool can ask for: its call, its manager, whether it should stop.
+
+Holds the context variable and the protocols of what is in it; the classes behind them live higher up.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from ._errors import CallAborted
+
+__all__ = ["RunningCall", "check_cancelled", "current", "current_call", "current_work", "door", "running_manager"]
+
+
+class RunningCall(Protocol):
+    """The call that a piece of code runs in."""
+
+    id: str
+    name: str
+    attempt: int
+    manager: Any
+    parent: Any
+    aborted: bool
+    work: Any
+    pipeline: str | None
+    phase: str | None
+    item: str | None
+
+
+current_call: ContextVar[RunningCall | None] = ContextVar("kgas_async_call", default=None)
+current_work: ContextVar[Any] = ContextVar("kgas_async_work", default=None)
+running_manager: ContextVar[Any] = ContextVar("kgas_async_manager", default=None)
+
+
+class Door(Protocol):
+    """How a tool's sync door reaches a manager; the top layer fills it in."""
+
+    def __call__(self, tool: Any, inputs: dict[str, Any]) -> Any: ...
+
+
+class _Doors:
+    sync: Door | None = None
+
+
+door = _Doors()
+
+
+def current() -> Any:
+    """The manager that this code runs under: inside a call (in its worker thread too) or a service.
+
+    Returns:
+        The `ServiceManager`.
+
+    Raises:
+        RuntimeError: Outside of calls and services.
+    """
+    call = current_call.get()
+    manager = call.manager if call is not None else running_manager.get()
+    if manager is None:
+        raise RuntimeError(
+            "current() was called outside of a call: only tools and services that a ServiceManager runs have a "
+            "current manager"
+        )
+    return manager
+
+
+def check_cancelled() -> None:
+    """A sync tool's checkpoint: call it now and then in long loops.
+
+    Does nothing outside of a call, so that a tool can be called as a plain function.
+
+    Raises:
+        CallAborted: The call was cancelled, or its timeout or deadline has passed: nobody waits for the result. Let
+            it pass.
+    """
+    work = current_work.get()
+    if work is not None and work.aborted:  # this thread's own attempt, while the call may be at another
+        raise CallAborted("the call that this thread works for was cancelled or has timed out")
+    call = current_call.get()
+    if call is not None and call.aborted:
+        raise CallAborted(f"call {call.id} of tool {call.name!r} was cancelled")

@@ -1,0 +1,449 @@
+"""Shared workers over one lazy source: bounded, ordered within a window, endable at any moment.
+
+A worker takes the next unit of work, runs it to its end, and takes another; no task per item. Workers are hired only
+while others are suspended. What a unit is, and what is done with it, subclasses say (`_map`, `_run`). Knows the
+manager only as the `Employer` protocol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from ._call import Call, Home, Host
+from ._errors import CallError, ManagerClosed, PipelineError
+from ._limits import check_count
+from ._outcome import Outcome
+from ._threads import wait_until
+
+__all__ = ["Crew", "Employer", "Progress", "check_on_error"]
+
+T = TypeVar("T")
+
+YIELD_EVERY: Final = 16  # units that end without suspending, after which a worker lets others run
+YIELD_NS: Final = 1_000_000  # or nanoseconds since it last did
+SHARE_FROM: Final = 20  # finished items before a share of failed ones means anything
+
+
+class Employer(Home, Protocol):
+    """What a crew needs of the manager beyond what a call needs."""
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
+    def new_call(self, bound: Any, inputs: Any, parent: Any = None) -> Call[Any]: ...
+    async def run_isolated(self, call: Call[Any]) -> None: ...
+    async def host_call(self, call: Call[Any]) -> None: ...
+
+    @property
+    def is_draining(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a map or a run is.
+
+    Attributes:
+        done: Items that have their outcome.
+        failed: Those of them that did not succeed.
+        total: How many there are, None where the source does not say.
+        elapsed_s: Seconds since the start.
+    """
+
+    done: int
+    failed: int
+    total: int | None
+    elapsed_s: float
+
+
+def check_on_error(on_error: object) -> str | float:
+    """``"collect"``, ``"raise"`` or a share from 0 to 1."""
+    if on_error in ("collect", "raise"):
+        return on_error  # type: ignore[return-value]
+    if isinstance(on_error, float) and 0 <= on_error <= 1:
+        return on_error
+    raise ValueError(f"on_error is 'collect', 'raise' or a share of failed items from 0.0 to 1.0, not {on_error!r}")
+
+
+class Crew(Generic[T]):
+    """Workers, their source, and the outcomes that wait to be taken.
+
+    Args:
+        home: The manager.
+        source: Items, from a sync or an async iterable; pulled only when a worker is free and the window has room.
+        in_flight: Workers at the most.
+        ordered: Outcomes in source order, else as they come.
+        window: How far the source may be ahead of what was taken.
+        on_error: See `check_on_error`.
+        on_progress: Called after each outcome.
+        parent: The call that this is a part of, if it was started inside one.
+    """
+
+    def __init__(
+        self,
+        home: Employer,
+        source: Iterable[Any] | AsyncIterable[Any],
+        *,
+        in_flight: int,
+        ordered: bool,
+        window: int | None,
+        on_error: str | float,
+        on_progress: Callable[[Progress], object] | None,
+        parent: Call[Any] | None = None,
+    ) -> None:
+        self.home = home
+        self.parent = parent
+        self.in_flight = check_count("in_flight", in_flight)
+        self.window = 4 * in_flight if window is None else check_count("ordered_window", window)
+        self._ordered = ordered
+        self._on_error = check_on_error(on_error)
+        self._on_progress = on_progress
+        self._total = len(source) if hasattr(source, "__len__") else None
+        self._iterator: Iterator[Any] | None = None
+        self._async_iterator: AsyncIterator[Any] | None = None
+        if hasattr(source, "__aiter__"):
+            self._async_iterator = source.__aiter__()
+        else:
+            try:
+                self._iterator = iter(source)  # type: ignore[arg-type]
+            except TypeError:
+                raise TypeError(f"items is an iterable or an async iterable, not {source!r}") from None
+        self._pulling = False
+        self.exhausted = False
+        self.pulled = 0
+        self.taken = 0  # by the consumer
+        self.done = 0
+        self.failed = 0
+        self.skipped = 0
+        self.open = 0  # source items pulled whose outcome is not there yet
+        self.over = False  # no worker will do anything any more
+        self.stopped = False  # told to stop
+        self.error: BaseException | None = None  # raised where the next outcome is taken
+        self.last_error: BaseException | None = None  # raised after the last outcome
+        self._ready: dict[int, Outcome[T]] = {}
+        self._queue: deque[Outcome[T]] = deque()
+        self._consumer: anyio.Event | None = None
+        self._parked: deque[anyio.Event] = deque()
+        self._hosts: set[Host] = set()
+        self._workers = 0
+        self._hiring = False
+        self._left = anyio.Event()
+        self._began = perf_counter()
+        self._lag = 0  # nanoseconds: when a worker last let others run
+
+    # --- for the manager and the public stream
+
+    def start(self) -> None:
+        """Hire the first worker."""
+        self.home.crews.add(self)
+        self._hire()
+
+    def drain(self) -> None:
+        """Pull no more; what is in flight ends, and the outcomes end with it."""
+        self.exhausted = True
+        self._wake_all()
+
+    def stop(self) -> None:
+        """Cancel what is in flight."""
+        self.stopped = self.exhausted = True
+        for host in list(self._hosts):
+            if host.scope is not None:
+                host.scope.cancel()
+        self._wake_all()
+
+    async def close(self) -> None:
+        """Stop and wait for the workers; a thread has its call's grace, an async source's clean-up the manager's.
+
+        Cancellation: Waited out; asyncio's own is raised again afterwards.
+        """
+        self.stop()
+        native = await wait_until(self._left)
+        self.home.crews.discard(self)
+        await self._close_source()
+        if native is not None:
+            raise native
+
+    async def _close_source(self) -> None:
+        source: Any = self._async_iterator or self._iterator
+        closing = getattr(source, "aclose" if self._async_iterator is not None else "close", None)
+        if closing is None:
+            return
+        if self._async_iterator is None:
+            if hasattr(source, "gi_frame") and not source.gi_running:
+                closing()
+            return
+        with anyio.CancelScope(deadline=anyio.current_time() + self.home.grace, shield=True):
+            await closing()
+
+    def next_ready(self) -> Outcome[T] | None:
+        """The next outcome if it is there already."""
+        if self._ordered:
+            outcome = self._ready.pop(self.taken, None)
+        else:
+            outcome = self._queue.popleft() if self._queue else None
+        if outcome is not None:
+            self.taken += 1
+            if self._parked:
+                self._parked.popleft().set()
+        return outcome
+
+    async def next(self) -> Outcome[T]:
+        """The next outcome; `StopAsyncIteration` after the last."""
+        while True:
+            if self.error is not None:
+                raise self._raised()
+            outcome = self.next_ready()
+            if outcome is not None:
+                return outcome
+            if self.over:
+                await self.finished()
+                last, self.last_error = self.last_error, None
+                if last is not None:
+                    raise last
+                raise StopAsyncIteration
+            self._consumer = anyio.Event()
+            try:
+                await self._consumer.wait()
+            finally:
+                self._consumer = None
+
+    async def finished(self) -> None:
+        """Called once all outcomes were taken; what is left to do for the run as a whole."""
+
+    def _raised(self) -> BaseException:
+        error = self.error
+        assert error is not None
+        self.error = None
+        self.over = True
+        self.stop()
+        return error
+
+    # --- for subclasses
+
+    async def process(self, host: Host, unit: Any) -> int:
+        """Run one unit; returns the time of its last call's end (nanoseconds)."""
+        raise NotImplementedError
+
+    def has_more(self) -> bool:
+        """Whether there is work besides the source's."""
+        return False
+
+    def take(self) -> Any:
+        """The next unit, or None where there is none now."""
+        return self.next_item()
+
+    def next_item(self) -> Any:
+        """The next ``(index, item)`` of the source, None where there is none or no room for one."""
+        if self.exhausted or self.pulled - self.taken >= self.window:
+            return None
+        if self._iterator is None:
+            return None if self._pulling else _PULL
+        try:
+            item = next(self._iterator)
+        except StopIteration:
+            self.exhausted = True
+            return None
+        except Exception as error:  # noqa: BLE001  (the user's source)
+            self._source_failed(error)
+            return None
+        index = self.pulled
+        self.pulled += 1
+        self.open += 1
+        return index, item
+
+    def deliver(self, index: int, outcome: Outcome[T]) -> None:
+        """An item of the source has its outcome."""
+        self.open -= 1
+        self.done += 1
+        if outcome.status != "succeeded":
+            self._count_failure(outcome)
+        if self._ordered:
+            self._ready[index] = outcome
+            if index == self.taken and self._consumer is not None:
+                self._consumer.set()
+        else:
+            self._queue.append(outcome)
+            if self._consumer is not None:
+                self._consumer.set()
+        if self._on_progress is not None:
+            try:
+                self._on_progress(Progress(self.done, self.failed, self._total, perf_counter() - self._began))
+            except Exception as error:  # noqa: BLE001
+                self.fail(error)
+
+    def _count_failure(self, outcome: Outcome[T]) -> None:
+        if outcome.status == "skipped":
+            self.skipped += 1
+            return
+        self.failed += 1
+        if self.stopped:
+            return
+        if self._on_error == "raise":
+            self.fail(outcome.error or CallError(f"item {outcome.key} was {outcome.status}"))
+        elif isinstance(self._on_error, float) and self.done >= SHARE_FROM:
+            if self.failed / self.done > self._on_error:
+                self.fail(
+                    PipelineError(
+                        f"{self.failed} of {self.done} items have failed, more than on_error={self._on_error:g} "
+                        f"allows; the last: {outcome.error}"
+                    )
+                )
+
+    def fail(self, error: BaseException) -> None:
+        """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""
+        if self.error is None:
+            self.error = error
+        self.stop()
+        if self._consumer is not None:
+            self._consumer.set()
+
+    def _source_failed(self, error: Exception) -> None:
+        """What was pulled goes on to its end; the error is raised after the last outcome."""
+        self.exhausted = True
+        failure = PipelineError(f"the source of items raised after {self.pulled} items: {error!r}")
+        failure.__cause__ = error
+        self.last_error = failure
+
+    def wake_one(self) -> None:
+        """There is work for one more."""
+        if self._parked:
+            self._parked.popleft().set()
+        elif not self._hiring and self._workers < self.in_flight and not self.stopped:
+            self._hire()
+
+    # --- workers
+
+    def _hire(self) -> None:
+        self._hiring = True
+        self._workers += 1
+        self.home.spawn(self._work)
+
+    def _wake_all(self) -> None:
+        while self._parked:
+            self._parked.popleft().set()
+        if self._consumer is not None:
+            self._consumer.set()
+
+    async def _work(self) -> None:
+        self._hiring = False
+        host = Host(owned=True)
+        self._hosts.add(host)
+        try:
+            while not (self.over or self.stopped):
+                with anyio.CancelScope() as scope:
+                    host.scope = scope
+                    await self._serve(host, scope)
+        finally:
+            self._hosts.discard(host)
+            self._workers -= 1
+            if self._workers == 0:
+                self._finish()
+                self._left.set()
+
+    def _finish(self) -> None:
+        if not self.over:
+            self.over = True
+            if self.last_error is None and not self.stopped and (self.open or not self.exhausted):
+                self.last_error = ManagerClosed("the manager was cancelled while outcomes were still to come")
+        self._wake_all()
+
+    async def _serve(self, host: Host, scope: anyio.CancelScope) -> None:
+        """Units one after another, until there are no more, or until this scope was cancelled for one of them."""
+        since = 0
+        log = self.home.log
+        while not self.stopped:
+            unit = self.take()
+            if unit is _PULL:
+                unit = await self._pull()
+            if unit is None:
+                if self.exhausted and not self.open:
+                    self.over = True
+                    self._wake_all()
+                    return
+                await self._park()
+                continue
+            # One more for while this one is suspended; it runs only when this one lets it.
+            if self._parked:
+                if self.has_more():
+                    self._parked.popleft().set()
+            elif not self._hiring and self._workers < self.in_flight:
+                self._hire()
+            ended_ns = await self.process(host, unit)
+            if scope.cancel_called:
+                return
+            since += 1
+            if since >= YIELD_EVERY or ended_ns - self._lag > YIELD_NS:
+                since = 0
+                await anyio.lowlevel.checkpoint()
+                self._lag = ended_ns
+                if log is not None and log.behind:
+                    await log.caught_up()
+
+    async def _park(self) -> None:
+        event = anyio.Event()
+        self._parked.append(event)
+        try:
+            await event.wait()
+        finally:
+            if not event.is_set():
+                self._parked.remove(event)
+
+    async def _pull(self) -> Any:
+        """The next item of an async source; one worker at a time."""
+        assert self._async_iterator is not None
+        self._pulling = True
+        try:
+            item = await self._async_iterator.__anext__()
+        except StopAsyncIteration:
+            self.exhausted = True
+            return None
+        except Exception as error:  # noqa: BLE001  (the user's source)
+            self._source_failed(error)
+            return None
+        finally:
+            self._pulling = False
+            if self._parked:
+                self._parked.popleft().set()
+        index = self.pulled
+        self.pulled += 1
+        self.open += 1
+        return index, item
+
+
+_PULL: Final = object()
+
+
+class OutcomeStream(Generic[T]):
+    """Outcomes as an async iterator; its context manager owns what makes them."""
+
+    def __init__(self, crew: Crew[T]) -> None:
+        self._crew = crew
+
+    def __aiter__(self) -> OutcomeStream[T]:
+        return self
+
+    async def __anext__(self) -> Outcome[T]:
+        """The next outcome.
+
+        Raises:
+            PipelineError: The source raised, or too many failed, after the outcomes until then.
+            CallError: The first failure, with ``on_error="raise"``.
+
+        Cancellation: Takes nothing; the outcomes stay.
+        """
+        return await self._crew.next()
+
+    async def take_some(self, most: int) -> list[Outcome[T]]:
+        """The next outcome and those that are ready behind it; none after the last."""
+        try:
+            some = [await self._crew.next()]
+        except StopAsyncIteration:
+            return []
+        while len(some) < most and (outcome := self._crew.next_ready()) is not None:
+            some.append(outcome)
+        return some

@@ -1,0 +1,95 @@
+"""The sync door of a tool, ``tool.execute(...)``: a nested call from a worker thread, or a manager for one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+
+from ._call import Call
+from ._context import current_call, current_work, door
+from ._drive import drive
+from ._errors import CallAborted, ManagerClosed
+from ._service import Service, service_name
+from ._session import Session
+from ._threads import Reply, current_ident, is_on_loop, nested_context
+from ._tool import KGASTool
+
+__all__ = ["open_door"]
+
+
+def open_door(manager_class: Any) -> None:
+    """Have the sync door make managers of this class."""
+
+    def through(tool: KGASTool, inputs: dict[str, Any]) -> Any:
+        if is_on_loop():
+            raise RuntimeError(
+                f"tool {tool.name!r}: execute() blocks, and this thread runs an event loop; "
+                f"use 'await manager.execute(tool, ...)' here"
+            )
+        call: Any = current_call.get()
+        if call is not None:
+            return _nested(call, tool, inputs)
+        return _alone(manager_class, tool, inputs)
+
+    door.sync = through
+
+
+def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
+    """A call of the manager whose thread this is; the thread lends its slot while it waits."""
+    session: Session = parent.bound.home  # type: ignore[assignment]
+    work = current_work.get()
+    if work is not None and work.ident != current_ident():
+        work = None  # a thread that the tool itself has started: it has no slot to lend
+    reply = Reply()
+    context = nested_context(session.mailbox.backend)
+
+    async def host(child: Call[Any]) -> None:
+        try:
+            await drive(session.host_call(child, owned=True), context)
+        finally:
+            if work is not None:
+                session.mailbox.add_busy(1)
+            reply.give(child)
+
+    def begin() -> None:
+        try:
+            if parent.ended_ns or (work is not None and work.aborted):
+                raise CallAborted(f"call {parent.id}, which this thread works for, has ended")
+            child = session.admit(tool, (), inputs, parent)
+            session.adopt(child)
+            session.spawn(host, child)
+        except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
+            reply.give(error=error)
+            return
+        if work is not None:
+            session.mailbox.add_busy(-1)
+
+    if not session.mailbox.put(begin):
+        raise ManagerClosed(f"tool {tool.name!r}: the event loop of this thread's manager has ended")
+    if work is None:
+        child = reply.wait()
+    else:
+        work.pool.lend(1)
+        try:
+            child = reply.wait()
+        finally:
+            work.pool.lend(-1)
+    if child.status == "cancelled" and work is not None and work.aborted:
+        raise CallAborted(f"call {parent.id}, which this thread works for, was cancelled")
+    return child.unwrap()
+
+
+def _alone(manager_class: Any, tool: KGASTool, inputs: dict[str, Any]) -> Any:
+    for service in tool.requires:
+        if isinstance(service, Service) and service._is_running:
+            raise RuntimeError(
+                f"tool {tool.name!r}: its service {service_name(service)!r} runs on an event loop in another thread; "
+                f"call it through that manager, or through 'ServiceManager(...).blocking()'"
+            )
+
+    async def main() -> Any:
+        async with manager_class(*tool.requires) as manager:
+            return await manager.execute(tool, **inputs)
+
+    return anyio.run(main, backend=tool.backend)

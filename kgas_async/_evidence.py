@@ -1,0 +1,238 @@
+"""The record of what happened: a buffer that costs an append, and a thread that writes it to sinks in batches.
+
+Emitting is synchronous and never awaits, so it works in a cancelled scope and on any loop. Ended calls are appended as
+they are; the writer's thread renders them (`_records`). Knows calls only by the attributes that it renders.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import Any, Final, Protocol
+
+import anyio
+
+from ._errors import EvidenceError
+from ._records import Record, call_fields, render_call, render_fields
+from ._threads import Mailbox, Signal, start_daemon
+
+__all__ = ["EvidenceLog", "Sink"]
+
+BATCH: Final = 512  # records after which the writer is woken before its delay is over
+DELAY_S: Final = 0.05  # the longest that a record waits for the writer
+HIGH_WATER: Final = 10_000  # unwritten records above which no new call is admitted
+
+
+class Sink(Protocol):
+    """Where records go. Both methods are called in the writer's thread, one at a time."""
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take records, in order. An error here is a failed sink: see ``on_sink_error``."""
+
+    def close(self) -> None:
+        """No more records will come."""
+
+
+class EvidenceLog:
+    """The evidence of one session.
+
+    Args:
+        sinks: Those that get every record.
+        quiet: Those that get only what their ``wants(event)`` says, such as the structlog sink.
+        session: The session's id.
+        mailbox: Of the manager's loop.
+        open_calls: The manager's register of open calls, read when the writer flushes.
+        on_failure: Called on the loop with the error of a sink that failed.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        quiet: Sequence[Any],
+        session: str,
+        mailbox: Mailbox,
+        open_calls: dict[int, Any],
+        on_failure: Callable[[EvidenceError], None],
+    ) -> None:
+        self.session = session
+        self.buffer: deque[Any] = deque()
+        self.wants_calls = bool(sinks) or any(sink.wants("call.succeeded") for sink in quiet)
+        self.announces = bool(sinks)
+        self._sinks = list(sinks)
+        self._quiet = list(quiet)
+        self._mailbox = mailbox
+        self._open_calls = open_calls
+        self._on_failure = on_failure
+        self._seq = 0
+        self.armed = False
+        self._wake = Signal()
+        self._full = Signal()
+        self._closing = False
+        self._started = False
+        self._lock = Lock()
+        self._waiters: list[anyio.Event] = []
+        self._closed: anyio.Event | None = None
+        # One anchor for both clocks: records carry the monotonic one, a wall clock that jumps does not reorder them.
+        self._anchor_ns = time.time_ns() - time.perf_counter_ns()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the writer lags so far that no new call may be admitted."""
+        return len(self.buffer) > HIGH_WATER
+
+    def append(self, entry: Any) -> None:
+        """Take an ended call or a record's fields. Never blocks."""
+        self.buffer.append(entry)
+        if not self.armed:
+            self.arm()
+        elif len(self.buffer) == BATCH:
+            self._full.set()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Take a record that is not a call's end."""
+        fields["event"] = event
+        fields["at_ns"] = time.perf_counter_ns()
+        self.append(fields)
+
+    def retried(self, call: Any, error: BaseException, delay: float) -> None:
+        """An attempt failed and another will follow."""
+        fields = call_fields(call, "call.retried", error)
+        fields["delay_us"] = int(delay * 1e6)
+        self.emit(**fields)
+
+    def arm(self) -> None:
+        """See to it that the writer flushes within its delay: something was appended, or a call has begun."""
+        self.armed = True
+        if not self._started:
+            self._started = True
+            start_daemon(self._write_loop, "kgas-evidence")
+        self._wake.set()
+
+    async def caught_up(self) -> None:
+        """Wait until the writer has caught up.
+
+        Cancellation: Stops waiting; the records stay.
+        """
+        event = anyio.Event()
+        with self._lock:
+            if not self.behind:
+                return
+            self._waiters.append(event)
+        self._mailbox.add_busy(1)
+        try:
+            await event.wait()
+        finally:
+            self._mailbox.add_busy(-1)
+
+    def begin_close(self) -> anyio.Event:
+        """Have everything written and the sinks closed; the event is set then. On the loop."""
+        if self._closed is None:
+            self._closed = anyio.Event()
+            self._closing = True
+            if self._started:
+                self._mailbox.add_busy(1)
+                self._wake.set()
+                self._full.set()
+            else:
+                self._close_sinks()
+                self._closed.set()
+        return self._closed
+
+    def _write_loop(self) -> None:
+        while True:
+            self._wake.wait()
+            if not self._closing:
+                self._full.wait(DELAY_S)
+            self._wake.clear()
+            self._full.clear()
+            self.armed = False  # before draining: a later append makes its own wake-up
+            closing = self._closing
+            self._flush()
+            if closing and not self.buffer:
+                self._close_sinks()
+                self._mailbox.put(self._has_closed)
+                return
+            if closing:
+                self._wake.set()
+
+    def _has_closed(self) -> None:
+        self._mailbox.add_busy(-1)
+        assert self._closed is not None
+        self._closed.set()
+
+    def _flush(self) -> None:
+        """Write what there is; calls that are still open get their ``call.started`` first."""
+        entries: list[Any] = []
+        if self.announces:
+            for call in self._open_now():
+                if not call.announced and not call.ended_ns:
+                    call.announced = True
+                    entries.append(call_fields(call, "call.started", None) | {"at_ns": call.created_ns})
+        buffer = self.buffer
+        for _ in range(min(len(buffer), 4 * BATCH)):
+            entries.append(buffer.popleft())
+        if entries:
+            self._write(entries)
+        if buffer:
+            self._wake.set()
+            self._full.set()
+        if self._waiters and len(buffer) < HIGH_WATER // 2:
+            with self._lock:
+                waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                self._mailbox.put(waiter.set)
+
+    def _open_now(self) -> list[Any]:
+        while True:
+            try:
+                return list(self._open_calls.values())
+            except RuntimeError:  # the loop's thread changed it meanwhile
+                continue
+
+    def _write(self, entries: list[Any]) -> None:
+        first = self._seq + 1
+        self._seq += len(entries)
+        anchor = self._anchor_ns
+        for sink in list(self._sinks):
+            try:
+                if hasattr(sink, "write_lines"):
+                    sink.write_lines(
+                        [
+                            render_fields(entry, seq, self.session, anchor)
+                            if entry.__class__ is dict
+                            else render_call(entry, seq, anchor)
+                            for seq, entry in enumerate(entries, first)
+                        ]
+                    )
+                else:
+                    sink.write([Record.of(entry, seq, self.session, anchor) for seq, entry in enumerate(entries, first)])
+            except Exception as error:  # noqa: BLE001  (whatever a sink raises makes it a failed sink)
+                self._sinks.remove(sink)
+                self._fail(sink, error)
+        for sink in self._quiet:
+            wanted = [
+                Record.of(entry, seq, self.session, anchor)
+                for seq, entry in enumerate(entries, first)
+                if sink.wants(entry["event"] if entry.__class__ is dict else "call." + entry.status)
+            ]
+            if wanted:
+                try:
+                    sink.write(wanted)
+                except Exception as error:  # noqa: BLE001
+                    self._quiet.remove(sink)
+                    self._fail(sink, error)
+                    break
+
+    def _fail(self, sink: Any, error: Exception) -> None:
+        failure = EvidenceError(f"evidence sink {sink!r} failed and gets no further records: {error}")
+        failure.__cause__ = error
+        self._mailbox.put(lambda: self._on_failure(failure))
+
+    def _close_sinks(self) -> None:
+        for sink in [*self._sinks, *self._quiet]:
+            try:
+                sink.close()
+            except Exception as error:  # noqa: BLE001, PERF203
+                self._fail(sink, error)

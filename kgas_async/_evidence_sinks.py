@@ -1,0 +1,150 @@
+"""Where evidence goes: a file of JSON lines, memory, the user's structlog. The one door to structlog."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ._context import current_call
+from ._errors import EvidenceError
+from ._records import Record
+
+__all__ = ["JsonlSink", "MemorySink", "StructlogSink", "call_context"]
+
+
+class JsonlSink:
+    """A file of canonical JSON lines (RFC 8785), one record each. An existing file is continued, never truncated.
+
+    Args:
+        path: The file; its folder must exist. Relative to the working directory of now.
+
+    Raises:
+        EvidenceError: The file cannot be opened for writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()  # a tool may change the working directory
+        self._file: int | None = None
+
+    def __repr__(self) -> str:
+        return f"JsonlSink({str(self.path)!r})"
+
+    def open(self) -> None:
+        """Open the file; a torn last line, left by a crash, is closed so that ours begins on its own."""
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                os.write(self._file, b"\n")
+        except OSError as error:
+            raise EvidenceError(
+                f"evidence cannot be written to {str(self.path)!r}: {error.strerror}; give another evidence= path"
+            ) from error
+
+    def write_lines(self, lines: Sequence[bytes]) -> None:
+        """Write whole lines."""
+        if self._file is None:
+            self.open()
+        assert self._file is not None
+        left = memoryview(b"".join(lines))
+        while left:
+            written = os.write(self._file, left)
+            if written == 0:
+                raise OSError(errno.ENOSPC, "nothing could be written")
+            left = left[written:]
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write records."""
+        self.write_lines([record.line() for record in records])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class MemorySink:
+    """Keeps records in ``records``, a list of dicts in order: for tests and notebooks. Grows with the calls."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return f"MemorySink({len(self.records)} records)"
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Keep them."""
+        self.records.extend(dict(record) for record in records)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+_QUIET = ("call.started", "call.succeeded", "call.cancelled", "call.reused", "session.started", "session.ended")
+_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "abandoned")
+
+
+class StructlogSink:
+    """Emits events through the user's own structlog configuration; never configures it.
+
+    Args:
+        level: ``"events"``: failures, retries, services, runs; ``"calls"``: every end of a call too.
+    """
+
+    def __init__(self, level: str = "events") -> None:
+        self._level = level
+        self._logger: Any = structlog.get_logger("kgas_async")
+
+    def __repr__(self) -> str:
+        return f"StructlogSink({self._level!r})"
+
+    def wants(self, event: str) -> bool:
+        """Whether it emits this event."""
+        return event not in _QUIET if self._level == "events" else event != "call.started"
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Emit them, each in a copy of its call's context, so that what was bound there is in the line."""
+        for record in records:
+            event = record["event"]
+            fields = {name: value for name, value in record.items() if name not in ("event", "time", "schema")}
+            fields["at"] = record["time"]
+            suffix = event.rpartition(".")[2]
+            say = self._logger.warning if suffix in _ERRORS else self._logger.info
+            context = None if record.call is None else record.call.context
+            if context is None:
+                say(event, **fields)
+            else:
+                context.copy().run(say, event, **fields)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: adds session, run, pipeline, phase, item, tool, call and attempt to a tool's own lines.
+
+    Works in async tools and in worker threads, and costs nothing to calls that do not log. Outside of calls it adds
+    nothing. Fields that the line has already are kept.
+    """
+    call = current_call.get()
+    if call is not None:
+        found = {
+            "session": call.manager.session_id,
+            "run": getattr(call, "run_id", None),
+            "pipeline": call.pipeline,
+            "phase": call.phase,
+            "item": call.item,
+            "tool": call.name,
+            "call": call.id,
+            "attempt": call.attempt,
+        }
+        for name, value in found.items():
+            if value is not None:
+                event_dict.setdefault(name, value)
+    return event_dict

@@ -1,0 +1,58 @@
+"""Whether a value of one annotated type can ever be an input of another; says yes when in doubt."""
+
+from __future__ import annotations
+
+import collections.abc
+import types
+import typing
+from typing import Any
+
+__all__ = ["cannot_fit", "element_type", "list_of"]
+
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+_SCALARS = (str, bytes, int, float, bool, complex)
+
+
+def list_of(kind: Any) -> Any:
+    """``list[kind]``."""
+    return list if kind is Any else types.GenericAlias(list, (kind,))
+
+
+def element_type(kind: Any) -> Any:
+    """What iterating over a value of this annotation gives; `Any` where it does not say."""
+    args = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    iterables = (collections.abc.Iterable, collections.abc.AsyncIterable)
+    if args and isinstance(origin, type) and issubclass(origin, iterables) and not issubclass(origin, (tuple, dict)):
+        return args[0]
+    if origin is tuple and len(args) == 2 and args[1] is ...:
+        return args[0]
+    return str if kind is str else Any
+
+
+def _plain_class(kind: Any) -> type | None:
+    """The class that values of this annotation are instances of, or None where that is not one class."""
+    if kind is None or kind is type(None):
+        return type(None)
+    origin = typing.get_origin(kind) or kind
+    if not isinstance(origin, type) or origin is object or typing.is_typeddict(origin) or hasattr(origin, "__supertype__"):
+        return None
+    if getattr(origin, "_is_protocol", False) or origin.__module__ in ("typing", "collections.abc"):
+        return None
+    return origin
+
+
+def cannot_fit(source: Any, target: Any) -> bool:
+    """Whether no value of type ``source`` can be given where ``target`` is wanted, coercion included."""
+    given, wanted = _plain_class(source), _plain_class(target)
+    if given is None or wanted is None or issubclass(given, wanted) or issubclass(wanted, given):
+        return False
+    if given is type(None) or wanted is type(None):
+        return True
+    if issubclass(given, _SCALARS) and issubclass(wanted, _CONTAINERS):
+        return True
+    if issubclass(given, _CONTAINERS) and issubclass(wanted, _SCALARS):
+        return True
+    # Two containers or two scalars may be coerced into each other, and what pydantic can make of a foreign class
+    # is not ours to know.
+    return False

@@ -1,0 +1,224 @@
+"""Services of a session: each in a task of its own, started as their ``requires`` allow, stopped one by one in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import anyio
+
+from ._context import running_manager
+from ._errors import ServiceCrashed, ServiceError, ServiceNotRunning, ServiceStartFailed
+from ._service import Service, lifetime, service_name
+
+__all__ = ["Hosting"]
+
+
+class Landlord(Protocol):
+    """What hosting needs of the session."""
+
+    manager: Any
+    grace: float
+    log: Any
+
+    def spawn(self, function: Any, *args: Any) -> None: ...
+    def crash(self, error: BaseException) -> None: ...
+
+
+class _Hosted:
+    """One service in its task."""
+
+    def __init__(self, service: Any) -> None:
+        self.service = service
+        self.name = service_name(service)
+        self.settled = anyio.Event()  # started or failed to
+        self.stop = anyio.Event()
+        self.ended = anyio.Event()
+        self.stop_scope = anyio.CancelScope(shield=True)
+        self.is_running = False
+        self.error: BaseException | None = None
+
+
+class Hosting:
+    """The services that a session holds, in the order of their starts."""
+
+    def __init__(self, session: Landlord) -> None:
+        self._session = session
+        self._hosted: list[_Hosted] = []
+
+    def find(self, service: object) -> _Hosted | None:
+        """The host of a service, by identity."""
+        return next((hosted for hosted in self._hosted if hosted.service is service), None)
+
+    def names(self) -> list[str]:
+        """The services that run, in the order of their starts."""
+        return [hosted.name for hosted in self._hosted if hosted.is_running]
+
+    def check_running(self, services: Iterable[Any], tool: str) -> None:
+        """
+        Raises:
+            ServiceNotRunning: One of them does not run in this session.
+            ServiceCrashed: One of them has crashed.
+        """
+        for service in services:
+            hosted = self.find(service)
+            if hosted is not None and hosted.is_running:
+                continue
+            name = service_name(service)
+            if hosted is not None and hosted.error is not None:
+                raise ServiceCrashed(f"service {name!r}, which tool {tool!r} uses, has crashed", service=name)
+            raise ServiceNotRunning(
+                f"tool {tool!r} uses service {name!r}, which this manager does not run; give it to "
+                f"ServiceManager(...), or start it: await manager.start(service)",
+                service=name,
+            )
+
+    async def start_all(self, services: Sequence[Any]) -> None:
+        """Start services and what they require, concurrently where they do not require each other.
+
+        Raises:
+            ServiceStartFailed: One did not start; those started here were stopped again, in reverse.
+            ServiceError: They require each other in a circle.
+        """
+        wanted = [service for service in _in_order(services) if self.find(service) is None]
+        if not wanted:
+            return
+        hosts = [_Hosted(service) for service in wanted]
+        self._hosted.extend(hosts)
+        try:
+            for hosted in hosts:
+                self._session.spawn(self._host, hosted)
+            for hosted in hosts:
+                await hosted.settled.wait()
+        except BaseException:
+            await self._stop(hosts)
+            raise
+        failed = [hosted for hosted in hosts if hosted.error is not None]
+        if failed:
+            await self._stop(hosts)
+            first = next((one for one in failed if not isinstance(one.error, _DependencyFailed)), failed[0])
+            waiting = [one.name for one in failed if one is not first]
+            others = f"; {', '.join(waiting)} waited for it" if waiting else ""
+            error = ServiceStartFailed(
+                f"service {first.name!r} did not start: {first.error!r}{others}", service=first.name
+            )
+            error.__cause__ = first.error
+            raise error
+
+    async def _host(self, hosted: _Hosted) -> None:
+        """The life of one service, all of it in this task, where its scopes are entered and left."""
+        running_manager.set(self._session.manager)
+        began = False
+        try:
+            # Cancellation of the session must not tear a service from under the calls that it still serves: it is
+            # told to stop when they have ended, and the scope gets its time limit then.
+            with hosted.stop_scope:
+                await self._wait_for_required(hosted)
+                self._say("service.starting", hosted)
+                async with lifetime(hosted.service):
+                    began = True
+                    self._mark(hosted, running=True)
+                    self._say("service.started", hosted)
+                    hosted.settled.set()
+                    await hosted.stop.wait()
+                    self._mark(hosted, running=False)
+            if hosted.stop_scope.cancelled_caught and began:
+                hosted.error = ServiceError(f"service {hosted.name!r} did not stop in time", service=hosted.name)
+        except Exception as error:  # noqa: BLE001  (whatever a service raises is its failure)
+            hosted.error = error
+        finally:
+            self._mark(hosted, running=False)
+            self._ended(hosted, began=began)
+
+    def _mark(self, hosted: _Hosted, *, running: bool) -> None:
+        hosted.is_running = running
+        if isinstance(hosted.service, Service):
+            hosted.service._is_running = running
+
+    def _ended(self, hosted: _Hosted, *, began: bool) -> None:
+        if hosted.error is None and not hosted.stop.is_set() and began:
+            hosted.error = ServiceError(f"service {hosted.name!r} ended by itself", service=hosted.name)
+        if hosted.error is None:
+            self._say("service.stopped", hosted)
+        else:
+            event = "service.crashed" if began and not hosted.stop.is_set() else "service.failed"
+            self._say(event, hosted, error={"type": type(hosted.error).__name__, "message": str(hosted.error)})
+            if event == "service.crashed":
+                crashed = ServiceCrashed(f"service {hosted.name!r} crashed: {hosted.error!r}", service=hosted.name)
+                crashed.__cause__ = hosted.error
+                self._session.crash(crashed)
+        hosted.settled.set()
+        hosted.ended.set()
+
+    async def _wait_for_required(self, hosted: _Hosted) -> None:
+        for required in getattr(hosted.service, "requires", ()):
+            other = self.find(required)
+            if other is None:
+                continue
+            await other.settled.wait()
+            if not other.is_running:
+                raise _DependencyFailed(f"waited for service {other.name!r}, which did not start")
+
+    async def stop_all(self) -> None:
+        """Stop what runs, one by one, in reverse; one that fails does not keep the others from being stopped."""
+        await self._stop(self._hosted)
+
+    async def _stop(self, hosts: Sequence[_Hosted]) -> None:
+        for hosted in reversed(list(hosts)):
+            if not hosted.ended.is_set():
+                # Its own clean-up and ours have the grace, then it is cancelled, for as long again.
+                hosted.stop_scope.deadline = anyio.current_time() + self._session.grace
+                hosted.stop.set()
+                if not hosted.settled.is_set():
+                    hosted.stop_scope.cancel()
+                with anyio.CancelScope(deadline=anyio.current_time() + 2 * self._session.grace + 1, shield=True):
+                    await hosted.ended.wait()
+            if hosted in self._hosted:
+                self._hosted.remove(hosted)
+
+    def _say(self, event: str, hosted: _Hosted, **fields: Any) -> None:
+        if self._session.log is not None:
+            self._session.log.emit(event, service=hosted.name, **fields)
+
+
+class _DependencyFailed(ServiceError):
+    """A required service did not start."""
+
+
+def _in_order(services: Sequence[Any]) -> list[Any]:
+    """The services and what they require, each once, required ones first.
+
+    Raises:
+        ServiceError: A circle.
+    """
+    order: list[Any] = []
+    path: list[Any] = []
+
+    def visit(service: Any) -> None:
+        if any(service is one for one in order):
+            return
+        if any(service is one for one in path):
+            names = " -> ".join(service_name(one) for one in [*path, service])
+            raise ServiceError(f"services require each other in a circle: {names}", service=service_name(service))
+        lifetime_check(service)
+        path.append(service)
+        for required in getattr(service, "requires", ()):
+            visit(required)
+        path.pop()
+        order.append(service)
+
+    for service in services:
+        visit(service)
+    return order
+
+
+def lifetime_check(service: Any) -> None:
+    """
+    Raises:
+        TypeError: It is no service.
+    """
+    if not isinstance(service, Service) and not (hasattr(service, "__aenter__") and hasattr(service, "__aexit__")):
+        raise TypeError(
+            f"{service!r} is no service: it is neither a Service nor an async context manager; the class itself was "
+            f"given?" if isinstance(service, type) else f"{service!r} is no service"
+        )

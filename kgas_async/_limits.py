@@ -1,0 +1,166 @@
+"""Limits on how many calls run at once. Their counts belong to no event loop.
+
+A `ConcurrencyLimit` may be made at import, shared by tools and managers, and used in one loop after another: the count
+is under a plain lock, a token is given back by whoever ends the work, a thread included, even when the loop has ended.
+Only waiters know their loop. Knows nothing of tools and calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from threading import Lock
+from types import TracebackType
+
+import anyio
+import anyio.lowlevel
+
+from ._threads import Mailbox
+
+__all__ = ["ConcurrencyLimit", "LimitStatistics", "Waiter", "check_count"]
+
+
+def check_count(what: str, value: object, least: int = 1) -> int:
+    """A whole number of at least ``least``, or an error that names the parameter."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, not {value}")
+    return value
+
+
+def check_seconds(what: str, value: object, *, zero: bool = True) -> float:
+    """A finite number of seconds (or tokens), or an error that names the parameter."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number, not {value!r}")
+    if math.isnan(value) or math.isinf(value):
+        raise ValueError(f"{what} must be a finite number, not {value}; None is no limit")
+    if value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{what} must be {'at least 0' if zero else 'above 0'}, not {value}")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStatistics:
+    """A limit at one moment.
+
+    Attributes:
+        total: Tokens there are.
+        borrowed: Tokens in use.
+        waiting: Waiters for one.
+        peak: The most that were ever in use at once.
+    """
+
+    total: int
+    borrowed: int
+    waiting: int
+    peak: int
+
+
+class Waiter:
+    """Somebody in some loop who waits for a token."""
+
+    __slots__ = ("event", "granted", "mailbox")
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
+        self.event = anyio.Event()
+        self.granted = False
+
+    def wake(self) -> bool:
+        """From any thread. False where its loop has ended: the token goes to the next."""
+        return self.mailbox.put(self.event.set)
+
+
+class ConcurrencyLimit:
+    """At most ``total`` calls at once, across all tools, managers and threads that it is given to.
+
+    Args:
+        total: Tokens, at least 1.
+
+    A token is held for exactly as long as the work that it admitted runs, also by an abandoned thread. First come,
+    first served. May be made at import and used in one event loop after another.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = check_count("ConcurrencyLimit(total)", total)
+        self._borrowed = 0
+        self._peak = 0
+        self._lock = Lock()
+        self._waiters: deque[Waiter] = deque()
+
+    def __repr__(self) -> str:
+        return f"ConcurrencyLimit({self._total})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By its arguments: the tokens that are out belong to this process.
+        return (type(self), (self._total,))
+
+    @property
+    def total(self) -> int:
+        """How many tokens there are."""
+        return self._total
+
+    def statistics(self) -> LimitStatistics:
+        """How it stands now."""
+        with self._lock:
+            return LimitStatistics(self._total, self._borrowed, len(self._waiters), self._peak)
+
+    def acquire_nowait(self) -> bool:
+        """Take a token if one is free and nobody waits; whether it did. From any thread."""
+        with self._lock:
+            if self._borrowed >= self._total or self._waiters:
+                return False
+            self._borrowed += 1
+            if self._borrowed > self._peak:
+                self._peak = self._borrowed
+            return True
+
+    async def acquire(self) -> None:
+        """Take a token, waiting in line for it.
+
+        Cancellation: Leaves the line; a token that was granted at the same moment goes to the next.
+        """
+        if self.acquire_nowait():
+            return
+        waiter = Waiter(Mailbox.here())
+        with self._lock:
+            if self._borrowed < self._total and not self._waiters:  # given back meanwhile
+                self._borrowed += 1
+                self._peak = max(self._peak, self._borrowed)
+                return
+            self._waiters.append(waiter)
+        try:
+            await waiter.event.wait()
+        except BaseException:
+            with self._lock:
+                granted = waiter.granted
+                if not granted:
+                    self._waiters.remove(waiter)
+            if granted:
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Give a token back, to the first in line. From any thread, with any loop or none."""
+        while True:
+            with self._lock:
+                if not self._waiters:
+                    if self._borrowed <= 0:
+                        raise RuntimeError("a token was given back that was not taken")
+                    self._borrowed -= 1
+                    return
+                waiter = self._waiters.popleft()
+                waiter.granted = True
+            if waiter.wake():
+                return
+
+    async def __aenter__(self) -> None:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        await self.acquire()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,92 @@
+"""Where and on what a legacy tool's function is called: instances per thread, results that are errors.
+
+Runs inside worker threads (or inline). Knows nothing of calls.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["LegacyFunction", "ReturnedError"]
+
+_local = threading.local()
+
+
+class ReturnedError(Exception):
+    """A legacy tool returned an error; ``error_when`` said so.
+
+    Attributes:
+        error: The error, as an exception.
+        was_exception: Whether ``error_when`` gave an exception (else a message).
+        result: What the tool returned.
+    """
+
+    def __init__(self, error: BaseException | str, result: object) -> None:
+        super().__init__(str(error))
+        self.was_exception = isinstance(error, BaseException)
+        self.error = error if isinstance(error, BaseException) else RuntimeError(error)
+        self.result = result
+
+
+class LegacyFunction:
+    """What runs in the thread: find or build the instance, call it with the inputs, judge and map the result.
+
+    Args:
+        function: Called with the inputs; None where there is a factory.
+        factory: Builds an instance; each thread that calls gets one of its own, which never leaves it.
+        method: The method of the instance.
+        model: Where the legacy method takes one request object: its type.
+        error_when: Maps a result to an error, or None.
+        returns: Maps the result.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any] | None,
+        *,
+        factory: Callable[[], Any] | None = None,
+        method: str | None = None,
+        model: Callable[..., Any] | None = None,
+        error_when: Callable[[Any], BaseException | str | None] | None = None,
+        returns: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.function = function
+        self.factory = factory
+        self.method = method
+        self.model = model
+        self.error_when = error_when
+        self.returns = returns
+
+    def __call__(self, **inputs: Any) -> Any:
+        function = self.function or self._bound_method()
+        raw = function(**inputs) if self.model is None else function(self.model(**inputs))
+        if inspect.iscoroutine(raw):
+            raw.close()
+            raise TypeError(f"{function!r} returned a coroutine, so it is async: declare it with 'async def'")
+        return self.judge(raw)
+
+    def judge(self, raw: Any) -> Any:
+        """The result of what the tool returned.
+
+        Raises:
+            ReturnedError: It is an error.
+        """
+        if self.error_when is not None:
+            error = self.error_when(raw)
+            if error is not None:
+                raise ReturnedError(error, raw)
+        return raw if self.returns is None else self.returns(raw)
+
+    def _bound_method(self) -> Callable[..., Any]:
+        assert self.factory is not None
+        instances = getattr(_local, "instances", None)
+        if instances is None:
+            instances = _local.instances = {}
+        instance = instances.get(self)
+        if instance is None:
+            instance = instances[self] = self.factory()
+        function: Callable[..., Any] = instance if self.method is None else getattr(instance, self.method)
+        return function

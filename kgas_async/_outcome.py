@@ -1,0 +1,93 @@
+"""What came of a call, or of an item of a pipeline: `Outcome`."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from ._errors import CallCancelled
+
+__all__ = ["Outcome"]
+
+R = TypeVar("R")
+
+
+class Outcome(Generic[R]):
+    """What came of one call, or of one source item of a pipeline.
+
+    Attributes:
+        status: ``succeeded``, ``failed``, ``timed_out``, ``cancelled``, ``rejected``, ``skipped``.
+        value: The result, None unless succeeded. For an item: that of the only leaf among its phases, else a dict by
+            leaf.
+        error: The error, None if succeeded.
+        key: The item's key; for a call of a map its index as a string.
+        index: The place in the source, from 0.
+        tool: The tool that gave the value.
+        attempts: Attempts begun.
+        wait_s: Seconds spent waiting for limits, retries and a thread.
+        run_s: Seconds spent running.
+        phases: For items: the outcomes of its phases by name; of an expanded phase a list in order.
+        failed_phase: For items: the phase that failed, or None.
+    """
+
+    __slots__ = (
+        "_phases",
+        "attempts",
+        "error",
+        "failed_phase",
+        "index",
+        "key",
+        "run_s",
+        "status",
+        "tool",
+        "value",
+        "wait_s",
+    )
+
+    def __init__(
+        self,
+        status: str,
+        value: R | None,
+        error: BaseException | None,
+        key: str,
+        index: int,
+        tool: str,
+        attempts: int,
+        wait_s: float,
+        run_s: float,
+    ) -> None:
+        self.status = status
+        self.value = value
+        self.error = error
+        self.key = key
+        self.index = index
+        self.tool = tool
+        self.attempts = attempts
+        self.wait_s = wait_s
+        self.run_s = run_s
+        self.failed_phase: str | None = None
+        self._phases: Any = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it succeeded."""
+        return self.status == "succeeded"
+
+    @property
+    def phases(self) -> dict[str, Any]:
+        """For items: the outcomes of its phases by name; of a phase below an expansion a list, in order."""
+        if callable(self._phases):
+            self._phases = self._phases()
+        return self._phases or {}
+
+    def unwrap(self) -> R:
+        """The value, or the error raised."""
+        if self.status == "succeeded":
+            return self.value  # type: ignore[return-value]
+        raise self.error or CallCancelled(f"{self.tool or 'item'} {self.key}: {self.status}")
+
+    def __repr__(self) -> str:
+        what = f"value={self.value!r}" if self.ok else f"error={self.error!r}"
+        if len(what) > 120:
+            what = what[:117] + "..."
+        where = f" {self.key!r}" if self.key else ""
+        return f"<Outcome{where} {self.status} {what}>"

@@ -1,0 +1,234 @@
+"""The one path of a call: validate, tokens, timeout, run, retry, end, in the one order of the design.
+
+`perform` walks it in whatever task it is awaited in, under a cancel scope that its host holds. It raises nothing but
+cancellation; how the call ended is on the call.
+"""
+
+from __future__ import annotations
+
+from contextvars import Context, copy_context
+from time import perf_counter_ns
+from typing import Any
+
+import anyio
+
+from ._attempt import DeadlinePassed, attempt_once
+from ._call import Call
+from ._context import current_call
+from ._drive import drive
+from ._errors import CallAborted, CallError, CallFailed, CallRejected, CallTimeout, InvalidInputs
+from ._offload import ReturnedError
+from ._threads import is_self_inflicted
+
+__all__ = ["perform"]
+
+
+async def perform(call: Call[Any]) -> None:
+    """Run a registered call to its end.
+
+    Cancellation: Passed on after the call has ended as ``cancelled`` and what it held was given back; a thread of
+    its has the call's grace to end.
+    """
+    bound = call.bound
+    if not bound.plain or call.deadline_at is not None or call.cancel_requested:
+        return await _perform_fully(call)
+    # The same path where nothing bounds the call, written flat: this is what an item of a large map costs.
+    try:
+        inputs = call.inputs = bound.signature.validate(call.inputs)
+        call.context = context = copy_context()
+        context.run(current_call.set, call)
+        call.status = "running"
+        call.attempt = 1
+        begun = call.begun_ns = perf_counter_ns()
+        call.value = await drive(context.run(bound.function, **inputs), context)
+        call.run_ns = perf_counter_ns() - begun
+    except Exception as error:  # noqa: BLE001  (any error is the call's; cancellation is none)
+        _note_run(call)
+        status, ended = _failure(call, error, None)
+        call.end(status, ended)
+    except BaseException as error:
+        _note_run(call)
+        if not _ended_by_tool(call, error):
+            raise
+    else:
+        call.end("succeeded")
+
+
+def _note_run(call: Call[Any]) -> None:
+    if call.begun_ns and not call.run_ns:
+        call.run_ns = perf_counter_ns() - call.begun_ns
+
+
+async def _perform_fully(call: Call[Any]) -> None:
+    bound = call.bound
+    try:
+        if call.cancel_requested:
+            call.end("cancelled")
+            return
+        if bound.deadline is not None:
+            at = anyio.current_time() + bound.deadline
+            call.deadline_at = at if call.deadline_at is None else min(at, call.deadline_at)
+        call.context = copy_context()
+        call.context.run(current_call.set, call)
+        error = await _validated(call)
+        if error is None:
+            error = await _attempts(call)
+        if error is None:
+            call.end("succeeded")
+            return
+        status, ended = _failure(call, error, call.last_error)
+        await _clean_up(call, ended)
+        call.end(status, ended)
+    except BaseException as error:
+        _cancel_children(call)
+        if not call.ended_ns:
+            try:
+                await _clean_up(call, error)
+            finally:  # a second native cancellation may end the clean-up, but not the record
+                is_tools_own = _ended_by_tool(call, error)
+            if is_tools_own:
+                return
+        raise
+
+
+async def _validated(call: Call[Any]) -> BaseException | None:
+    bound = call.bound
+    try:
+        if not bound.validates:
+            call.inputs = bound.signature.validate(call.inputs)
+        else:
+            with anyio.CancelScope(deadline=_deadline(call)) as scope:
+                call.inputs = await drive(bound.tool.validate_inputs(**call.inputs), _context(call))
+            if scope.cancelled_caught:
+                return DeadlinePassed()
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None
+
+
+def _deadline(call: Call[Any]) -> float:
+    return float("inf") if call.deadline_at is None else call.deadline_at
+
+
+def _context(call: Call[Any]) -> Context:
+    assert call.context is not None
+    return call.context
+
+
+async def _attempts(call: Call[Any]) -> BaseException | None:
+    """Attempts until one succeeds (None) or the last one's error."""
+    bound = call.bound
+    retry = bound.retry
+    while True:
+        call.attempt += 1
+        error = await attempt_once(call)
+        if error is None or retry is None or isinstance(error, (DeadlinePassed, CallRejected)):
+            return error
+        asked = _as_seen_by_retry(call, error)
+        if call.work is not None and call.work.abandoned and not call.work.ended_ns and not retry.while_running:
+            return error
+        left = None if call.deadline_at is None else call.deadline_at - anyio.current_time()
+        try:
+            delay, told = retry.delay(call.attempt, asked, left=left, draw=bound.home.random)
+        except Exception as broken:  # noqa: BLE001  (a user's function in the policy)
+            broken.__context__ = error
+            return broken
+        if delay is None:
+            return error
+        if told:
+            for limit in bound.rates:
+                limit.pause(delay)
+        call.last_error = asked
+        bound.state.retried += 1
+        if bound.home.log is not None:
+            bound.home.log.retried(call, asked, delay)
+        slept = perf_counter_ns()
+        await anyio.sleep(delay)
+        call.wait_retry_ns += perf_counter_ns() - slept
+
+
+def _as_seen_by_retry(call: Call[Any], error: BaseException) -> BaseException:
+    if isinstance(error, ReturnedError):
+        return error.error
+    return error
+
+
+def _failure(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
+    """How the call ends after this error: the status and the error that is raised."""
+    known: dict[str, Any] = {"tool": call.name, "call_id": call.id, "attempts": call.attempt}
+    if isinstance(error, InvalidInputs) and not call.attempt:
+        error.tool, error.call_id = call.name, call.id
+        return "failed", error
+    if isinstance(error, DeadlinePassed):
+        timeout = CallTimeout(f"tool {call.name!r} did not end within its deadline of {_given_deadline(call)}", **known)
+        timeout.__cause__ = error.cause or last
+        return "timed_out", timeout
+    if isinstance(error, CallTimeout) and error.call_id == call.id:
+        error.attempts = call.attempt
+        if error.__cause__ is None:
+            error.__cause__ = last
+        return "timed_out", error
+    if isinstance(error, CallRejected) and error.call_id in ("", call.id):
+        error.tool, error.call_id, error.attempts = call.name, call.id, call.attempt
+        return "rejected", error
+    if isinstance(error, ReturnedError):
+        failed = CallFailed(f"tool {call.name!r} returned an error: {error.error}", result=error.result, **known)
+        failed.__cause__ = error.error if error.was_exception else None
+        _annotate(error.error, call)
+        return "failed", failed
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    failed = CallFailed(f"tool {call.name!r} failed: {what}", **known)
+    failed.__cause__ = error
+    _annotate(error, call)
+    return "failed", failed
+
+
+def _given_deadline(call: Call[Any]) -> str:
+    given = call.bound.deadline
+    return f"{given:g} s" if given is not None else "the call that it is nested in"
+
+
+def _annotate(error: BaseException, call: Call[Any]) -> None:
+    place = [f"tool {call.name!r}"]
+    if call.phase is not None:
+        place.append(f"phase {call.phase!r}")
+    if call.item is not None:
+        place.append(f"item {call.item!r}")
+    place.append(f"attempt {call.attempt}")
+    note = "in " + ", ".join(place)
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
+def _ended_by_tool(call: Call[Any], error: BaseException) -> bool:
+    """End a call that a `BaseException` left. True if it was the tool's own doing, so that nothing is to be raised."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        # On the loop's own thread this is meant for the whole session, not for one call.
+        call.end("failed", _failure(call, error, None)[1])
+        call.bound.home.crash(error)
+        return True
+    if isinstance(error, CallAborted) and not call.cancel_requested:
+        call.end("failed", _failure(call, error, None)[1])
+        return True
+    if not isinstance(error, (GeneratorExit, CallAborted)) and is_self_inflicted(owned=call.host_is_ours):
+        call.end("failed", _failure(call, error, None)[1])
+        return True
+    call.end("cancelled")
+    return isinstance(error, CallAborted)
+
+
+def _cancel_children(call: Call[Any]) -> None:
+    for child in list(call.children or ()):
+        child.cancel("the call that it is nested in has ended")
+
+
+async def _clean_up(call: Call[Any], error: BaseException) -> None:
+    if not call.bound.cleans_up or not call.begun_ns:
+        return
+    with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
+        try:
+            await drive(call.bound.tool.cleanup_resources(call), _context(call))
+        except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
+            error.add_note(f"cleanup_resources of tool {call.name!r} failed too: {broken!r}")
+    if scope.cancelled_caught:
+        error.add_note(f"cleanup_resources of tool {call.name!r} did not end within its grace and was cancelled")

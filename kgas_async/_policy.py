@@ -1,0 +1,158 @@
+"""One declared policy per call, laid over each other from several places; what each field means never depends on order.
+
+Knows the limits and the retry; nothing of tools and calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Self
+
+from ._limits import ConcurrencyLimit, check_count, check_seconds
+from ._rate import RateLimit
+from ._resilience import Retry
+from ._suggest import nearest
+
+__all__ = ["DEFAULTS", "Policy", "UNSET"]
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "unset"
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final[Any] = _Unset()
+
+_FIELDS: Final = ("timeout", "deadline", "retry", "concurrency", "rate", "grace", "isolated")
+
+
+class Policy:
+    """How calls of a tool are bounded and repeated. Frozen; only the fields that are given count, and None is given.
+
+    Policies are laid over each other: defaults < tool < Phase < ``using``.
+
+    Args:
+        timeout: Seconds per attempt, from when the tool begins (a sync tool: when a thread takes it up). A value
+            that comes later is thrown away: `CallTimeout`.
+        deadline: Seconds for the whole call, waits and retries included. A nested call inherits what is left.
+        retry: `Retry`, or a number of attempts.
+        concurrency: Calls at once: a number (per tool name and manager), a `ConcurrencyLimit` (shared wherever the
+            object is passed), or a list of limits.
+        rate: Starts per second: a number (per tool name and manager), a `RateLimit` (shared), or a list of them.
+        grace: Seconds that a cancelled call's thread and clean-up have to end; None takes the manager's.
+        isolated: Give each call a task of its own, for tools that need their task's identity.
+
+    Raises:
+        TypeError: An unknown field, or a value of a wrong type.
+        ValueError: NaN, a negative or a zero where it makes no sense.
+    """
+
+    __slots__ = ("_given",)
+
+    _given: dict[str, Any]
+
+    def __new__(cls, **fields: Any) -> Self:
+        # Here and not in __init__, whose signature is what type checkers see: the message names the nearest field.
+        for name in fields:
+            if name not in _FIELDS:
+                raise TypeError(f"Policy has no field {name!r}; it has {', '.join(_FIELDS)}{nearest(name, _FIELDS)}")
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        *,
+        timeout: float | None = UNSET,
+        deadline: float | None = UNSET,
+        retry: Retry | int | None = UNSET,
+        concurrency: int | ConcurrencyLimit | Sequence[ConcurrencyLimit] | None = UNSET,
+        rate: float | RateLimit | Sequence[RateLimit] | None = UNSET,
+        grace: float | None = UNSET,
+        isolated: bool = UNSET,
+    ) -> None:
+        given: dict[str, Any] = {}
+        for name, value in (("timeout", timeout), ("deadline", deadline), ("grace", grace)):
+            if value is not UNSET:
+                given[name] = None if value is None else check_seconds(f"Policy({name})", value)
+        if retry is not UNSET:
+            given["retry"] = _checked_retry(retry)
+        if concurrency is not UNSET:
+            given["concurrency"] = _checked_limits("concurrency", concurrency, ConcurrencyLimit)
+        if rate is not UNSET:
+            given["rate"] = _checked_limits("rate", rate, RateLimit)
+        if isolated is not UNSET:
+            if not isinstance(isolated, bool):
+                raise TypeError(f"Policy(isolated) must be True or False, not {isolated!r}")
+            given["isolated"] = isolated
+        object.__setattr__(self, "_given", given)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Policy is frozen; lay another one over it: policy.overlaid(Policy({name}=...))")
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _FIELDS:
+            raise AttributeError(f"Policy has no field {name!r}; it has {', '.join(_FIELDS)}{nearest(name, _FIELDS)}")
+        return self._given.get(name, _FALLBACK.get(name))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self._given == other._given
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted((name, id(value)) for name, value in self._given.items())))
+
+    def __repr__(self) -> str:
+        return f"Policy({', '.join(f'{name}={value!r}' for name, value in self._given.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuilt, (self._given,))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, with their values."""
+        return dict(self._given)
+
+    def overlaid(self, other: Policy | None) -> Policy:
+        """This policy with ``other`` laid over it: where both give a field, the other's counts."""
+        if other is None or not other._given:
+            return self
+        return _rebuilt({**self._given, **other._given})
+
+
+_FALLBACK: Final[dict[str, Any]] = {"isolated": False}
+
+
+def _rebuilt(given: dict[str, Any]) -> Policy:
+    policy = Policy()
+    object.__setattr__(policy, "_given", given)
+    return policy
+
+
+def _checked_retry(retry: object) -> Retry | None:
+    if retry is None or isinstance(retry, Retry):
+        return retry
+    if isinstance(retry, int):
+        return Retry(check_count("Policy(retry)", retry))
+    raise TypeError(f"Policy(retry) is a Retry, a number of attempts or None, not {retry!r}")
+
+
+def _checked_limits(field: str, value: object, kind: type) -> Any:
+    """None, a checked number, or a tuple of limits."""
+    if value is None:
+        return None
+    if isinstance(value, kind):
+        return (value,)
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            if not isinstance(one, kind):
+                raise TypeError(f"Policy({field}) as a list takes {kind.__name__} objects, not {one!r}")
+        return tuple(value)
+    if kind is ConcurrencyLimit:
+        return check_count(f"Policy({field})", value)
+    return check_seconds(f"Policy({field})", value, zero=False)
+
+
+DEFAULTS: Final = Policy(
+    timeout=None, deadline=None, retry=None, concurrency=None, rate=None, grace=None, isolated=False
+)

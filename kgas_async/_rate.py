@@ -1,0 +1,250 @@
+"""Limits on how many calls start per second: a token bucket, kept as one number.
+
+Source: the generic cell rate algorithm (ITU-T I.371), whose state is the theoretical arrival time of the next token.
+The state is under a plain lock and belongs to no loop; when another loop (another clock) comes, what is still owed is
+carried over. Knows nothing of tools and calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from ._errors import CallRejected
+from ._limits import Waiter, check_seconds
+from ._threads import Mailbox
+
+__all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
+
+
+@dataclass(frozen=True, slots=True)
+class RateStatistics:
+    """A rate limit at one moment.
+
+    Attributes:
+        rate: Tokens per ``per`` seconds.
+        per: Seconds.
+        burst: Tokens that may be taken at once after a pause.
+        waiting: Waiters for a token.
+        taken: Tokens taken so far.
+    """
+
+    rate: float
+    per: float
+    burst: float
+    waiting: int
+    taken: float
+
+
+class RateLimit:
+    """At most ``rate`` starts per ``per`` seconds, with up to ``burst`` at once after a pause.
+
+    In each window of T seconds at most ``rate / per * T + burst`` tokens are given out. Several may be stacked (per
+    second and per minute): ``Policy(rate=[RateLimit(5), RateLimit(100, per=60, burst=20)])``; then tokens of all are
+    taken at one moment. First come, first served. A timer that fires late costs no throughput: the next token is
+    counted from when this one was due. May be made at import and used in one event loop after another.
+
+    Args:
+        rate: Tokens per ``per`` seconds, above 0.
+        per: Seconds, above 0.
+        burst: Tokens that may be taken at once, at least 1. The default of 1 spaces all calls evenly.
+        cost: A function of the call's inputs (a mapping) that gives its tokens; 1 unless given. A call that costs
+            more than ``burst`` can never start and is rejected.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        per: float = 1.0,
+        burst: float = 1.0,
+        cost: Callable[[Mapping[str, Any]], float] | None = None,
+    ) -> None:
+        self._rate = check_seconds("RateLimit(rate)", rate, zero=False)
+        self._per = check_seconds("RateLimit(per)", per, zero=False)
+        self._burst = check_seconds("RateLimit(burst)", burst)
+        if self._burst < 1:
+            raise ValueError(f"RateLimit(burst) must be at least 1, not {burst}: no call could ever start")
+        if cost is not None and not callable(cost):
+            raise TypeError(f"RateLimit(cost) must be a function of the inputs, not {cost!r}")
+        self.cost = cost
+        self._interval = self._per / self._rate
+        self._due = -math.inf  # when the bucket would be full again, in the time of the clock below
+        self._clock = 0  # a mailbox's serial
+        self._seen = 0.0  # the last look at that clock, and at the real one
+        self._seen_real = 0.0
+        self._lock = Lock()
+        self._waiters: deque[Waiter] = deque()
+        self._taken = 0.0
+
+    def __repr__(self) -> str:
+        return f"RateLimit({self._rate:g}, per={self._per:g}, burst={self._burst:g})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self._rate, self._per, self._burst, self.cost))
+
+    @property
+    def rate(self) -> float:
+        """Tokens per ``per`` seconds."""
+        return self._rate
+
+    def statistics(self) -> RateStatistics:
+        """How it stands now."""
+        with self._lock:
+            return RateStatistics(self._rate, self._per, self._burst, len(self._waiters), self._taken)
+
+    def tokens(self, inputs: Mapping[str, Any]) -> float:
+        """What a call with these inputs costs.
+
+        Raises:
+            CallRejected: More than ``burst``.
+            ValueError: The cost function gave no sensible number.
+        """
+        if self.cost is None:
+            return 1.0
+        tokens = check_seconds("what RateLimit(cost) returns", self.cost(inputs))
+        if tokens > self._burst:
+            raise CallRejected(
+                f"the call costs {tokens:g} tokens, {self!r} never holds more than {self._burst:g}: "
+                f"split the call or raise burst"
+            )
+        return tokens
+
+    def _delay(self, tokens: float, now: float, clock: int) -> float:
+        """Seconds until ``tokens`` may be taken. Under the lock."""
+        real = monotonic()
+        if clock != self._clock:
+            owed = self._due - self._seen - (real - self._seen_real)
+            self._due = now + max(0.0, owed) if owed > 0 else -math.inf
+            self._clock = clock
+        self._seen, self._seen_real = now, real
+        # The bucket holds burst tokens when due <= now. A tenth of a nanosecond absorbs the rounding of sums.
+        return self._due - now - (self._burst - tokens) * self._interval - 1e-10
+
+    def _take(self, tokens: float, at: float) -> None:
+        self._due = max(self._due, at) + tokens * self._interval
+        self._taken += tokens
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Step out of the line, for whatever reason; the next becomes the first."""
+        with self._lock:
+            first = self._waiters[0] is waiter
+            self._waiters.remove(waiter)
+        if first:
+            self._call_first()
+
+    def _call_first(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiters:
+                    return
+                waiter = self._waiters[0]
+            if waiter.wake():
+                return
+            with self._lock:  # its loop has ended
+                if self._waiters and self._waiters[0] is waiter:
+                    self._waiters.popleft()
+
+    def pause(self, seconds: float) -> None:
+        """Give no token for so long, since a server said so (Retry-After). On a loop."""
+        now = anyio.current_time()
+        with self._lock:
+            self._delay(0.0, now, Mailbox.here().serial)
+            self._due = max(self._due, now + seconds + (self._burst - 1) * self._interval)
+
+    def refund(self, tokens: float = 1.0) -> None:
+        """Give tokens back that were taken and not used."""
+        with self._lock:
+            self._due -= tokens * self._interval
+            self._taken -= tokens
+
+    async def acquire(self, tokens: float = 1.0) -> None:
+        """Take tokens, waiting in line until they are there.
+
+        Cancellation: Leaves the line; nothing was taken.
+        """
+        await acquire_rates([(self, tokens)])
+
+    async def __aenter__(self) -> None:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        await self.acquire()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        return None
+
+
+def acquire_rates_nowait(wanted: Sequence[tuple[RateLimit, float]]) -> bool:
+    """Take from all limits at this moment if all have enough and nobody waits; whether it did. On a loop."""
+    now, clock = anyio.current_time(), Mailbox.here().serial
+    return _blocking(wanted, now, clock, None, now)[0] is None
+
+
+def _blocking(
+    wanted: Sequence[tuple[RateLimit, float]], now: float, clock: int, mine: tuple[RateLimit, Waiter] | None, due: float
+) -> tuple[RateLimit | None, float]:
+    """Take all and give None, or the limit to wait for and for how long. `mine` is where we are first in line."""
+    worst: RateLimit | None = None
+    longest = -1.0
+    locked: list[RateLimit] = []
+    try:
+        for limit, tokens in sorted(wanted, key=lambda pair: id(pair[0])) if len(wanted) > 1 else wanted:
+            limit._lock.acquire()
+            locked.append(limit)
+            delay = limit._delay(tokens, now, clock)
+            if delay <= 0:
+                line = limit._waiters
+                if not line or (mine is not None and mine[0] is limit and line[0] is mine[1]):
+                    continue
+                delay = 0.0
+            if delay > longest:
+                worst, longest = limit, delay
+        if worst is None:
+            for limit, tokens in wanted:
+                limit._take(tokens, due)
+        return worst, longest
+    finally:
+        for limit in locked:
+            limit._lock.release()
+
+
+async def acquire_rates(wanted: Sequence[tuple[RateLimit, float]]) -> None:
+    """Take tokens of all limits at one moment, waiting in the line of whichever is furthest from having them.
+
+    Cancellation: Leaves the line; nothing was taken.
+    """
+    mailbox = Mailbox.here()
+    clock = mailbox.serial
+    due = now = anyio.current_time()
+    blocker, delay = _blocking(wanted, now, clock, None, due)
+    while blocker is not None:
+        waiter = Waiter(mailbox)
+        tokens = next(tokens for limit, tokens in wanted if limit is blocker)
+        with blocker._lock:
+            blocker._waiters.append(waiter)
+            first = blocker._waiters[0] is waiter
+        try:
+            if not first:
+                await waiter.event.wait()
+            while True:  # first in line: until it has enough, then look at all again
+                now = anyio.current_time()
+                with blocker._lock:
+                    delay = blocker._delay(tokens, now, clock)
+                    # What was due while we waited is taken as of then, or late timers would eat the rate.
+                    due = min(now, max(now - blocker._interval, now + delay)) if delay <= 0 else now
+                if delay <= 0:
+                    break
+                await anyio.sleep(delay)
+            other, delay = _blocking(wanted, now, clock, (blocker, waiter), due)
+        finally:
+            blocker._leave(waiter)
+        blocker = other

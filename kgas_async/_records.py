@@ -1,0 +1,206 @@
+"""How a record looks: fields of calls and events, and their canonical JSON.
+
+Frequent records are rendered by templates; their lines are canonical JSON (RFC 8785), which tests check against the
+``rfc8785`` package: keys sorted, integers only, no white space, UTF-8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from json.encoder import encode_basestring  # type: ignore[attr-defined]  # escapes just what RFC 8785 wants escaped
+from time import gmtime, strftime
+from typing import Any, Final
+
+__all__ = ["SCHEMA", "Record", "call_fields", "render_call", "render_fields"]
+
+SCHEMA: Final = 1
+_EVENTS: Final = {
+    status: f"call.{status}"
+    for status in ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused")
+}
+_second = (-1, "")
+
+
+def rfc3339(unix_ns: int) -> str:
+    """The time in UTC with microseconds."""
+    global _second
+    seconds, rest = divmod(unix_ns, 1_000_000_000)
+    if _second[0] != seconds:  # one formatting a second; the writer's thread is the only one that comes here
+        _second = (seconds, strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)))
+    return f"{_second[1]}.{rest // 1000:06d}Z"
+
+
+def quoted(text: str) -> str:
+    """A JSON string; what is no valid Unicode (undecodable file names) is shown escaped."""
+    result: str = encode_basestring(text)
+    if not result.isascii():
+        try:
+            result.encode()
+        except UnicodeEncodeError:
+            return quoted(text.encode("utf-8", "backslashreplace").decode())
+    return result
+
+
+def _wait_us(call: Any) -> dict[str, int]:
+    return {
+        "concurrency": call.wait_concurrency_ns // 1000,
+        "rate": call.wait_rate_ns // 1000,
+        "retry": call.wait_retry_ns // 1000,
+        "thread": call.wait_thread_ns // 1000,
+    }
+
+
+def error_fields(error: BaseException) -> dict[str, Any]:
+    """Type and message; of invalid inputs type and place, not the value."""
+    shown = error.__cause__ if error.__cause__ is not None and hasattr(error, "call_id") else error
+    fields: dict[str, Any] = {"type": type(shown).__name__}
+    errors = getattr(error, "errors", None)
+    if isinstance(errors, list):
+        fields["errors"] = [{"field": str(one["field"]), "type": str(one["type"])} for one in errors]
+    else:
+        fields["message"] = _bounded(str(shown))
+    return fields
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= 2000 else text[:1997] + "..."
+
+
+def call_fields(call: Any, event: str, error: BaseException | None) -> dict[str, Any]:
+    """The fields of a record about a call, but for number, session and time."""
+    bound = call.bound
+    fields: dict[str, Any] = {
+        "event": event,
+        "call_id": call.id,
+        "tool": bound.name,
+        "version": str(bound.tool.version),
+        "attempt": call.attempt,
+    }
+    if bound.pipeline is not None:
+        fields.update(pipeline=bound.pipeline, phase=bound.phase)
+    if bound.run_id is not None:
+        fields["run_id"] = bound.run_id
+    if call.item is not None:
+        fields["item"] = call.item
+    if call.parent is not None:
+        fields["parent_id"] = call.parent.id
+    if error is not None:
+        fields["error"] = error_fields(error)
+    return fields
+
+
+def end_fields(call: Any) -> dict[str, Any]:
+    """The fields of a call's one end."""
+    fields = call_fields(call, _EVENTS[call.status], call.error)
+    fields.update(status=call.status, run_us=call.run_ns // 1000, wait_us=_wait_us(call), at_ns=call.ended_ns)
+    if call.abandoned:
+        fields["abandoned"] = True
+    if call.reason:
+        fields["reason"] = _bounded(call.reason)
+    return fields
+
+
+def finished(fields: dict[str, Any], seq: int, session: str, anchor_ns: int) -> dict[str, Any]:
+    """A whole record: the fields with schema, number, session and time."""
+    whole = {name: value for name, value in fields.items() if value is not None and name != "at_ns"}
+    whole.update(schema=SCHEMA, seq=seq, session_id=session, time=rfc3339(fields["at_ns"] + anchor_ns))
+    return whole
+
+
+def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int) -> bytes:
+    """A line of canonical JSON; the fields hold strings, integers, booleans, lists and mappings of them."""
+    whole = finished(fields, seq, session, anchor_ns)
+    text = json.dumps(whole, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").replace(b"\\ud", b"\\\\ud") + b"\n"
+
+
+def _template(call: Any) -> tuple[str, str, str]:
+    """The constant parts of a success: what stands between the fields that differ from call to call."""
+    bound = call.bound
+    place = ""
+    if bound.pipeline is not None:
+        place += f',"phase":{quoted(bound.phase)},"pipeline":{quoted(bound.pipeline)}'
+    if bound.run_id is not None:
+        place += f',"run_id":{quoted(bound.run_id)}'
+    session = bound.home.session
+    first = f'{{"attempt":%d,"call_id":"{session}-%d","event":"call.succeeded"'
+    middle = f'{place.replace("%", "%%")},"run_us":%d,"schema":{SCHEMA},"seq":%d,"session_id":{quoted(session)},'
+    last = f'"tool":{quoted(bound.name)},"version":{quoted(str(bound.tool.version))},'.replace("%", "%%")
+    plain = first + "%s" + middle + '"status":"succeeded","time":"%s.%06dZ",' + last
+    return (
+        plain + '"wait_us":{"concurrency":0,"rate":0,"retry":0,"thread":0}}\n',
+        plain + '"wait_us":{"concurrency":%d,"rate":%d,"retry":%d,"thread":%d}}\n',
+        "",
+    )
+
+
+def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
+    """The line of a call's end."""
+    global _second
+    if call.status != "succeeded" or call.reason or call.abandoned:
+        return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
+    bound = call.bound
+    template = bound.template
+    if template is None:
+        template = bound.template = _template(call)
+    who = ""
+    if call.item is not None:
+        who = ',"item":' + quoted(call.item)
+    if call.parent is not None:
+        who += ',"parent_id":' + quoted(call.parent.id)
+    seconds, rest = divmod(call.ended_ns + anchor_ns, 1_000_000_000)
+    if _second[0] != seconds:
+        _second = (seconds, strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)))
+    values = (call.attempt, call.serial, who, call.run_ns // 1000, seq, _second[1], rest // 1000)
+    if call.wait_ns:
+        line = template[1] % (
+            *values,
+            call.wait_concurrency_ns // 1000,
+            call.wait_rate_ns // 1000,
+            call.wait_retry_ns // 1000,
+            call.wait_thread_ns // 1000,
+        )
+    else:
+        line = template[0] % values
+    return line.encode()  # type: ignore[no-any-return]
+
+
+class Record(Mapping[str, Any]):
+    """One record as sinks see it: a mapping of its fields, with the context of the call it is about.
+
+    Attributes:
+        call: The call that ended, where the record is about one; for sinks that want more than the fields.
+    """
+
+    __slots__ = ("_fields", "call")
+
+    def __init__(self, fields: dict[str, Any], call: Any = None) -> None:
+        self._fields = fields
+        self.call = call
+
+    @classmethod
+    def of(cls, entry: Any, seq: int, session: str, anchor_ns: int) -> Record:
+        """From what was appended."""
+        if entry.__class__ is dict:
+            return cls(finished(entry, seq, session, anchor_ns))
+        return cls(finished(end_fields(entry), seq, session, anchor_ns), entry)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Record({self._fields})"
+
+    def line(self) -> bytes:
+        """Its line of canonical JSON."""
+        return render_fields({**self._fields, "at_ns": 0}, self._fields["seq"], self._fields["session_id"], 0)

@@ -1,0 +1,132 @@
+"""Whether, and after how long, a failed attempt is tried again: a pure decision, which takes the time as an argument.
+
+Knows errors and seconds; nothing of tasks, clocks and calls.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from ._errors import CallAborted, InvalidInputs
+from ._limits import check_count, check_seconds
+
+__all__ = ["Retry", "exponential"]
+
+type_or_types = type[BaseException] | tuple[type[BaseException], ...]
+
+
+class exponential:  # noqa: N801  (reads as the function that it stands for; a class, so that it pickles and prints)
+    """Waits that grow: ``first * factor ** (n - 1)`` before retry n, at most ``cap``, with full jitter.
+
+    Args:
+        first: Seconds before the first retry.
+        factor: By what each next one is longer.
+        cap: The longest wait in seconds.
+        jitter: The share of each wait that is drawn at random: 1.0 draws from all of it, 0.0 from none.
+
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 (full jitter).
+    """
+
+    def __init__(self, first: float = 0.1, factor: float = 2.0, cap: float = 30.0, jitter: float = 1.0) -> None:
+        self.first = check_seconds("exponential(first)", first)
+        self.factor = check_seconds("exponential(factor)", factor, zero=False)
+        self.cap = check_seconds("exponential(cap)", cap)
+        self.jitter = check_seconds("exponential(jitter)", jitter)
+        if self.jitter > 1:
+            raise ValueError(f"exponential(jitter) is a share of the wait, from 0 to 1, not {jitter}")
+
+    def __repr__(self) -> str:
+        return f"exponential({self.first:g}, {self.factor:g}, cap={self.cap:g}, jitter={self.jitter:g})"
+
+    def __call__(self, attempt: int, draw: Callable[[], float]) -> float:
+        try:
+            full = min(self.cap, self.first * self.factor ** (attempt - 1))
+        except OverflowError:
+            full = self.cap
+        return full * (1 - self.jitter * draw())
+
+
+class Retry:
+    """When a failed attempt is tried again.
+
+    Args:
+        attempts: How many attempts at the most, the first included.
+        on: Which errors are worth another attempt: a type, a tuple of types, or a function of the error. It is asked
+            about the tool's own exception, and about `CallTimeout` for a timeout. Cancellation and `InvalidInputs`
+            are never retried.
+        wait: Seconds between attempts: a number, `exponential(...)`, or a function of the number of the failed
+            attempt (from 1).
+        after: A function that takes the delay from the error (a Retry-After header), or None to leave it to
+            ``wait``. When it gives one, the call's rate limits pause for as long.
+        while_running: Whether to try again while an abandoned attempt still runs in its thread. Off, since two
+            copies of a tool at once surprise most tools.
+    """
+
+    def __init__(
+        self,
+        attempts: int = 3,
+        on: type_or_types | Callable[[BaseException], bool] = Exception,
+        wait: float | exponential | Callable[[int], float] | None = None,
+        *,
+        after: Callable[[BaseException], float | None] | None = None,
+        while_running: bool = False,
+    ) -> None:
+        self.attempts = check_count("Retry(attempts)", attempts)
+        types = on if isinstance(on, tuple) else (on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in types) and not callable(on):
+            raise TypeError(f"Retry(on) is an exception type, a tuple of them, or a function of the error, not {on!r}")
+        if isinstance(wait, (int, float)) or not (wait is None or callable(wait)):
+            wait = check_seconds("Retry(wait)", wait)
+        if after is not None and not callable(after):
+            raise TypeError(f"Retry(after) is a function of the error, not {after!r}")
+        self.on = on
+        self.wait: Any = exponential() if wait is None else wait
+        self.after = after
+        self.while_running = bool(while_running)
+
+    def __repr__(self) -> str:
+        return f"Retry({self.attempts}, on={self.on!r}, wait={self.wait!r})"
+
+    def wants(self, error: BaseException) -> bool:
+        """Whether this error is worth another attempt."""
+        if isinstance(error, (InvalidInputs, CallAborted)):
+            return False
+        if isinstance(self.on, (type, tuple)):
+            return isinstance(error, self.on)
+        return bool(self.on(error))
+
+    def delay(
+        self,
+        attempt: int,
+        error: BaseException,
+        *,
+        left: float | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> tuple[float | None, bool]:
+        """The decision.
+
+        Args:
+            attempt: The number of the attempt that failed, from 1.
+            error: How.
+            left: Seconds until the call's deadline, None if there is none.
+            draw: A source of random numbers in [0, 1).
+
+        Returns:
+            Seconds to sleep before the next attempt, or None for no further one (attempts used up, the error is not
+            wanted, or the sleep could not end before the deadline); and whether ``after`` gave the delay.
+        """
+        if attempt >= self.attempts or not self.wants(error):
+            return None, False
+        seconds = self.after(error) if self.after is not None else None
+        told = seconds is not None
+        if seconds is None:
+            if isinstance(self.wait, exponential):
+                seconds = self.wait(attempt, draw)
+            else:
+                seconds = self.wait(attempt) if callable(self.wait) else self.wait
+        seconds = check_seconds("the delay of a Retry", seconds)
+        if left is not None and seconds >= left:
+            return None, told
+        return seconds, told

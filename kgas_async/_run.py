@@ -1,0 +1,340 @@
+"""A pipeline in motion: a crew whose units are items and the elements of their expansions.
+
+A worker walks an item's phases in order. At an expansion it lays the item aside, and whoever is free takes elements,
+the newest expansion first; who ends the last element goes on with the item. So there is no task per item, phase or
+element, and memory is O(in flight) but for what an open expansion keeps, which is O(its size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import Any
+
+from ._call import Bound, Host
+from ._crew import Crew, Employer
+from ._errors import CallSkipped, PipelineError
+from ._expand import Elements
+from ._frame import Expansion, Frame, follow, inputs_for, item_fields, item_outcome, key_of
+from ._outcome import Outcome
+from ._path import perform
+from ._pipeline import Pipeline, PlannedPhase
+
+__all__ = ["RunCrew"]
+
+
+class RunCrew(Crew[Any]):
+    """One run of a pipeline.
+
+    Args:
+        home: The manager.
+        pipeline: What to run.
+        bound: The bound tool of each phase, by the phase's name.
+        run_id: As in the evidence.
+        source: The items.
+        options: As of `Crew`.
+    """
+
+    def __init__(
+        self,
+        home: Employer,
+        pipeline: Pipeline,
+        bound: Mapping[str, Bound],
+        run_id: str,
+        source: Iterable[Any] | AsyncIterable[Any],
+        **options: Any,
+    ) -> None:
+        super().__init__(home, source, **options)
+        self.pipeline = pipeline
+        self.run_id = run_id
+        self.results: dict[str, Any] = {}
+        self.run_outcomes: dict[str, Outcome[Any]] = {}
+        self.missing: dict[str, int] = {}
+        self._bound = bound
+        self._plan = pipeline.plan
+        self._open_expansions: list[Expansion] = []
+        self._keys: set[str] = set()
+        self._verified = False
+        self._finished = False
+        # What run-level phases collect, by source name: values by item index.
+        self._collected: dict[tuple[str, str], dict[int, Any]] = {
+            (binding.kind, binding.name): {}
+            for planned in self._plan.run
+            for binding in planned.bindings
+            if binding.collected
+        }
+
+    def has_more(self) -> bool:
+        """Whether an open expansion has elements to take."""
+        return any(expansion.elements.is_ready for expansion in self._open_expansions)
+
+    # --- units
+
+    def take(self) -> Any:
+        """An element of the newest open expansion, else an item."""
+        for expansion in reversed(self._open_expansions):
+            unit = expansion.take()
+            if unit is not None:
+                return unit
+        return self.next_item()
+
+    async def process(self, host: Host, unit: Any) -> int:
+        """Walk an item or an element as far as it goes."""
+        work: tuple[Frame, int] | None
+        if isinstance(unit, tuple):
+            work = self._admitted(*unit)
+        elif isinstance(unit, Frame):
+            work = (unit, 0)
+        else:
+            work = await self._refill(unit)
+        frame = None
+        while work is not None:
+            frame, position = work
+            work = await self._walk(host, frame, position)
+        return frame.ended_ns if frame is not None else 0
+
+    def _admitted(self, index: int, item: Any) -> tuple[Frame, int] | None:
+        """The frame of a new item, or None where the item is at fault: then it has its outcome."""
+        key = str(index)
+        try:
+            fields = item_fields(self.pipeline, item)
+            self._verify(fields)
+            key = key_of(self.pipeline, item, fields, index)
+            if key in self._keys:
+                raise PipelineError(
+                    f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in flight; "
+                    f"keys must differ"
+                )
+        except PipelineError as error:
+            self.deliver(index, Outcome("failed", None, error, key, index, "", 0, 0.0, 0.0))
+            return None
+        except Exception as error:  # noqa: BLE001  (the user's key function)
+            failure = PipelineError(f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {error!r}")
+            failure.__cause__ = error
+            self.deliver(index, Outcome("failed", None, failure, key, index, "", 0, 0.0, 0.0))
+            return None
+        self._keys.add(key)
+        return Frame(None, self._plan.item, index, key, fields), 0
+
+    def _verify(self, fields: Mapping[str, Any]) -> None:
+        """On the first item, before any tool runs: it has the fields that the pipeline takes for granted."""
+        if self._verified:
+            return
+        self._verified = True
+        wanted = self._plan.assumed if self.pipeline.fields is None else ()
+        missing = [name for name in wanted if name not in fields]
+        if missing:
+            error = PipelineError(
+                f"pipeline {self.pipeline.name!r}: the first item has no field {missing[0]!r}, which a phase takes as "
+                f"an input; it has {', '.join(map(str, fields)) or 'none'}; bind the input to another name, or declare "
+                f"item=[...]"
+            )
+            self.fail(error)
+            raise error
+
+    # --- walking
+
+    async def _walk(self, host: Host, frame: Frame, position: int) -> tuple[Frame, int] | None:
+        """Run a frame's phases from ``position``; what to go on with after it, if that falls to this worker."""
+        steps = frame.steps
+        while position < len(steps):
+            planned = steps[position]
+            position += 1
+            phase = planned.phase
+            if frame.bad and frame.is_blocked(planned.needs):
+                frame.bad.add(phase.name)
+                continue
+            inputs = self._gathered(frame, planned)
+            if inputs is None:
+                continue
+            call = await self._call(host, frame, planned, inputs)
+            if call.status != "succeeded":
+                frame.fail(phase.name, call)
+            elif phase.expand is not None:
+                expansion = self._expand(frame, planned, position, call)
+                if expansion is not None:
+                    return await self._refill(expansion) if not expansion.elements.is_ready else None
+            else:
+                frame.results[phase.name] = call.value
+        return self._frame_done(frame)
+
+    def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:
+        """The inputs of a phase, or None where it is skipped or cannot have them."""
+        phase = planned.phase
+        try:
+            if phase.collect is not None:
+                expansion = frame.expansion_of(phase.collect)
+                inputs, missing = expansion.collected(planned, frame) if expansion is not None else ({}, 0)
+                if missing and phase.missing == "skip":
+                    self._skip(frame, planned, expansion)
+                    return None
+                return inputs
+            return inputs_for(planned, frame)
+        except PipelineError as error:
+            frame.fail_with(phase.name, error)
+            return None
+
+    def _skip(self, frame: Frame, planned: PlannedPhase, expansion: Any) -> None:
+        """Half a document is no document: the collect is skipped and its parent fails."""
+        call = self.home.new_call(self._bound[planned.phase.name], {}, self.parent)
+        call.item = frame.key
+        cause = expansion.first_error()
+        error = CallSkipped(
+            f"phase {planned.phase.name!r} was skipped: {expansion.failed_count()} of {len(expansion.frames)} "
+            f"elements of {planned.phase.collect!r} failed",
+            tool=call.name,
+            call_id=call.id,
+        )
+        error.__cause__ = cause
+        call.end("skipped", error)
+        frame.calls[planned.phase.name] = call
+        frame.bad.add(planned.phase.name)
+        frame.take_failure(expansion)
+
+    async def _call(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Any:
+        bound = self._bound[planned.phase.name]
+        call = self.home.new_call(bound, inputs, self.parent)
+        call.item = frame.key
+        call.index = frame.index
+        frame.calls[planned.phase.name] = call
+        call._host = host
+        host.call = call
+        try:
+            if bound.isolated:
+                await self.home.run_isolated(call)
+            else:
+                await perform(call)
+        except BaseException:
+            frame.fail(planned.phase.name, call)
+            self._abandon_frame(frame)
+            raise
+        finally:
+            host.call = None
+        frame.ended_ns = call.ended_ns
+        return call
+
+    def _abandon_frame(self, frame: Frame) -> None:
+        """The worker was interrupted in this frame: it ends here, with the outcome of what was cancelled."""
+        work = self._frame_done(frame)
+        while work is not None:  # the phases that were to come are not made up for in a cancelled worker
+            following, position = work
+            following.bad.update(planned.phase.name for planned in following.steps[position:])
+            work = self._frame_done(following)
+
+    # --- expansions
+
+    def _expand(self, frame: Frame, planned: PlannedPhase, position: int, call: Any) -> Expansion | None:
+        phase = planned.phase
+        try:
+            elements = Elements.of(call.value, call.bound, phase.name)
+        except TypeError as error:
+            failure = PipelineError(str(error))
+            frame.fail_with(phase.name, failure)
+            return None
+        call.value = None
+        expansion = Expansion(frame, planned, position, elements)
+        frame.expansions.append(expansion)
+        self._open_expansions.append(expansion)
+        self.wake_one()
+        return expansion
+
+    async def _refill(self, expansion: Expansion) -> tuple[Frame, int] | None:
+        """Pull elements where they are made; what to go on with if there are none."""
+        expansion.elements.pulling = True
+        try:
+            await expansion.elements.pull(self.home)
+        except Exception as error:  # noqa: BLE001  (the user's iterator)
+            expansion.elements.exhausted = True
+            expansion.broken(error)
+        except BaseException:
+            expansion.elements.exhausted = True
+            expansion.broken(PipelineError(f"the elements of {expansion.planned.phase.expand!r} were cancelled"))
+            if self._expansion_done(expansion) is not None:
+                self._abandon_frame(expansion.frame)
+            raise
+        finally:
+            expansion.elements.pulling = False
+        self.wake_one()
+        return self._expansion_done(expansion)
+
+    def _expansion_done(self, expansion: Expansion) -> tuple[Frame, int] | None:
+        """Where to go on if nothing of the expansion is left."""
+        if not expansion.is_done or expansion.closed:
+            return None
+        expansion.closed = True
+        self._open_expansions.remove(expansion)
+        return expansion.frame, expansion.position
+
+    def _frame_done(self, frame: Frame) -> tuple[Frame, int] | None:
+        parent = frame.parent
+        if parent is None:
+            self._item_done(frame)
+            return None
+        expansion = frame.expansion
+        assert expansion is not None
+        expansion.running -= 1
+        return self._expansion_done(expansion)
+
+    def _item_done(self, frame: Frame) -> None:
+        self._keys.discard(frame.key)
+        outcome = item_outcome(frame, self._plan)
+        if outcome.status == "succeeded":
+            for (kind, name), values in self._collected.items():
+                source = frame.fields if kind == "field" else frame.results
+                if name in source:
+                    values[frame.index] = source[name]
+        self.deliver(frame.index, outcome)
+
+    # --- once per run
+
+    async def finished(self) -> None:
+        """Run the run-level phases, once all items have ended."""
+        if self._finished or self.stopped or self.home.is_draining:
+            return
+        self._finished = True
+        bad: set[str] = set()
+        for planned in self._plan.run:
+            name = planned.phase.name
+            if any(need in bad for need in planned.needs) or not self._may_collect(planned):
+                bad.add(name)
+                continue
+            call = self.home.new_call(self._bound[name], self._run_inputs(planned), self.parent)
+            await self.home.host_call(call)
+            self.run_outcomes[name] = call.to_outcome()
+            if call.status == "succeeded":
+                self.results[name] = call.value
+            else:
+                bad.add(name)
+
+    def _may_collect(self, planned: PlannedPhase) -> bool:
+        lost = self.done - self.succeeded
+        if planned.phase.collect is True and lost:
+            self.missing[planned.phase.name] = lost
+            if self.home.log is not None:
+                self.home.log.emit(
+                    "phase.incomplete",
+                    run_id=self.run_id,
+                    pipeline=self.pipeline.name,
+                    phase=planned.phase.name,
+                    missing=lost,
+                    status="skipped" if planned.phase.missing == "skip" else None,
+                )
+            return planned.phase.missing != "skip"
+        return True
+
+    @property
+    def succeeded(self) -> int:
+        """Items that succeeded so far."""
+        return self.done - self.failed - self.skipped
+
+    def _run_inputs(self, planned: PlannedPhase) -> dict[str, Any]:
+        inputs = {}
+        for binding in planned.bindings:
+            value: Any
+            if binding.collected:
+                by_index = self._collected[binding.kind, binding.name]
+                value = [follow(by_index[index], binding.path) for index in sorted(by_index)]
+            else:
+                value = follow(self.results[binding.name], binding.path)
+            inputs[binding.parameter] = value
+        return inputs
+

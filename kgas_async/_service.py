@@ -1,0 +1,69 @@
+"""`Service`: something with a lifetime that tools use, such as a database or a connection pool.
+
+What a service is; starting and stopping them is the manager's (`_hosting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from ._errors import ServiceNotRunning
+
+__all__ = ["Service", "service_name"]
+
+
+class Service:
+    """Subclass it, write ``running``, and give it to a `ServiceManager` or to the tools that use it.
+
+    Constructed without I/O, re-enterable, usable by its own methods only while running (`ensure_running` in them
+    says so). ``requires`` names the services to start before; unless given, those among the attributes.
+    """
+
+    _is_running: bool = False
+
+    @property
+    def requires(self) -> tuple[Any, ...]:
+        """The services that must run before this one: those among its attributes."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Service))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The lifetime: start before the ``yield``, stop after it.
+
+        May hold a task group. An exception while running is a crash. Runs in a task of its own, so that scopes are
+        left where they were entered.
+        """
+        yield
+
+    async def health(self) -> None:
+        """Raise when ill."""
+
+    def ensure_running(self) -> None:
+        """To be called by the service's own methods.
+
+        Raises:
+            ServiceNotRunning: No manager runs this service now.
+        """
+        if not self._is_running:
+            raise ServiceNotRunning(
+                f"service {service_name(self)!r} is not running; give it to ServiceManager(...), or start it: "
+                f"await manager.start(service)",
+                service=service_name(self),
+            )
+
+
+def service_name(service: object) -> str:
+    """The name of a service in messages and evidence: its ``name``, else its class's."""
+    name = getattr(service, "name", None)
+    return name if isinstance(name, str) and name else type(service).__name__
+
+
+def lifetime(service: object) -> AbstractAsyncContextManager[Any]:
+    """The context manager that is a service's lifetime; any plain async context manager is one."""
+    if isinstance(service, Service):
+        return service.running()
+    if hasattr(service, "__aenter__") and hasattr(service, "__aexit__"):
+        return service
+    raise TypeError(f"{service!r} is no service: it is neither a Service nor an async context manager")

@@ -1,0 +1,376 @@
+"""One lifetime of a manager: its task group, threads, registers and evidence; the ownership of every call.
+
+What calls, crews and services see as their home. The public methods are `_manager`'s.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+import anyio
+
+from ._call import Bound, Call, Host, ToolState
+from ._context import current_call
+from ._errors import EvidenceError, ManagerClosed
+from ._evidence import EvidenceLog
+from ._hosting import Hosting
+from ._path import perform
+from ._policy import DEFAULTS, Policy
+from ._threads import Mailbox, ThreadPool, Work, wait_until
+from ._tool import KGASTool
+
+__all__ = ["Session"]
+
+BOUND_TOOLS_KEPT: Final = 512  # tools whose look-ups are kept; programs may make one per request
+
+
+class Session:
+    """See the module. Made on the loop; the manager enters and leaves the task group.
+
+    Attributes:
+        session: Its id, the prefix of all call ids.
+        calls_open: The register: every call that has not ended, by number.
+        states: What the uses of one tool name share.
+        closing_at: No grace lasts longer than this (loop time).
+        pending: What is to be raised on leaving.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        *,
+        threads: int,
+        grace: float,
+        max_abandoned: int,
+        abandoned: Literal["leave", "join"],
+        seed: int | None,
+        on_sink_error: Literal["stop", "continue"],
+    ) -> None:
+        self.manager = manager
+        self.session = secrets.token_hex(6)
+        self.mailbox = Mailbox.here()
+        self.pool = ThreadPool(threads, f"kgas-{self.session}")
+        self.grace = grace
+        self.max_abandoned = max_abandoned
+        self.abandoned = abandoned
+        self.on_sink_error = on_sink_error
+        self.random: Callable[[], float] = random.Random(seed).random
+        self.log: EvidenceLog | None = None
+        self.calls_open: dict[int, Call[Any]] = {}
+        self.states: dict[str, ToolState] = {}
+        self.crews: set[Any] = set()
+        self.left: dict[Work, Call[Any]] = {}
+        self.hosting = Hosting(self)
+        self.closing_at = float("inf")
+        self.pending: BaseException | None = None
+        self.task_group = anyio.create_task_group()
+        self.closed = anyio.Event()
+        self.is_draining = False
+        self.is_cancelled = False
+        self.is_closed = False
+        self._serial = 0
+        self._runs = 0
+        self._bounds: dict[int, Bound] = {}
+        self._progress: anyio.Event | None = None
+
+    # --- binding and owning
+
+    def state_of(self, tool: KGASTool) -> ToolState:
+        """What all uses of the tool's name share here.
+
+        Raises:
+            ValueError: Another tool has that name.
+        """
+        state = self.states.get(tool.name)
+        if state is None:
+            state = self.states[tool.name] = ToolState(tool.name, tool._origin())
+        elif state.origin is not tool._origin() and state.origin != tool._origin():
+            raise ValueError(
+                f"two different tools are named {tool.name!r} in one manager; limits, statistics and evidence go by "
+                f"name: give one another name, tool.using(name=...)"
+            )
+        return state
+
+    def bind(
+        self,
+        tool: KGASTool,
+        policy: Policy | None = None,
+        *,
+        pipeline: str | None = None,
+        phase: str | None = None,
+        run_id: str | None = None,
+    ) -> Bound:
+        """The tool with everything looked up: policies are laid over each other in their one order."""
+        if phase is None:
+            bound = self._bounds.get(id(tool))
+            if bound is not None and bound.tool is tool:
+                return bound
+        if not isinstance(tool, KGASTool):
+            raise TypeError(f"{tool!r} is no tool; wrap it: tool(...) or ToolAdapter(...)")
+        resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
+        bound = Bound(
+            self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id
+        )
+        if phase is None:
+            if len(self._bounds) >= BOUND_TOOLS_KEPT:
+                del self._bounds[next(iter(self._bounds))]
+            self._bounds[id(tool)] = bound
+        return bound
+
+    def parent(self) -> Call[Any] | None:
+        """The call of this session that the code runs in."""
+        call: Any = current_call.get()
+        if call is not None and call.bound.home is self and not call.ended_ns:
+            return call  # type: ignore[no-any-return]
+        return None
+
+    def check_open(self, parent: Call[Any] | None) -> None:
+        """Refuse new roots once draining; nested calls are admitted until the end.
+
+        Raises:
+            ManagerClosed: There is no admission any more.
+        """
+        if self.is_closed:
+            raise ManagerClosed("the manager is closed; calls are made inside 'async with ServiceManager(...)'")
+        if parent is None and (self.is_draining or self.is_cancelled):
+            raise ManagerClosed("the manager is draining; no new calls are admitted")
+
+    def new_call(self, bound: Bound, inputs: Mapping[str, Any], parent: Call[Any] | None = None) -> Call[Any]:
+        """Register a call: from here on it is owned, and ends exactly once."""
+        self._serial = serial = self._serial + 1
+        call: Call[Any] = Call(bound, serial, inputs)
+        self.calls_open[serial] = call
+        log = self.log
+        if log is not None and log.announces and not log.armed:
+            log.arm()
+        if parent is not None:
+            call.parent = parent
+            call.deadline_at = parent.deadline_at
+        return call
+
+    def admit(
+        self, tool: KGASTool, args: tuple[Any, ...], inputs: dict[str, Any], parent: Call[Any] | None = None
+    ) -> Call[Any]:
+        """Register a call made by name, nested in ``parent`` or in the call that the code runs in.
+
+        Raises:
+            ManagerClosed: No admission any more.
+            ServiceNotRunning: A service of the tool does not run here.
+        """
+        parent = parent or self.parent()
+        self.check_open(parent)
+        bound = self.bind(tool)
+        if bound.requires:
+            self.hosting.check_running(bound.requires, bound.name)
+        if args:
+            inputs = bound.signature.named(args, inputs)
+        return self.new_call(bound, inputs, parent)
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> None:
+        """A task of the session's own."""
+        self.task_group.start_soon(function, *args)
+
+    async def host_call(self, call: Call[Any], *, owned: bool = False) -> None:
+        """Run a call in this task, under a scope of its own.
+
+        Cancellation: Reaches the tool; passed on when the call has ended.
+        """
+        if call.bound.isolated and not owned:
+            return await self.run_isolated(call)
+        host = Host(owned=owned)
+        host.call = call
+        call._host = host
+        try:
+            with anyio.CancelScope() as scope:
+                host.scope = scope
+                await perform(call)
+        finally:
+            host.call = None
+            if not call.ended_ns:  # the task was cancelled before its first step
+                call.end("cancelled")
+
+    async def _host_owned(self, call: Call[Any]) -> None:
+        await self.host_call(call, owned=True)
+
+    def start_call(self, call: Call[Any]) -> None:
+        """Run a call in a task of its own."""
+        self.adopt(call)
+        self.spawn(self._host_owned, call)
+
+    def adopt(self, call: Call[Any]) -> None:
+        """Have a call that runs in a task of its own end with the call that it is nested in."""
+        parent = call.parent
+        if parent is not None:
+            if parent.children is None:
+                parent.children = set()
+            parent.children.add(call)
+
+    async def run_isolated(self, call: Call[Any]) -> None:
+        """Run a call in a task of its own and wait for it; our cancellation is its."""
+        self.spawn(self._host_owned, call)
+        try:
+            await call.wait()
+        except BaseException:
+            call.cancel("the one who waited for it was cancelled")
+            if call._done is not None:
+                await wait_until(call._done, call.grace_deadline() + 1)
+            raise
+
+    # --- threads
+
+    def pool_of(self, bound: Bound) -> ThreadPool:
+        """The threads that this tool's sync code runs in."""
+        if not bound.execution.dedicated:
+            return self.pool
+        state = bound.state
+        if state.dedicated is None:
+            state.dedicated = ThreadPool(1, f"kgas-{self.session}-{bound.name}")
+        return state.dedicated
+
+    def pools(self) -> list[ThreadPool]:
+        """All thread pools of the session."""
+        return [self.pool, *(state.dedicated for state in self.states.values() if state.dedicated is not None)]
+
+    def next_run_id(self) -> str:
+        """The id of a new run."""
+        self._runs += 1
+        return f"{self.session}-run{self._runs}"
+
+    def abandoned_count(self) -> int:
+        """Abandoned threads that still run."""
+        return len(self.left)
+
+    def left_behind(self, call: Call[Any], work: Work) -> None:
+        """A thread was abandoned: on record until it ends."""
+        self.left[work] = call
+        work.on_done = lambda: self._thread_ended(call, work)
+
+    def _thread_ended(self, call: Call[Any], work: Work) -> None:
+        self.left.pop(work, None)
+        if self.log is not None:
+            self.log.emit(
+                "thread.ended",
+                call_id=call.id,
+                tool=call.name,
+                attempt=call.attempt,
+                run_us=(work.ended_ns - work.started_ns) // 1000,
+                status="failed" if work.error is not None else "succeeded",
+            )
+        self._step()
+
+    # --- ending
+
+    def crash(self, error: BaseException) -> None:
+        """End the session: cancel everything, and raise ``error`` on leaving. The first one counts."""
+        if self.pending is None or isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.pending = error
+        self.cancel("the session was ended by " + repr(error))
+
+    def cancel(self, reason: str) -> None:
+        """Cancel every call, every crew and the body of the ``async with``."""
+        self.is_cancelled = True
+        self.closing_at = min(self.closing_at, self.grace_until())
+        self.cancel_calls(reason)
+        self.task_group.cancel_scope.cancel()
+
+    def cancel_calls(self, reason: str) -> None:
+        """Cancel every call and crew."""
+        for crew in list(self.crews):
+            crew.stop()
+        for call in list(self.calls_open.values()):
+            call.cancel(reason)
+
+    def grace_until(self) -> float:
+        """The end of a grace that begins now."""
+        return min(anyio.current_time() + self.grace, self.closing_at)
+
+    def begin_drain(self) -> None:
+        """Refuse new roots; sources are pulled no more."""
+        self.is_draining = True
+        for crew in list(self.crews):
+            crew.drain()
+
+    async def drain(self) -> None:
+        """Let calls end for the grace, then cancel what is left and wait for it."""
+        self.begin_drain()
+        own = self._own_chain()
+        until = anyio.current_time() + self.grace
+        with anyio.move_on_at(until):
+            await self._until_idle(own)
+        if self.calls_open.keys() - own:
+            self.closing_at = self.grace_until()
+            self.cancel_calls("the manager's grace for draining is over")
+            await self._until_idle(self._own_chain())
+
+    def _own_chain(self) -> set[int]:
+        """The calls that this code itself runs in: nobody can wait for those."""
+        chain = set()
+        call = self.parent()
+        while call is not None:
+            chain.add(call.serial)
+            call = call.parent
+        return chain
+
+    async def _until_idle(self, but: set[int]) -> None:
+        while True:
+            waited = next((call for serial, call in self.calls_open.items() if serial not in but), None)
+            if waited is None:
+                return
+            await waited.wait()
+
+    def _step(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+
+    async def close(self, *, at_once: bool) -> None:
+        """End everything, in order: calls, threads, services, evidence. Runs in a task of the session's own.
+
+        The shield has no limit of its own, since every wait in it has one: calls their grace, services their stop.
+        """
+        try:
+            with anyio.CancelScope(shield=True):
+                if not at_once:
+                    await self.drain()
+                self.is_draining = True
+                self.closing_at = self.grace_until()
+                self.cancel_calls("the manager is closing")
+                await self._until_idle(set())
+                await self._join_threads()
+                await self.hosting.stop_all()
+                self.is_closed = True
+                await self._close_evidence()
+                for pool in self.pools():
+                    pool.close()
+        finally:
+            self.is_closed = True
+            self.closed.set()
+
+    async def _join_threads(self) -> None:
+        while self.left and self.abandoned == "join":
+            self._progress = anyio.Event()
+            await self._progress.wait()
+
+    async def _close_evidence(self) -> None:
+        log = self.log
+        if log is None:
+            return
+        log.emit(
+            "session.ended",
+            calls=self._serial,
+            abandoned=[call.id for call in self.left.values()] or None,
+            status="cancelled" if self.is_cancelled else "succeeded",
+        )
+        await log.begin_close().wait()
+
+    def evidence_failed(self, error: EvidenceError) -> None:
+        """A sink failed: stop, or go on without it, as ``on_sink_error`` says; said either way."""
+        if self.log is not None:
+            self.log.emit("evidence.failed", error={"type": "EvidenceError", "message": str(error)})
+        if self.on_sink_error == "stop" and not self.is_closed:
+            self.crash(error)
+        elif self.on_sink_error == "stop" and self.pending is None:
+            self.pending = error
+

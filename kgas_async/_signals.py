@@ -1,0 +1,69 @@
+"""SIGINT and SIGTERM as events of a session, instead of exceptions that land between any two bytecodes.
+
+A plain Ctrl-C under trio is raised wherever the main thread happens to be and breaks tokens; under asyncio it cancels
+the main task. Received here it only calls back on the loop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from ._threads import Mailbox, is_main_thread
+
+__all__ = ["SignalWatch"]
+
+_LOOPS_OWN = ("asyncio.runners", "anyio._backends._asyncio", "trio._core._ki")
+
+
+class SignalWatch:
+    """Receives SIGINT (and SIGTERM) while it is open.
+
+    Args:
+        mailbox: Of the loop.
+        on_signal: Called on the loop with the signal's number and how many there have been.
+        all_signals: Take SIGTERM too, and end the process at the third signal.
+    """
+
+    def __init__(self, mailbox: Mailbox, on_signal: Callable[[int, int], None], *, all_signals: bool) -> None:
+        self._mailbox = mailbox
+        self._on_signal = on_signal
+        self._all = all_signals
+        self._count = 0
+        self._previous: dict[int, Any] = {}
+
+    def open(self) -> None:
+        """Take over, where this is the main thread and nobody but Python or the event loop has the signal."""
+        if not is_main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM) if self._all else (signal.SIGINT,):
+            handler = signal.getsignal(number)
+            if self._all or _is_default(handler):
+                self._previous[number] = handler
+                signal.signal(number, self._handle)
+
+    def close(self) -> None:
+        """Give them back, in the main thread, to whoever had them."""
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # Runs in the main thread between any two bytecodes: it only counts and posts.
+        self._count += 1
+        if self._all and self._count >= 3:
+            os._exit(128 + number)
+        count = self._count
+        self._mailbox.put(lambda: self._on_signal(number, count))
+
+
+def _is_default(handler: Any) -> bool:
+    """Python's own handler, or the one that the event loop's runner has installed in its place."""
+    if handler is signal.default_int_handler:
+        return True
+    function = getattr(handler, "func", handler)  # asyncio's Runner installs a partial
+    return getattr(function, "__module__", None) in _LOOPS_OWN

@@ -1,0 +1,216 @@
+"""What a tool takes and gives, read once from a signature or a pydantic model; validation and JSON schemas.
+
+Knows callables and pydantic; nothing of tools and calls.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NotRequired, Required
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
+
+from ._errors import InvalidInputs
+from ._suggest import nearest
+
+__all__ = ["Signature"]
+
+_EMPTY = inspect.Parameter.empty
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Signature:
+    """The named inputs of a tool, with their types and defaults, and its result type.
+
+    Attributes:
+        tool: The tool's name, for messages.
+        types: The annotation of each input by name, `Any` where there is none.
+        required: The names that have no default.
+        returns: The annotation of the result.
+    """
+
+    def __init__(
+        self, tool: str, types: Mapping[str, Any], required: Iterable[str], returns: Any = Any, *, model: Any = None
+    ) -> None:
+        self.tool = tool
+        self.types = dict(types)
+        self.required = frozenset(required)
+        self.returns = returns
+        self.model: type[BaseModel] | None = model
+
+    @classmethod
+    def of_callable(cls, tool: str, function: Callable[..., Any], *, returns: Any = _EMPTY) -> Signature:
+        """Read from a function or bound method.
+
+        Raises:
+            TypeError: It takes ``*args`` or ``**kwargs`` or positional-only parameters, so its inputs have no names.
+        """
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"tool {tool!r}: the signature of {function!r} cannot be read ({error}); name its inputs: params=[...]"
+            ) from None
+        hints = _hints(function)
+        types: dict[str, Any] = {}
+        required = []
+        for name, parameter in signature.parameters.items():
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+                raise TypeError(
+                    f"tool {tool!r}: {_kind(parameter)} has no named inputs, so nothing can be bound or checked; name "
+                    f"the inputs in the signature, or wrap it: ToolAdapter(..., params=['text', ...]) or inputs=Model"
+                )
+            types[name] = hints.get(name, Any)
+            if parameter.default is _EMPTY:
+                required.append(name)
+        return cls(tool, types, required, hints.get("return", Any) if returns is _EMPTY else returns)
+
+    @classmethod
+    def of_names(cls, tool: str, names: Sequence[str], *, returns: Any = Any) -> Signature:
+        """Inputs of any type, all required."""
+        if isinstance(names, str) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+            raise TypeError(f"tool {tool!r}: params is a list of names, not {names!r}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"tool {tool!r}: params names an input twice: {list(names)}")
+        return cls(tool, dict.fromkeys(names, Any), names, returns)
+
+    @classmethod
+    def of_model(cls, tool: str, model: type[BaseModel], *, returns: Any = Any) -> Signature:
+        """The fields of the request object that a legacy tool takes."""
+        types = {name: field.annotation for name, field in model.model_fields.items()}
+        required = [name for name, field in model.model_fields.items() if field.is_required()]
+        return cls(tool, types, required, returns, model=model)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        if self.model is not None:
+            return TypeAdapter(self.model)
+        fields = {
+            name: Required[kind] if name in self.required else NotRequired[kind] for name, kind in self.types.items()
+        }
+        shape: Any = TypedDict(f"{self.tool} inputs", fields)  # type: ignore[operator]
+        shape.__pydantic_config__ = _CONFIG
+        return TypeAdapter(shape)
+
+    @cached_property
+    def _check(self) -> Callable[[Any], Any]:
+        try:
+            return self._adapter.validator.validate_python
+        except (PydanticUserError, TypeError) as error:
+            raise TypeError(f"tool {self.tool!r}: no schema can be made of its signature: {error}") from error
+
+    def prepare(self) -> None:
+        """Build what `validate` needs.
+
+        Raises:
+            TypeError: No schema can be made of an annotation.
+        """
+        self._check  # noqa: B018
+
+    def validate(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs, coerced to the annotated types.
+
+        Raises:
+            InvalidInputs: With tool, field and value.
+        """
+        try:
+            checked = self._check(inputs)
+        except ValidationError as error:
+            raise self._invalid(error, inputs) from None
+        if self.model is not None:
+            return {name: getattr(checked, name) for name in self.types}
+        return typing.cast(dict[str, Any], checked)
+
+    def _invalid(self, error: ValidationError, inputs: Mapping[str, Any]) -> InvalidInputs:
+        errors = []
+        lines = []
+        for found in error.errors(include_url=False, include_context=False):
+            field = ".".join(str(part) for part in found["loc"])
+            entry = {"field": field, "type": found["type"], "message": found["msg"], "value": found["input"]}
+            if found["type"] == "extra_forbidden":
+                entry["message"] = f"no such input; it takes {', '.join(self.types) or 'none'}{nearest(field, self.types)}"
+                lines.append(f"{field}: {entry['message']}")
+            elif found["type"] == "missing":
+                entry["message"] = "missing"
+                lines.append(f"{field}: missing")
+            else:
+                lines.append(f"{field}: {found['msg']}, not {_short(found['input'])}")
+            errors.append(entry)
+        return InvalidInputs(f"invalid inputs for tool {self.tool!r}: " + "; ".join(lines), tool=self.tool, errors=errors)
+
+    def named(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Positional arguments given their names."""
+        names = list(self.types)
+        if len(args) > len(names):
+            raise InvalidInputs(
+                f"invalid inputs for tool {self.tool!r}: {len(args)} positional inputs, it takes {len(names)}",
+                tool=self.tool,
+            )
+        named = dict(zip(names, args, strict=False))
+        for name in named:
+            if name in inputs:
+                raise InvalidInputs(f"invalid inputs for tool {self.tool!r}: {name} is given twice", tool=self.tool)
+        return {**named, **inputs}
+
+    def input_schema(self) -> dict[str, Any]:
+        """JSON Schema of the inputs: an object, unknown ones forbidden."""
+        self.prepare()
+        schema = self._adapter.json_schema()
+        schema["title"] = self.tool
+        return schema
+
+    def output_schema(self) -> dict[str, Any]:
+        """JSON Schema of the result; an empty one where it is not annotated."""
+        kind = type(None) if self.returns is None else self.returns
+        return TypeAdapter(kind, config=None).json_schema(mode="serialization") if kind is not Any else {}
+
+
+def _kind(parameter: inspect.Parameter) -> str:
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        return f"the positional-only parameter {parameter.name!r}"
+    return str(parameter).split(":")[0]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The resolved annotations; one that cannot be resolved (a local class behind a string) is left out: `Any`."""
+    target: Any = inspect.unwrap(function)
+    while hasattr(target, "func"):  # functools.partial
+        target = target.func
+    if not inspect.isroutine(target) and callable(target) and not isinstance(target, type):
+        target = target.__call__
+    target = getattr(target, "__func__", target)
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except Exception:  # noqa: BLE001  (whatever evaluating a foreign annotation raises)
+        pass
+    scope = {**getattr(target, "__globals__", {}), **_closure(target)}
+    hints = {}
+    for name, annotation in getattr(target, "__annotations__", {}).items():
+        try:
+            hints[name] = eval(annotation, scope) if isinstance(annotation, str) else annotation  # noqa: S307
+        except Exception:  # noqa: BLE001, PERF203, S112
+            continue
+    return hints
+
+
+def _closure(target: Any) -> dict[str, Any]:
+    code, cells = getattr(target, "__code__", None), getattr(target, "__closure__", None)
+    if code is None or not cells:
+        return {}
+    found = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+    return found

@@ -1,0 +1,451 @@
+"""Our worker threads, and the hand-over from any thread to the event loop.
+
+A `Mailbox` belongs to one event loop and takes callbacks from any thread without blocking it; a `Work` is one sync
+call; a `ThreadPool` runs works in daemon threads of its own. This is the only module of the core that knows which
+event loop it runs on, and the only one that starts threads. It knows nothing of tools, limits or policies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from itertools import count
+from time import monotonic, perf_counter_ns
+from typing import Any, Final
+
+import anyio
+import sniffio
+import trio
+from anyio.lowlevel import RunVar
+
+__all__ = [
+    "Mailbox",
+    "Reply",
+    "Signal",
+    "ThreadPool",
+    "Work",
+    "current_ident",
+    "is_main_thread",
+    "is_on_loop",
+    "is_self_inflicted",
+    "nested_context",
+    "run_bare",
+    "start_daemon",
+    "wait_until",
+]
+
+Signal: Final = threading.Event
+_library = sniffio.current_async_library_cvar
+_serials = count(1)
+
+
+class Mailbox:
+    """Takes callbacks from any thread and runs them on one event loop; never blocks the one who puts.
+
+    One per event loop: `here()` gives that of the running loop. ``busy`` counts the works handed to our threads that
+    have not ended, less those that wait in a nested call: virtual time stands still while it is above zero.
+    """
+
+    __slots__ = ("_awake", "_post", "_queue", "backend", "busy", "closed", "offset", "on_busy", "serial", "time")
+
+    def __init__(self) -> None:
+        self.backend = sniffio.current_async_library()
+        self.serial = next(_serials)  # tells this loop's clock from others'
+        self.busy = 0
+        self.on_busy: Callable[[int], None] | None = None
+        self.closed = False
+        self._awake = False
+        self._queue: deque[Callable[[], object]] = deque()
+        self._post: Callable[[Callable[[], None]], object]
+        if self.backend == "trio":
+            self._post = trio.lowlevel.current_trio_token().run_sync_soon
+            home: object = trio.lowlevel.current_clock()
+        else:
+            loop = asyncio.get_running_loop()
+            context = copy_context()
+            # A posted callback has no current task, by which sniffio knows asyncio; without this, start_soon() fails.
+            context.run(_library.set, self.backend)
+            self._post = lambda callback: loop.call_soon_threadsafe(callback, context=context)
+            home = loop
+        # A clock that threads can read; virtual ones (kgas_async.testing) stand still while our threads work.
+        self.time: Callable[[], float] = monotonic
+        adopt = getattr(home, "adopt_mailbox", None)
+        if adopt is not None:
+            self.time = _clock_of(home)
+            adopt(self)
+        self.offset = anyio.current_time() - self.time()  # of the loop's time over that clock's
+
+    @staticmethod
+    def here() -> Mailbox:
+        """The mailbox of the running event loop."""
+        mailbox = _mailbox.get(None)
+        if mailbox is None:
+            mailbox = Mailbox()
+            _mailbox.set(mailbox)
+        return mailbox
+
+    def put(self, callback: Callable[[], object]) -> bool:
+        """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
+        if self.closed:
+            return False
+        self._queue.append(callback)
+        if self._awake:
+            return True  # one wake-up for many
+        self._awake = True
+        try:
+            self._post(self._drain)
+        except RuntimeError:  # trio.RunFinishedError is one: the loop has ended
+            self.closed = True
+            return False
+        return True
+
+    def _drain(self) -> None:
+        self._awake = False  # before popping: a later append makes its own wake-up
+        queue = self._queue
+        while queue:
+            queue.popleft()()
+
+    def add_busy(self, change: int) -> None:
+        """Count works handed over (1) or ended (-1); on the loop only."""
+        self.busy += change
+        if self.on_busy is not None:
+            self.on_busy(self.busy)
+
+
+def _clock_of(home: Any) -> Callable[[], float]:
+    """The clock of a virtual loop: `time` on asyncio, `current_time` on trio."""
+    clock: Callable[[], float] = home.current_time if hasattr(home, "current_time") else home.time
+    return clock
+
+
+_mailbox: RunVar[Mailbox] = RunVar("kgas_async_mailbox")
+
+
+def is_main_thread() -> bool:
+    """Whether this is the thread that Python delivers signals to."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def is_on_loop() -> bool:
+    """Whether this thread runs an event loop now."""
+    try:
+        return sniffio.current_async_library() is not None
+    except sniffio.AsyncLibraryNotFoundError:
+        return False
+
+
+current_ident = threading.get_ident
+
+
+def start_daemon(target: Callable[[], object], name: str) -> threading.Thread:
+    """Start a reserved daemon thread, one that runs no tools."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def nested_context(backend: str) -> Context:
+    """A copy of this worker thread's context that is fit for a task on the loop again."""
+    context = copy_context()
+    context.run(_library.set, backend)
+    return context
+
+
+def is_self_inflicted(*, owned: bool) -> bool:
+    """Whether a cancellation exception was raised by nobody but the tool that it came out of.
+
+    asyncio only: awaiting a task that was cancelled raises ``CancelledError`` though nobody cancelled us, and a tool
+    may cancel its own task. In a task of ours (``owned``) the second can be told too, and is taken back.
+    """
+    if sniffio.current_async_library() == "trio" or anyio.current_effective_deadline() == -math.inf:
+        return False
+    task = asyncio.current_task()
+    if task is None:
+        return False
+    if owned and task.cancelling():
+        task.uncancel()
+        return True
+    return not task.cancelling()
+
+
+async def wait_until(event: anyio.Event, deadline: float = math.inf) -> BaseException | None:
+    """Wait for ``event`` until ``deadline`` (loop time), whatever cancels us meanwhile.
+
+    A shield keeps AnyIO's cancellation off, but not asyncio's own ``task.cancel()``: what arrives is remembered and
+    the first of it is returned, to be raised again by a caller that has cleaned up.
+    """
+    remembered: BaseException | None = None
+    while not event.is_set() and anyio.current_time() < deadline:
+        try:
+            with anyio.CancelScope(deadline=deadline, shield=True):
+                await event.wait()
+        except BaseException as error:  # noqa: BLE001  (raised again by the caller)
+            remembered = remembered or error
+    return remembered
+
+
+class Work:
+    """One sync call: made on the loop, claimed once by a thread or by its canceller, ended once.
+
+    Attributes:
+        value: What the function returned.
+        error: What it raised.
+        started_ns: When a thread took it up (``perf_counter_ns``), 0 before.
+        ended_ns: When the function ended, 0 before.
+        started_at: When a thread took it up, in the loop's time.
+        ended_at: When the function ended, in the loop's time.
+        aborted: Nobody waits for it any more; ``check_cancelled()`` looks here.
+        done: Set on the loop after the end.
+        ident: The identity of the thread that runs it.
+    """
+
+    __slots__ = (
+        "_claim",
+        "abandoned",
+        "aborted",
+        "context",
+        "done",
+        "ended_at",
+        "ended_ns",
+        "error",
+        "function",
+        "ident",
+        "mailbox",
+        "on_begin",
+        "on_done",
+        "on_end",
+        "pool",
+        "started_at",
+        "started_ns",
+        "value",
+        "withdrawn",
+    )
+
+    def __init__(self, function: Callable[[], Any], context: Context, mailbox: Mailbox) -> None:
+        self.function = function
+        self.context = context
+        self.mailbox = mailbox
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.started_ns = 0
+        self.ended_ns = 0
+        self.started_at = 0.0
+        self.ended_at = 0.0
+        self.ident = 0
+        self.abandoned = False
+        self.aborted = False
+        self.withdrawn = False
+        self.done = anyio.Event()
+        self.on_begin: Callable[[], object] | None = None  # on the loop, once a thread has taken it up
+        self.on_end: Callable[[], object] | None = None  # in the thread, at once: tokens go back without a living loop
+        self.on_done: Callable[[], object] | None = None  # on the loop, after the end, before `done`
+        self.pool: ThreadPool | None = None
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        """Whoever gets True owns the work: a thread, which runs it, or a canceller, so that it never starts."""
+        return self._claim.acquire(blocking=False)
+
+    def withdraw(self) -> bool:
+        """Take it back unless a thread has it (on the loop). True: it never began, and never will."""
+        if not self.claim():
+            return False
+        self.withdrawn = True
+        self.mailbox.add_busy(-1)
+        return True
+
+    def run(self) -> None:
+        """Run the function, in the thread that has claimed it."""
+        self.ident = threading.get_ident()
+        clock = self.mailbox.time
+        self.started_at = clock() + self.mailbox.offset
+        self.started_ns = perf_counter_ns()
+        if self.on_begin is not None:
+            self.mailbox.put(self.on_begin)
+        try:
+            self.value = self.context.run(self.function)
+        except BaseException as error:  # noqa: BLE001  (SystemExit too is this call's failure, not the thread's)
+            self.error = error
+        self.ended_at = clock() + self.mailbox.offset
+        self.ended_ns = perf_counter_ns()
+
+    def give_back(self) -> None:
+        """Give back what the work held, once it has ended or was withdrawn. From any thread."""
+        if self.on_end is not None:
+            self.on_end()
+
+    def finish(self) -> None:
+        """In the thread: give back what the work held; then tell the loop, if there still is one."""
+        self.give_back()
+        self.mailbox.put(self._finish)
+
+    def _finish(self) -> None:
+        self.mailbox.add_busy(-1)
+        if self.on_done is not None:
+            self.on_done()
+        self.done.set()
+
+
+class Reply:
+    """One answer, given by one thread and waited for by another."""
+
+    __slots__ = ("_event", "error", "value")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def give(self, value: Any = None, error: BaseException | None = None) -> None:
+        """Answer."""
+        self.value, self.error = value, error
+        self._event.set()
+
+    def wait(self) -> Any:
+        """Wait for the answer: the value, or the error raised. Ctrl-C in the main thread interrupts it."""
+        self._event.wait()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class ThreadPool:
+    """Daemon threads that run works first come, first served; started as needed, up to ``slots`` at a time.
+
+    A thread that was abandoned leaves the count, so that another may start, and comes back when its work ends. A
+    thread that waits in a nested call lends its slot for as long.
+    """
+
+    def __init__(self, slots: int, name: str = "kgas") -> None:
+        self.slots = slots
+        self.name = name
+        self._lock = threading.Lock()
+        self._queue: deque[Work] = deque()
+        self._idle: list[threading.Semaphore] = []
+        self._threads = 0  # those that count against slots
+        self._abandoned: set[Work] = set()
+        self._alive = 0
+        self._serial = 0
+        self._closed = False
+
+    @property
+    def alive(self) -> int:
+        """Threads that exist, abandoned ones among them."""
+        return self._alive
+
+    @property
+    def abandoned(self) -> int:
+        """Abandoned works that still run."""
+        return len(self._abandoned)
+
+    @property
+    def queued(self) -> int:
+        """Works that wait for a thread."""
+        return len(self._queue)
+
+    def submit(self, work: Work) -> None:
+        """Hand a work over; on its loop. Never blocks."""
+        if self._closed:
+            raise RuntimeError(f"thread pool {self.name!r} is closed")
+        # Its thread is outside any event loop, whatever the context that it inherits says.
+        work.context.run(_library.set, None)
+        work.pool = self
+        work.mailbox.add_busy(1)
+        with self._lock:
+            self._queue.append(work)
+            self._engage()
+
+    def _engage(self) -> None:
+        """Wake or start one thread, if there is work and a slot for it. Under the lock."""
+        if not self._queue:
+            return
+        if self._idle:
+            self._idle.pop().release()
+        elif self._threads < self.slots:
+            self._threads += 1
+            self._alive += 1
+            self._serial += 1
+            start_daemon(self._loop, f"{self.name}-{self._serial}")
+
+    def _loop(self) -> None:
+        parked = threading.Semaphore(0)
+        while True:
+            work = None
+            with self._lock:
+                if self._threads > self.slots or (self._closed and not self._queue):
+                    self._threads -= 1
+                    self._alive -= 1
+                    self._engage()  # the wake-up that this thread took may have been for work
+                    return
+                if self._queue:
+                    work = self._queue.popleft()
+                else:
+                    self._idle.append(parked)
+            if work is None:
+                parked.acquire()
+            elif work.claim():
+                work.run()
+                self._leave(work)
+                work.finish()
+
+    def _leave(self, work: Work) -> None:
+        # Before finish(): who is told of the end must find the pool's counts as they are after it.
+        with self._lock:
+            if work.abandoned:
+                self._abandoned.discard(work)
+                self._threads += 1
+
+    def abandon(self, work: Work) -> bool:
+        """Stop waiting for a running work: its thread leaves the count. False if it has just ended."""
+        with self._lock:
+            if work.ended_ns:
+                return False
+            work.abandoned = True
+            self._abandoned.add(work)
+            self._threads -= 1
+            self._engage()
+        return True
+
+    def lend(self, change: int) -> None:
+        """Lend (1) the slot of a thread that waits in a nested call, or take it back (-1)."""
+        with self._lock:
+            self.slots += change
+            if change > 0:
+                self._engage()
+
+    def close(self) -> None:
+        """Let idle threads end; one that is busy ends after its work. Does not wait."""
+        with self._lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().release()
+
+
+async def run_bare(function: Callable[[], Any], grace: float = 10.0) -> Any:
+    """Run a function in a daemon thread made for it, outside any manager.
+
+    Cancellation: Waits for the thread, ``grace`` seconds at the most, then leaves it.
+    """
+    work = Work(function, copy_context(), Mailbox.here())
+    work.context.run(_library.set, None)
+    work.claim()
+    work.mailbox.add_busy(1)
+
+    def run() -> None:
+        work.run()
+        work.finish()
+
+    start_daemon(run, "kgas-bare")
+    try:
+        await work.done.wait()
+    except BaseException:
+        work.aborted = True
+        await wait_until(work.done, anyio.current_time() + grace)
+        raise
+    if work.error is not None:
+        raise work.error
+    return work.value

@@ -1,0 +1,257 @@
+"""`KGASTool`, the base class of all tools: what a tool is, and how it wants to be run.
+
+Knows signatures and policies. It knows no manager: its sync door reaches one through `_context.door`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
+
+from ._context import door
+from ._errors import UnknownTool
+from ._policy import Policy
+from ._service import Service
+from ._signature import Signature
+from ._suggest import nearest
+
+__all__ = ["Execution", "KGASTool", "SupportsExecute", "Toolbox"]
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+@runtime_checkable
+class SupportsExecute(Protocol[P, R_co]):
+    """What a call infers its inputs and result from."""
+
+    @property
+    def execute_async(self) -> Callable[P, Awaitable[R_co]]: ...
+
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Execution:
+    """How a tool wants to be run.
+
+    Attributes:
+        kind: In the call's task, in a worker thread, or as a plain call on the event loop's thread.
+        function: What is called with the inputs; it takes the instance first where there is a factory.
+        factory: Builds the instance, where each thread has its own.
+        dedicated: Built and called in one thread of its own.
+        serial: One call at a time.
+        abandon: Leave a thread behind at once when its call ends before it.
+    """
+
+    kind: Literal["async", "thread", "inline"]
+    function: Callable[..., Any]
+    factory: Callable[[], Any] | None = None
+    dedicated: bool = False
+    serial: bool = False
+    abandon: bool = False
+
+
+class KGASTool:
+    """The async tool base class: subclass it and write ``execute_async``.
+
+    Class attributes, all optional: ``name`` (the class's), ``version``, ``description`` (the docstring's first line),
+    ``policy``, ``idempotent`` (may be run twice), ``backend`` (for the sync door), ``requires`` (services; those among
+    the attributes unless given). Constructors do no I/O.
+    """
+
+    name: str = "KGASTool"
+    version: str = "0"
+    description: str = ""
+    policy: Policy = Policy()
+    idempotent: bool = False
+    backend: str = "asyncio"
+
+    _names_inputs: ClassVar[bool] = True  # from execute_async's signature; adapters read theirs from elsewhere
+    _constructed: tuple[tuple[Any, ...], dict[str, Any]]
+    _using: Policy | None = None
+    _signature_cache: Signature | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+        if "description" not in cls.__dict__:
+            cls.description = (inspect.getdoc(cls) or "").partition("\n")[0]
+        if not isinstance(cls.policy, Policy):
+            raise TypeError(f"{cls.__name__}.policy is a Policy(...), not {cls.policy!r}")
+        own = cls.__dict__.get("execute_async")
+        if own is not None and cls._names_inputs and not getattr(own, "__isabstractmethod__", False):
+            if not inspect.iscoroutinefunction(own):
+                raise TypeError(f"{cls.__name__}.execute_async must be 'async def'; wrap sync code: ToolAdapter")
+            parameters = list(inspect.signature(own).parameters.values())[1:]
+            _refuse_unnamed(cls.__name__, parameters)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if getattr(cls.execute_async, "__isabstractmethod__", False):
+            raise TypeError(f"{cls.__name__} has no execute_async; write 'async def execute_async(self, *, ...)'")
+        self = super().__new__(cls)
+        self._constructed = (args, kwargs)  # a tool that is not started pickles by its constructor's arguments
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        args, kwargs = self._constructed
+        return (_rebuilt, (type(self), args, kwargs, self._using, self.__dict__.get("name")))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>" if self.name != type(self).__name__ else f"<tool {self.name!r}>"
+
+    @abstractmethod
+    async def execute_async(self, *args: Any, **kwargs: Any) -> Any:
+        """The tool itself, with named inputs. Awaiting it directly bypasses policy, limits and evidence."""
+        raise TypeError(f"{type(self).__name__} has no execute_async")
+
+    def execute(self: SupportsExecute[P, R], *args: P.args, **inputs: P.kwargs) -> R:
+        """Run the tool from sync code and wait for its result.
+
+        In a worker thread of a call it is a nested call of that call, under the same manager. With no event loop
+        running it makes a temporary manager, with the tool's policy and its services.
+
+        Returns:
+            What ``execute_async`` returns.
+
+        Raises:
+            RuntimeError: On a running event loop (await ``manager.execute(tool, ...)`` there), or in a thread that
+                belongs to no call while the tool's services run on a loop elsewhere.
+            CallError: As ``manager.execute``.
+        """
+        tool: Any = self
+        if door.sync is None:
+            raise RuntimeError("import kgas_async before using a tool's sync door")
+        result: R = door.sync(tool, tool.signature.named(args, inputs))
+        return result
+
+    @property
+    def signature(self) -> Signature:
+        """The named inputs and the result; built once."""
+        if self._signature_cache is None:
+            self._signature_cache = self._read_signature()
+        return self._signature_cache
+
+    def _read_signature(self) -> Signature:
+        return Signature.of_callable(self.name, self.execute_async)
+
+    def _execution(self) -> Execution:
+        return Execution("async", self.execute_async)
+
+    def _origin(self) -> object:
+        """What makes two tools of one name the same tool."""
+        return type(self)
+
+    @property
+    def requires(self) -> tuple[Any, ...]:
+        """The services that must run before this tool: those among its attributes."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Service))
+
+    async def validate_inputs(self, **inputs: Any) -> dict[str, Any]:
+        """Check and coerce the inputs by the signature; what comes out is what runs. Override to add checks.
+
+        Returns:
+            The coerced inputs by name.
+
+        Raises:
+            InvalidInputs: With tool, field and value.
+        """
+        return self.signature.validate(inputs)
+
+    def input_schema(self) -> dict[str, Any]:
+        """JSON Schema of the inputs."""
+        return self.signature.input_schema()
+
+    def output_schema(self) -> dict[str, Any]:
+        """JSON Schema of the result."""
+        return self.signature.output_schema()
+
+    async def cleanup_resources(self, call: Any) -> None:
+        """Called after a call of this tool has failed, timed out or was cancelled.
+
+        Shielded from cancellation, with the call's grace as its time limit. An error here is noted on the call's
+        error and does not replace it.
+
+        Args:
+            call: The `Call` that ended.
+        """
+
+    def using(self, *, name: str | None = None, **policy_fields: Any) -> Self:
+        """A copy with some policy fields laid over, and another name if one is given.
+
+        A copy that keeps its name shares limits, instances and statistics with the original.
+        """
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        over = Policy(**policy_fields)
+        copy._using = over if self._using is None else self._using.overlaid(over)
+        if name is not None:
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"using(name=...) is a non-empty string, not {name!r}")
+            copy.name = name
+            copy._signature_cache = None  # messages name the tool
+        return copy
+
+
+def _refuse_unnamed(tool: str, parameters: list[inspect.Parameter]) -> None:
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise TypeError(
+                f"{tool}.execute_async({parameter}) has no named inputs, so nothing can be bound or checked; name "
+                f"them: async def execute_async(self, *, text: str, ...)"
+            )
+
+
+def _rebuilt(
+    cls: type[KGASTool], args: tuple[Any, ...], kwargs: dict[str, Any], using: Policy | None, name: str | None
+) -> KGASTool:
+    tool = cls(*args, **kwargs)
+    tool._using = using
+    if name is not None:
+        tool.name = name
+    return tool
+
+
+class Toolbox(Mapping[str, KGASTool]):
+    """Tools by name, for programs that choose them at run time.
+
+    Args:
+        tools: Any tools; `manager.execute(toolbox[name], **json_arguments)` runs one.
+
+    Raises:
+        ValueError: Two tools with one name; give one another: ``tool.using(name=...)``.
+        TypeError: Something that is no tool.
+    """
+
+    def __init__(self, *tools: KGASTool) -> None:
+        self._tools: dict[str, KGASTool] = {}
+        for one in tools:
+            if not isinstance(one, KGASTool):
+                raise TypeError(f"a Toolbox takes tools, not {one!r}; wrap it: tool(...) or ToolAdapter(...)")
+            if one.name in self._tools:
+                raise ValueError(f"two tools are named {one.name!r}; give one another name: tool.using(name=...)")
+            self._tools[one.name] = one
+
+    def __getitem__(self, name: str) -> KGASTool:
+        try:
+            return self._tools[name]
+        except KeyError:
+            known = ", ".join(sorted(self._tools)) or "none"
+            raise UnknownTool(f"no tool is named {name!r}; there are: {known}{nearest(name, self._tools)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tools)
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def __repr__(self) -> str:
+        return f"Toolbox({', '.join(self._tools)})"

@@ -1,0 +1,79 @@
+"""Every async test runs on each event loop that KGAS_TEST_BACKENDS names, and fails rather than hangs.
+
+KGAS_TEST_BACKENDS is a comma list of asyncio, trio, uvloop; the default is "asyncio,trio".
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Awaitable, Callable, Generator
+from inspect import iscoroutinefunction
+from typing import Any
+
+import anyio
+import pytest
+
+GUARD_SECONDS = 60.0
+SLOW_GUARD_SECONDS = 600.0
+
+BACKENDS: dict[str, str | tuple[str, dict[str, Any]]] = {
+    "asyncio": "asyncio",
+    "trio": "trio",
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+}
+
+
+def _chosen_backends() -> list[str]:
+    chosen = [name.strip() for name in os.environ.get("KGAS_TEST_BACKENDS", "asyncio,trio").split(",")]
+    if unknown := [name for name in chosen if name not in BACKENDS]:
+        raise pytest.UsageError(f"KGAS_TEST_BACKENDS: {unknown[0]!r} is none of {', '.join(BACKENDS)}")
+    return chosen
+
+
+# Session scope, so that async fixtures of any scope can request it. They must: AnyIO reuses one that does not on the
+# next backend, silently.
+@pytest.fixture(scope="session", params=[pytest.param(BACKENDS[name], id=name) for name in _chosen_backends()])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # AnyIO's auto mode runs async tests without marking them; with the mark, `-m anyio` is what differs between loops.
+    for item in items:
+        if "anyio_backend" in getattr(item, "fixturenames", ()):
+            item.add_marker("anyio")
+
+
+# A fixture that holds fail_after would be entered and left in different tasks, so the test function itself is wrapped;
+# here and not at collection, because only here the backend of this very run is known.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    backend = pyfuncitem.funcargs.get("anyio_backend")
+    if backend is None or not iscoroutinefunction(pyfuncitem.obj) or _has_virtual_clock(backend):
+        return (yield)
+    seconds = SLOW_GUARD_SECONDS if pyfuncitem.get_closest_marker("slow") else GUARD_SECONDS
+    unguarded = pyfuncitem.obj
+    pyfuncitem.obj = _guarded(unguarded, seconds)
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = unguarded
+
+
+def _has_virtual_clock(backend: object) -> bool:
+    # There 60 seconds pass in no time, when the test sleeps. What watches these tests is pytest's faulthandler_timeout.
+    options = backend[1] if isinstance(backend, tuple) else {}
+    return "clock" in options or "loop_factory" in options
+
+
+def _guarded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def guarded(**arguments: Any) -> None:
+        with anyio.move_on_after(seconds) as scope:
+            await test(**arguments)
+        if scope.cancelled_caught:  # not fail_after: a TimeoutError of the test's own must stay apart from this
+            pytest.fail(f"still running after {seconds:g} s", pytrace=False)
+
+    return guarded

@@ -1,0 +1,45 @@
+"""Uses that a type checker must reject: each line that ends in the mark, and no other. Checked, never run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kgas_async import KGASTool, ServiceManager, tool
+
+
+@tool
+def load(path: Path) -> str:
+    return path.read_text()
+
+
+@tool
+async def fetch(url: str, *, tries: int = 1) -> bytes:
+    return b""
+
+
+class Link(KGASTool):
+    async def execute_async(self, *, path: Path, entities: list[str]) -> int:
+        return len(entities)
+
+
+async def inputs(manager: ServiceManager) -> None:
+    await manager.execute(load, wrong_name=1)  # rejected
+    await manager.execute(load)  # rejected
+    await manager.execute(load, path=3)  # rejected
+    await manager.execute(fetch, url="a", tries="2")  # rejected
+    await manager.execute(Link(), path=Path("a"), entities="b")  # rejected
+    await manager.outcome(load, wrong_name=1)  # rejected
+    manager.submit(load, wrong_name=1)  # rejected
+    await manager.execute(Path.read_text, self=Path("a"))  # rejected
+
+
+async def results(manager: ServiceManager) -> None:
+    number: int = await manager.execute(load, path=Path("a"))  # rejected
+    text: str = await manager.execute(Link(), path=Path("a"), entities=[])  # rejected
+    print(number, text)
+
+
+def plain_calls() -> None:
+    load(3)  # rejected
+    load.execute(wrong_name=1)  # rejected
+    Link().execute(path=Path("a"))  # rejected
