@@ -24,10 +24,11 @@ def install(session: nox.Session, *groups: str) -> None:
 def lint(session: nox.Session) -> None:
     """ruff: rules, then format. Takes `-- --fix` to mend what it can."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
-    session.run("ruff", "check", *session.posargs)
     if "--fix" in session.posargs:
+        session.run("ruff", "check", "--fix")
         session.run("ruff", "format")
     else:
+        session.run("ruff", "check")
         session.run("ruff", "format", "--check")
 
 

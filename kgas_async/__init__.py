@@ -1,4 +1,4 @@
-"""kgas_async runs tools correctly: any mix of async tools and legacy sync tools, over many items, under asyncio or trio.
+"""kgas_async runs tools correctly: async tools and legacy sync tools, over many items, under asyncio or trio.
 
 Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
@@ -91,6 +91,6 @@ __all__ = [
     "tool",
 ]
 
-for _name in __all__:
-    globals()[_name].__module__ = __name__  # the public home of a public name, in tracebacks and documentation
-del _name, open_door
+for _public in [globals()[name] for name in __all__]:
+    _public.__module__ = __name__  # the public home of a public name, in tracebacks and documentation
+del open_door

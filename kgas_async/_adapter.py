@@ -63,9 +63,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
     name = "ToolAdapter"
 
     @overload
-    def __init__(
-        self: ToolAdapter[P, R], legacy: Callable[P, Coroutine[Any, Any, R]], /, **options: Any
-    ) -> None: ...
+    def __init__(self: ToolAdapter[P, R], legacy: Callable[P, Coroutine[Any, Any, R]], /, **options: Any) -> None: ...
     @overload
     def __init__(self: ToolAdapter[P, R], legacy: Callable[P, R], /, **options: Any) -> None: ...
     @overload
@@ -141,7 +139,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         """The same options for many: ``wrap = ToolAdapter.preset(method="run"); a, b = wrap(A()), wrap(B())``."""
         return Preset(cls, options)
 
-    async def execute_async(self, *args: P.args, **inputs: P.kwargs) -> R:  # type: ignore[override]
+    async def execute_async(self, *args: P.args, **inputs: P.kwargs) -> R:
         """The function itself in a worker thread, without policy, limits and evidence."""
         named = self.signature.named(args, inputs)
         execution = self._execution()
@@ -286,8 +284,6 @@ def _check_target(tool: ToolAdapter[..., Any], legacy: object, factory: object) 
         raise TypeError("ToolAdapter takes either something to wrap or a factory=, and not both")
     if factory is not None and not callable(factory):
         raise TypeError(f"ToolAdapter(factory) is a callable without arguments, not {factory!r}")
-    if isinstance(legacy, type) and not hasattr(legacy, "__call__"):
-        raise TypeError(f"{legacy!r} is a class; pass an object, or factory={legacy.__name__}")
     if isinstance(legacy, type) and tool._method is None and hasattr(legacy, "execute"):
         raise TypeError(f"{legacy.__name__} is a class with .execute; pass an object, or factory={legacy.__name__}")
     if tool._inner is not None and tool._method is not None:
@@ -301,7 +297,9 @@ def _check_options(tool: ToolAdapter[..., Any], options: dict[str, Any]) -> None
     if tool._is_async and ("offload" in options or "on_cancel" in options):
         raise TypeError(f"tool {tool.name!r} is async: offload= and on_cancel= do not apply to it")
     if offload not in ("thread", "inline"):
-        raise TypeError(f"offload={offload!r} is not known; use 'thread' or 'inline'{nearest(str(offload), ('thread', 'inline'))}")
+        raise TypeError(
+            f"offload={offload!r} is not known; use 'thread' or 'inline'{nearest(str(offload), ('thread', 'inline'))}"
+        )
     if offload == "inline" and "on_cancel" in options:
         raise TypeError("offload='inline' takes no on_cancel: nothing can interrupt it")
     if on_cancel not in ("wait", "abandon"):
@@ -309,7 +307,9 @@ def _check_options(tool: ToolAdapter[..., Any], options: dict[str, Any]) -> None
     if instances not in _INSTANCES:
         raise TypeError(f"instances={instances!r} is not known; use one of {', '.join(_INSTANCES)}")
     if instances in ("per_thread", "dedicated") and tool._factory is None:
-        raise TypeError(f"instances={instances!r} builds its objects in their threads: give factory= instead of an object")
+        raise TypeError(
+            f"instances={instances!r} builds its objects in their threads: give factory= instead of an object"
+        )
     if instances in ("per_thread", "dedicated") and offload == "inline":
         raise TypeError(f"instances={instances!r} needs offload='thread'")
     if tool._params is not None and tool._model is not None:
@@ -376,7 +376,7 @@ def _load_global(module: str, qualname: str, using: Policy | None, name: str | N
 
 class _Decorator(Protocol):
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> FunctionTool[P, R, Coroutine[Any, Any, R]]: ...
     @overload
@@ -384,9 +384,7 @@ class _Decorator(Protocol):
 
 
 @overload
-def tool(  # type: ignore[overload-overlap]
-    function: Callable[P, Coroutine[Any, Any, R]], /
-) -> FunctionTool[P, R, Coroutine[Any, Any, R]]: ...
+def tool(function: Callable[P, Coroutine[Any, Any, R]], /) -> FunctionTool[P, R, Coroutine[Any, Any, R]]: ...
 @overload
 def tool(function: Callable[P, R], /) -> FunctionTool[P, R, R]: ...
 @overload

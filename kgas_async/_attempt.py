@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextvars import copy_context
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import anyio
 
 from ._call import Call
-from ._context import current_call, current_work
+from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
 from ._limits import ConcurrencyLimit
@@ -26,7 +25,7 @@ from ._threads import Work, wait_until
 __all__ = ["DeadlinePassed", "attempt_once"]
 
 
-class DeadlinePassed(Exception):  # noqa: N818  (internal: becomes a CallTimeout)
+class DeadlinePassed(Exception):
     """The call's deadline passed, before or while the tool ran."""
 
     def __init__(self, cause: BaseException | None = None) -> None:
@@ -77,6 +76,7 @@ async def _take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> No
             _refuse_own_chain(call, limit)
         if not limit.acquire_nowait():
             began = perf_counter_ns()
+            call.waits()
             try:
                 with anyio.CancelScope(deadline=_deadline(call)) as scope:
                     await limit.acquire()
@@ -105,6 +105,7 @@ async def _take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:
     wanted = [(limit, limit.tokens(call.inputs)) for limit in rates]
     if not acquire_rates_nowait(wanted):
         began = perf_counter_ns()
+        call.waits()
         try:
             with anyio.CancelScope(deadline=_deadline(call)) as scope:
                 await acquire_rates(wanted)
@@ -145,16 +146,17 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
     timeout = bound.timeout
     if timeout is None and call.deadline_at is None:
         try:
-            call.value = await drive(context.run(partial(bound.function, **call.inputs)), context)
+            call.value = await drive(context.run(partial(bound.function, **call.inputs)), context, call.waits)
         except Exception as error:  # noqa: BLE001
             return error
         return None
     timeout_at = math.inf if timeout is None else anyio.current_time() + timeout
     failed: BaseException | None = None
+    scope = anyio.CancelScope(deadline=min(timeout_at, _deadline(call)))
     try:
-        with anyio.CancelScope(deadline=min(timeout_at, _deadline(call))) as scope:
+        with scope:
             try:
-                call.value = await drive(context.run(partial(bound.function, **call.inputs)), context)
+                call.value = await drive(context.run(partial(bound.function, **call.inputs)), context, call.waits)
             except Exception as error:  # noqa: BLE001
                 failed = error
     except Exception as error:  # noqa: BLE001  (what was left of a group when the scope had taken its cancellation out)
@@ -208,6 +210,7 @@ async def _in_thread(
     submitted = perf_counter_ns()
     bound.state.thread_starts += 1
     home.pool_of(bound).submit(work)
+    call.waits()
     timed_out = False
     try:
         if bound.timeout is None and call.deadline_at is None:

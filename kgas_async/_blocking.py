@@ -7,8 +7,9 @@ trio inside trio. Knows the manager only as what it calls.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from contextvars import Context
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import anyio
@@ -29,7 +30,9 @@ class _Async(Protocol):
     """The manager behind the door."""
 
     async def __aenter__(self) -> Any: ...
-    async def __aexit__(self, *exc_info: Any) -> Any: ...
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None, /
+    ) -> Any: ...
 
 
 class BlockingCall:
@@ -106,9 +109,9 @@ class BlockingManager:
 
     async def _main(self, ready: Reply) -> None:
         stop = self._stop = anyio.Event()
+        error: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             self._task_group = tasks
-            error: BaseException | None = None
             try:
                 async with self._manager:
                     self._mailbox = Mailbox.here()
@@ -123,7 +126,7 @@ class BlockingManager:
         if error is not None:
             raise error
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._exc_info = exc_info
         mailbox, stop = self._mailbox, self._stop
         if mailbox is not None and stop is not None:
@@ -137,7 +140,7 @@ class BlockingManager:
         """Run an async function on the loop, in a copy of this thread's context, and wait for it."""
         mailbox = self._mailbox
         if mailbox is None:
-            raise ManagerClosed("the manager is not open; use it inside 'with ServiceManager(...).blocking() as manager:'")
+            raise ManagerClosed("the manager is not open; use it inside 'with ServiceManager().blocking() as manager:'")
         request = _Request(function, args, nested_context(mailbox.backend))
         if not mailbox.put(lambda: self._task_group.start_soon(request.run)):
             raise ManagerClosed("the manager's event loop has ended")
@@ -262,7 +265,5 @@ class _Request:
 
     def wait_for_end(self) -> None:
         """Wait for the answer, whatever it is."""
-        try:
+        with suppress(Exception):  # the interrupt is what is raised
             self.reply.wait()
-        except Exception:  # noqa: BLE001, S110  (the interrupt is what is raised)
-            pass

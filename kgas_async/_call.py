@@ -73,6 +73,7 @@ class Bound:
     """A tool as one manager runs it in one place: policy resolved, limits found, evidence fields prepared."""
 
     __slots__ = (
+        "check",
         "cleans_up",
         "deadline",
         "execution",
@@ -116,7 +117,7 @@ class Bound:
         self.state = state
         self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
         self.signature = tool.signature
-        self.signature.prepare()  # a signature without a schema is misuse, said here and not as a call's failure
+        self.check = self.signature.checker()  # a signature without a schema is misuse, said here
         self.validates = type(tool).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
@@ -162,11 +163,13 @@ class Host:
 
     Attributes:
         owned: Whether the task is the manager's own, and not that of the caller.
+        on_wait: Called when a call begins to wait for something: others could work meanwhile.
     """
 
-    __slots__ = ("call", "owned", "scope")
+    __slots__ = ("call", "on_wait", "owned", "scope")
 
-    def __init__(self, *, owned: bool) -> None:
+    def __init__(self, *, owned: bool, on_wait: Callable[[], object] | None = None) -> None:
+        self.on_wait = on_wait
         self.scope: anyio.CancelScope | None = None
         self.call: Any = None
         self.owned = owned
@@ -201,6 +204,7 @@ class Call(Generic[R]):
     begun_ns = 0
     ended_ns = 0
     run_ns = 0
+    waited = False  # any of the following is above 0
     wait_concurrency_ns = 0
     wait_rate_ns = 0
     wait_retry_ns = 0
@@ -210,6 +214,7 @@ class Call(Generic[R]):
     children: set[Any] | None = None
     holds: tuple[Any, ...] = ()
     context: Context | None = None
+    on_end: Callable[[Any], object] | None = None
     _host: Host | None = None
     _done: anyio.Event | None = None
 
@@ -261,6 +266,13 @@ class Call(Generic[R]):
     def run_id(self) -> str | None:
         """The id of the run it belongs to."""
         return self.bound.run_id
+
+    def waits(self) -> None:
+        """To be called before waiting for a token, a thread, a delay."""
+        self.waited = True
+        host = self._host
+        if host is not None and host.on_wait is not None:
+            host.on_wait()
 
     @property
     def host_is_ours(self) -> bool:
@@ -372,23 +384,24 @@ class Call(Generic[R]):
         """The outcome of a call that has ended."""
         if self.status == "cancelled" and self.error is None:
             self.cancelled_error()
+        wait_ns = self.wait_ns if self.waited else 0
         return Outcome(
             self.status,
             self.value,
             self.error,
-            self.item or "",
+            self.item,
             self.index,
             self.bound.name,
             self.attempt,
-            self.wait_ns / 1e9,
-            self.run_ns / 1e9,
+            wait_ns,
+            self.run_ns,
         )
 
-    def end(self, status: str, error: BaseException | None = None) -> None:
+    def end(self, status: str, error: BaseException | None = None, at_ns: int = 0) -> None:
         """Give the call its final status, once: off the register, into statistics and evidence."""
         if self.ended_ns:
             return
-        self.ended_ns = perf_counter_ns()
+        self.ended_ns = at_ns or perf_counter_ns()
         self.status = status
         if error is not None:
             self.error = error
@@ -398,15 +411,17 @@ class Call(Generic[R]):
         state = bound.state
         state.ended[status] += 1
         state.run_ns += self.run_ns
-        if home.log is not None and (home.log.wants_calls or status not in ("succeeded", "cancelled")):
-            home.log.append(self)
+        log = home.log
+        if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled")):
+            log.append(self)
         if status == "succeeded":
             self.context = None  # it refers to the call; without the cycle both are freed at once
         if self._done is not None:
             self._done.set()
-        parent = self.parent
-        if parent is not None and parent.children is not None:
-            parent.children.discard(self)
+        if self.parent is not None and self.parent.children is not None:
+            self.parent.children.discard(self)
+        if self.on_end is not None:
+            self.on_end(self)
 
 
 async def wait_for_end(call: Call[Any], deadline: float) -> BaseException | None:

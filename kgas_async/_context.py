@@ -16,16 +16,23 @@ __all__ = ["RunningCall", "check_cancelled", "current", "current_call", "current
 class RunningCall(Protocol):
     """The call that a piece of code runs in."""
 
-    id: str
-    name: str
     attempt: int
-    manager: Any
-    parent: Any
-    aborted: bool
-    work: Any
-    pipeline: str | None
-    phase: str | None
     item: str | None
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def manager(self) -> Any: ...
+    @property
+    def aborted(self) -> bool: ...
+    @property
+    def pipeline(self) -> str | None: ...
+    @property
+    def phase(self) -> str | None: ...
+    @property
+    def run_id(self) -> str | None: ...
 
 
 current_call: ContextVar[RunningCall | None] = ContextVar("kgas_async_call", default=None)

@@ -7,9 +7,9 @@ manager only as the `Employer` protocol.
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -39,6 +39,8 @@ class Employer(Home, Protocol):
     def new_call(self, bound: Any, inputs: Any, parent: Any = None) -> Call[Any]: ...
     async def run_isolated(self, call: Call[Any]) -> None: ...
     async def host_call(self, call: Call[Any]) -> None: ...
+    def keep_crew(self, crew: Any) -> None: ...
+    def drop_crew(self, crew: Any) -> None: ...
 
     @property
     def is_draining(self) -> bool: ...
@@ -64,13 +66,13 @@ class Progress:
 def check_on_error(on_error: object) -> str | float:
     """``"collect"``, ``"raise"`` or a share from 0 to 1."""
     if on_error in ("collect", "raise"):
-        return on_error  # type: ignore[return-value]
+        return str(on_error)
     if isinstance(on_error, float) and 0 <= on_error <= 1:
         return on_error
     raise ValueError(f"on_error is 'collect', 'raise' or a share of failed items from 0.0 to 1.0, not {on_error!r}")
 
 
-class Crew(Generic[T]):
+class Crew(ABC, Generic[T]):
     """Workers, their source, and the outcomes that wait to be taken.
 
     Args:
@@ -103,16 +105,15 @@ class Crew(Generic[T]):
         self._ordered = ordered
         self._on_error = check_on_error(on_error)
         self._on_progress = on_progress
-        self._total = len(source) if hasattr(source, "__len__") else None
+        self._total = len(source) if isinstance(source, Sized) else None
         self._iterator: Iterator[Any] | None = None
         self._async_iterator: AsyncIterator[Any] | None = None
-        if hasattr(source, "__aiter__"):
-            self._async_iterator = source.__aiter__()
+        if isinstance(source, AsyncIterable):
+            self._async_iterator = aiter(source)
+        elif isinstance(source, Iterable):
+            self._iterator = iter(source)
         else:
-            try:
-                self._iterator = iter(source)  # type: ignore[arg-type]
-            except TypeError:
-                raise TypeError(f"items is an iterable or an async iterable, not {source!r}") from None
+            raise TypeError(f"items is an iterable or an async iterable, not {source!r}")
         self._pulling = False
         self.exhausted = False
         self.pulled = 0
@@ -134,13 +135,13 @@ class Crew(Generic[T]):
         self._hiring = False
         self._left = anyio.Event()
         self._began = perf_counter()
-        self._lag = 0  # nanoseconds: when a worker last let others run
+        self.last_ended_ns = 0  # when the last call of any worker ended
 
     # --- for the manager and the public stream
 
     def start(self) -> None:
         """Hire the first worker."""
-        self.home.crews.add(self)
+        self.home.keep_crew(self)
         self._hire()
 
     def drain(self) -> None:
@@ -163,7 +164,7 @@ class Crew(Generic[T]):
         """
         self.stop()
         native = await wait_until(self._left)
-        self.home.crews.discard(self)
+        self.home.drop_crew(self)
         await self._close_source()
         if native is not None:
             raise native
@@ -225,13 +226,9 @@ class Crew(Generic[T]):
 
     # --- for subclasses
 
-    async def process(self, host: Host, unit: Any) -> int:
-        """Run one unit; returns the time of its last call's end (nanoseconds)."""
-        raise NotImplementedError
-
-    def has_more(self) -> bool:
-        """Whether there is work besides the source's."""
-        return False
+    @abstractmethod
+    def process(self, host: Host, unit: Any) -> Awaitable[None]:
+        """Run one unit to its end."""
 
     def take(self) -> Any:
         """The next unit, or None where there is none now."""
@@ -285,14 +282,17 @@ class Crew(Generic[T]):
             return
         if self._on_error == "raise":
             self.fail(outcome.error or CallError(f"item {outcome.key} was {outcome.status}"))
-        elif isinstance(self._on_error, float) and self.done >= SHARE_FROM:
-            if self.failed / self.done > self._on_error:
-                self.fail(
-                    PipelineError(
-                        f"{self.failed} of {self.done} items have failed, more than on_error={self._on_error:g} "
-                        f"allows; the last: {outcome.error}"
-                    )
+        elif self._share_is_exceeded():
+            self.fail(
+                PipelineError(
+                    f"{self.failed} of {self.done} items have failed, more than on_error={self._on_error} allows; "
+                    f"the last: {outcome.error}"
                 )
+            )
+
+    def _share_is_exceeded(self) -> bool:
+        share = self._on_error
+        return isinstance(share, float) and self.done >= SHARE_FROM and self.failed / self.done > share
 
     def fail(self, error: BaseException) -> None:
         """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""
@@ -310,7 +310,7 @@ class Crew(Generic[T]):
         self.last_error = failure
 
     def wake_one(self) -> None:
-        """There is work for one more."""
+        """A worker waits for something, or there is more to take: one more may work meanwhile."""
         if self._parked:
             self._parked.popleft().set()
         elif not self._hiring and self._workers < self.in_flight and not self.stopped:
@@ -331,7 +331,7 @@ class Crew(Generic[T]):
 
     async def _work(self) -> None:
         self._hiring = False
-        host = Host(owned=True)
+        host = Host(owned=True, on_wait=self.wake_one)
         self._hosts.add(host)
         try:
             while not (self.over or self.stopped):
@@ -354,7 +354,7 @@ class Crew(Generic[T]):
 
     async def _serve(self, host: Host, scope: anyio.CancelScope) -> None:
         """Units one after another, until there are no more, or until this scope was cancelled for one of them."""
-        since = 0
+        since = yielded_ns = 0
         log = self.home.log
         while not self.stopped:
             unit = self.take()
@@ -367,20 +367,14 @@ class Crew(Generic[T]):
                     return
                 await self._park()
                 continue
-            # One more for while this one is suspended; it runs only when this one lets it.
-            if self._parked:
-                if self.has_more():
-                    self._parked.popleft().set()
-            elif not self._hiring and self._workers < self.in_flight:
-                self._hire()
-            ended_ns = await self.process(host, unit)
+            await self.process(host, unit)
             if scope.cancel_called:
                 return
             since += 1
-            if since >= YIELD_EVERY or ended_ns - self._lag > YIELD_NS:
+            if since >= YIELD_EVERY or self.last_ended_ns - yielded_ns > YIELD_NS:
                 since = 0
                 await anyio.lowlevel.checkpoint()
-                self._lag = ended_ns
+                yielded_ns = self.last_ended_ns
                 if log is not None and log.behind:
                     await log.caught_up()
 
@@ -436,7 +430,10 @@ class OutcomeStream(Generic[T]):
 
         Cancellation: Takes nothing; the outcomes stay.
         """
-        return await self._crew.next()
+        crew = self._crew
+        if crew.error is None and (outcome := crew.next_ready()) is not None:
+            return outcome
+        return await crew.next()
 
     async def take_some(self, most: int) -> list[Outcome[T]]:
         """The next outcome and those that are ready behind it; none after the last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from typing import Any
 
@@ -11,12 +11,24 @@ __all__ = ["drive"]
 
 
 @types.coroutine
-def drive(awaitable: Awaitable[Any], context: Context) -> Generator[Any, Any, Any]:
-    """Await ``awaitable`` so that each of its steps runs in ``context``. The task's identity stays the host's."""
-    coroutine: Any = awaitable if hasattr(awaitable, "send") else _as_coroutine(awaitable)
-    run, send = context.run, coroutine.send
+def drive(
+    awaitable: Awaitable[Any], context: Context, on_wait: Callable[[], object] | None = None
+) -> Generator[Any, Any, Any]:
+    """Await ``awaitable`` so that each of its steps runs in ``context``. The task's identity stays the host's.
+
+    ``on_wait`` is called when it suspends for the first time: then the host could do with company.
+    """
+    coroutine: Any = awaitable
+    run = context.run
+    try:
+        send = coroutine.send
+    except AttributeError:
+        coroutine = _as_coroutine(awaitable)
+        send = coroutine.send
     try:
         step = run(send, None)
+        if on_wait is not None:
+            on_wait()
         while True:
             try:
                 sent = yield step

@@ -59,7 +59,9 @@ class InvalidInputs(CallError):
             leaves out).
     """
 
-    def __init__(self, message: str, *, tool: str = "", call_id: str = "", errors: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, message: str, *, tool: str = "", call_id: str = "", errors: Sequence[dict[str, Any]] = ()
+    ) -> None:
         super().__init__(message, tool=tool, call_id=call_id)
         self.errors = list(errors)
 
@@ -112,7 +114,7 @@ class CallRejected(CallError):
         self.retry_after = retry_after
 
 
-class CallAborted(BaseException):  # noqa: N818  (it is no error: it ends a sync tool)
+class CallAborted(BaseException):
     """Raised by ``check_cancelled()`` in a sync tool whose call was cancelled or has timed out.
 
     A ``BaseException``, so that ``except Exception`` in legacy code does not eat it.

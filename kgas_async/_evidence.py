@@ -197,8 +197,9 @@ class EvidenceLog:
         anchor = self._anchor_ns
         for sink in list(self._sinks):
             try:
-                if hasattr(sink, "write_lines"):
-                    sink.write_lines(
+                write_lines = getattr(sink, "write_lines", None)  # the file's: lines, without a mapping per record
+                if write_lines is not None:
+                    write_lines(
                         [
                             render_fields(entry, seq, self.session, anchor)
                             if entry.__class__ is dict
@@ -207,7 +208,9 @@ class EvidenceLog:
                         ]
                     )
                 else:
-                    sink.write([Record.of(entry, seq, self.session, anchor) for seq, entry in enumerate(entries, first)])
+                    sink.write(
+                        [Record.of(entry, seq, self.session, anchor) for seq, entry in enumerate(entries, first)]
+                    )
             except Exception as error:  # noqa: BLE001  (whatever a sink raises makes it a failed sink)
                 self._sinks.remove(sink)
                 self._fail(sink, error)
@@ -234,5 +237,5 @@ class EvidenceLog:
         for sink in [*self._sinks, *self._quiet]:
             try:
                 sink.close()
-            except Exception as error:  # noqa: BLE001, PERF203
+            except Exception as error:  # noqa: BLE001
                 self._fail(sink, error)

@@ -52,7 +52,9 @@ class Elements:
         if hasattr(result, "__aiter__"):
             return cls(None, result.__aiter__(), bound)
         if not isinstance(result, Iterable):
-            raise TypeError(f"phase {phase!r} expands its result, which must be an iterable, not {type(result).__name__}")
+            raise TypeError(
+                f"phase {phase!r} expands its result, which must be an iterable, not {type(result).__name__}"
+            )
         elements = cls(iter(result), None, bound)
         if isinstance(result, Sized):  # a container: iterating over it runs no code of the tool
             elements._direct = True

@@ -35,7 +35,12 @@ def _plain_class(kind: Any) -> type | None:
     if kind is None or kind is type(None):
         return type(None)
     origin = typing.get_origin(kind) or kind
-    if not isinstance(origin, type) or origin is object or typing.is_typeddict(origin) or hasattr(origin, "__supertype__"):
+    if (
+        not isinstance(origin, type)
+        or origin is object
+        or typing.is_typeddict(origin)
+        or hasattr(origin, "__supertype__")
+    ):
         return None
     if getattr(origin, "_is_protocol", False) or origin.__module__ in ("typing", "collections.abc"):
         return None
@@ -51,8 +56,6 @@ def cannot_fit(source: Any, target: Any) -> bool:
         return True
     if issubclass(given, _SCALARS) and issubclass(wanted, _CONTAINERS):
         return True
-    if issubclass(given, _CONTAINERS) and issubclass(wanted, _SCALARS):
-        return True
     # Two containers or two scalars may be coerced into each other, and what pydantic can make of a foreign class
     # is not ours to know.
-    return False
+    return issubclass(given, _CONTAINERS) and issubclass(wanted, _SCALARS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,7 +23,6 @@ class Frame:
     __slots__ = (
         "bad",
         "calls",
-        "ended_ns",
         "error",
         "expansion",
         "expansions",
@@ -59,7 +58,6 @@ class Frame:
         self.status = "succeeded"
         self.error: BaseException | None = None
         self.failed_phase: str | None = None
-        self.ended_ns = 0
 
     def fail(self, phase: str, call: Call[Any]) -> None:
         """A phase's call did not succeed."""
@@ -98,6 +96,13 @@ class Frame:
                 return True
             frame = frame.parent
         return False
+
+    def all_calls(self) -> Iterator[Call[Any]]:
+        """The calls of this frame and of its elements."""
+        yield from self.calls.values()
+        for expansion in self.expansions:
+            for frame in expansion.frames:
+                yield from frame.all_calls()
 
     def expansion_of(self, element: str) -> Expansion | None:
         """This frame's expansion into elements of that name."""
@@ -175,7 +180,9 @@ class Expansion:
         inputs = inputs_for(planned, frame)
         for binding in wanted:
             inputs[binding.parameter] = [
-                follow(one.results[binding.name] if binding.kind == "result" else one.fields[binding.name], binding.path)
+                follow(
+                    one.results[binding.name] if binding.kind == "result" else one.fields[binding.name], binding.path
+                )
                 for one in whole
             ]
         return inputs, len(self.frames) - len(whole)
@@ -265,9 +272,9 @@ def key_of(pipeline: Pipeline, item: Any, fields: Mapping[str, Any], index: int)
 def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
     """What came of a source item."""
     for expansion in frame.expansions:
-        if frame.status == "succeeded" and (expansion.error is not None or expansion.failed_count()):
-            if not _was_collected(frame, expansion):
-                frame.take_failure(expansion)
+        failed = expansion.error is not None or expansion.failed_count()
+        if frame.status == "succeeded" and failed and not _was_collected(frame, expansion):
+            frame.take_failure(expansion)
     value: Any = None
     if frame.status == "succeeded":
         leaves = [name for name in plan.leaves if name not in frame.bad]
@@ -275,17 +282,17 @@ def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
         value = next(iter(values.values())) if len(plan.leaves) == 1 and values else values
     attempts = wait_ns = run_ns = 0
     tool = ""
-    for call in frame.calls.values():
+    for call in frame.all_calls() if frame.expansions else frame.calls.values():
         attempts += call.attempt
-        wait_ns += call.wait_ns
         run_ns += call.run_ns
-        tool = call.name
-    outcome = Outcome(
-        frame.status, value, frame.error, frame.key, frame.index, tool, attempts, wait_ns / 1e9, run_ns / 1e9
-    )
-    outcome.failed_phase = frame.failed_phase
-    outcome._phases = lambda: phase_outcomes(frame)
-    return outcome
+        if call.waited:
+            wait_ns += call.wait_ns
+    for call in frame.calls.values():
+        tool = call.bound.name
+    return Outcome(
+        frame.status, value, frame.error, frame.key, frame.index, tool, attempts, wait_ns, run_ns, frame.failed_phase,
+        lambda: phase_outcomes(frame),
+    )  # fmt: skip
 
 
 def _was_collected(frame: Frame, expansion: Expansion) -> bool:
@@ -312,7 +319,7 @@ def phase_outcomes(frame: Frame) -> dict[str, Any]:
         name = planned.phase.name
         if name in frame.bad and name not in found:
             error = CallSkipped(f"phase {name!r} was not run: what it needs failed", tool=planned.phase.tool.name)
-            found[name] = Outcome("skipped", None, error, frame.key, frame.index, planned.phase.tool.name, 0, 0.0, 0.0)
+            found[name] = Outcome("skipped", None, error, frame.key, frame.index, planned.phase.tool.name)
     for expansion in frame.expansions:
         for inner in expansion.frames:
             for name, outcome in phase_outcomes(inner).items():

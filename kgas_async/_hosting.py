@@ -220,5 +220,7 @@ def lifetime_check(service: Any) -> None:
     if not isinstance(service, Service) and not (hasattr(service, "__aenter__") and hasattr(service, "__aexit__")):
         raise TypeError(
             f"{service!r} is no service: it is neither a Service nor an async context manager; the class itself was "
-            f"given?" if isinstance(service, type) else f"{service!r} is no service"
+            f"given?"
+            if isinstance(service, type)
+            else f"{service!r} is no service"
         )

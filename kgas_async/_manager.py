@@ -13,8 +13,6 @@ from time import perf_counter
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
-import anyio
-
 from ._blocking import BlockingManager
 from ._call import Call
 from ._crew import OutcomeStream, Progress
@@ -238,7 +236,7 @@ class ServiceManager:
             call = await self._run_here(tool, args, inputs)
         except (KgasAsyncError, TypeError, ValueError) as error:
             name = getattr(tool, "name", type(tool).__name__)
-            return Outcome("rejected", None, error, "", -1, name, 0, 0.0, 0.0)
+            return Outcome("rejected", None, error, "", -1, name)
         return call.to_outcome()
 
     async def _run_here(self, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
@@ -335,7 +333,9 @@ class ServiceManager:
         if bound.requires:
             session.hosting.check_running(bound.requires, bound.name)
         if arg is not None and arg not in bound.signature.types:
-            raise TypeError(f"arg={arg!r} is no input of tool {bound.name!r}; it takes {', '.join(bound.signature.types)}")
+            raise TypeError(
+                f"arg={arg!r} is no input of tool {bound.name!r}; it takes {', '.join(bound.signature.types)}"
+            )
         crew = MapCrew(
             session, bound, inputs, arg, in_flight=in_flight, ordered=ordered, window=None, on_error=on_error,
             on_progress=on_progress, parent=parent,
@@ -395,9 +395,7 @@ class ServiceManager:
         await session.hosting.start_all(pipeline.services)
         run_id = session.next_run_id()
         bound = {
-            phase.name: session.bind(
-                phase.tool, phase.policy, pipeline=pipeline.name, phase=phase.name, run_id=run_id
-            )
+            phase.name: session.bind(phase.tool, phase.policy, pipeline=pipeline.name, phase=phase.name, run_id=run_id)
             for phase in pipeline.phases
         }
         crew = RunCrew(session, pipeline, bound, run_id, items, parent=parent, **options)

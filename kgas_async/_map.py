@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Iterable
 from typing import Any
 
-from ._call import Bound, Host
+from ._call import Bound, Call, Host
 from ._crew import Crew, Employer
 from ._path import perform
 
@@ -22,23 +22,23 @@ class MapCrew(Crew[Any]):
         self._bound = bound
         self._arg = arg
 
-    async def process(self, host: Host, unit: Any) -> int:
-        """One call."""
+    take = Crew.next_item
+
+    def process(self, host: Host, unit: Any) -> Awaitable[None]:
+        """One call; its outcome is delivered as it ends."""
         index, inputs = unit
         if self._arg is not None:
             inputs = {self._arg: inputs}
         call = self.home.new_call(self._bound, inputs, self.parent)
         call.index = index
+        call.on_end = self._ended
         call._host = host
         host.call = call
-        try:
-            if self._bound.isolated:
-                await self.home.run_isolated(call)
-            else:
-                await perform(call)
-        finally:
+        return self.home.run_isolated(call) if self._bound.isolated else perform(call)
+
+    def _ended(self, call: Call[Any]) -> None:
+        host = call._host
+        if host is not None:
             host.call = None
-            outcome = call.to_outcome()
-            outcome.key = str(index)
-            self.deliver(index, outcome)
-        return call.ended_ns
+        self.last_ended_ns = call.ended_ns
+        self.deliver(call.index, call.to_outcome())

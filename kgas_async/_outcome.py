@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from ._errors import CallCancelled
@@ -20,7 +21,7 @@ class Outcome(Generic[R]):
             leaf.
         error: The error, None if succeeded.
         key: The item's key; for a call of a map its index as a string.
-        index: The place in the source, from 0.
+        index: The place in the source, from 0; -1 for a single call.
         tool: The tool that gave the value.
         attempts: Attempts begun.
         wait_s: Seconds spent waiting for limits, retries and a thread.
@@ -29,18 +30,19 @@ class Outcome(Generic[R]):
         failed_phase: For items: the phase that failed, or None.
     """
 
+    # Made once per item of large maps: few fields, and nothing that keeps the call alive.
     __slots__ = (
+        "_key",
         "_phases",
+        "_run_ns",
+        "_wait_ns",
         "attempts",
         "error",
         "failed_phase",
         "index",
-        "key",
-        "run_s",
         "status",
         "tool",
         "value",
-        "wait_s",
     )
 
     def __init__(
@@ -48,24 +50,41 @@ class Outcome(Generic[R]):
         status: str,
         value: R | None,
         error: BaseException | None,
-        key: str,
+        key: str | None,
         index: int,
-        tool: str,
-        attempts: int,
-        wait_s: float,
-        run_s: float,
+        tool: str = "",
+        attempts: int = 0,
+        wait_ns: int = 0,
+        run_ns: int = 0,
+        failed_phase: str | None = None,
+        phases: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self.status = status
         self.value = value
         self.error = error
-        self.key = key
+        self._key = key
         self.index = index
         self.tool = tool
         self.attempts = attempts
-        self.wait_s = wait_s
-        self.run_s = run_s
-        self.failed_phase: str | None = None
-        self._phases: Any = None
+        self._wait_ns = wait_ns
+        self._run_ns = run_ns
+        self.failed_phase = failed_phase
+        self._phases: Any = phases
+
+    @property
+    def key(self) -> str:
+        """The item's key; its index where it has none."""
+        return str(self.index) if self._key is None else self._key
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds spent waiting for limits, retries and a thread."""
+        return self._wait_ns / 1e9
+
+    @property
+    def run_s(self) -> float:
+        """Seconds spent running."""
+        return self._run_ns / 1e9
 
     @property
     def ok(self) -> bool:

@@ -11,12 +11,13 @@ from time import perf_counter_ns
 from typing import Any
 
 import anyio
+from pydantic import ValidationError
 
 from ._attempt import DeadlinePassed, attempt_once
 from ._call import Call
 from ._context import current_call
 from ._drive import drive
-from ._errors import CallAborted, CallError, CallFailed, CallRejected, CallTimeout, InvalidInputs
+from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs
 from ._offload import ReturnedError
 from ._threads import is_self_inflicted
 
@@ -33,25 +34,26 @@ async def perform(call: Call[Any]) -> None:
     if not bound.plain or call.deadline_at is not None or call.cancel_requested:
         return await _perform_fully(call)
     # The same path where nothing bounds the call, written flat: this is what an item of a large map costs.
+    begun = call.begun_ns = call.created_ns  # there was nothing to wait for
     try:
-        inputs = call.inputs = bound.signature.validate(call.inputs)
+        inputs = call.inputs = bound.check(call.inputs)
+        call.attempt = 1
+        call.status = "running"
         call.context = context = copy_context()
         context.run(current_call.set, call)
-        call.status = "running"
-        call.attempt = 1
-        begun = call.begun_ns = perf_counter_ns()
-        call.value = await drive(context.run(bound.function, **inputs), context)
-        call.run_ns = perf_counter_ns() - begun
+        host = call._host
+        call.value = await drive(context.run(bound.function, **inputs), context, None if host is None else host.on_wait)
+        ended = perf_counter_ns()
+        call.run_ns = ended - begun
+        call.end("succeeded", None, ended)
     except Exception as error:  # noqa: BLE001  (any error is the call's; cancellation is none)
         _note_run(call)
-        status, ended = _failure(call, error, None)
-        call.end(status, ended)
+        status, failure = _failure(call, error, None)
+        call.end(status, failure)
     except BaseException as error:
         _note_run(call)
         if not _ended_by_tool(call, error):
             raise
-    else:
-        call.end("succeeded")
 
 
 def _note_run(call: Call[Any]) -> None:
@@ -95,8 +97,9 @@ async def _validated(call: Call[Any]) -> BaseException | None:
     bound = call.bound
     try:
         if not bound.validates:
-            call.inputs = bound.signature.validate(call.inputs)
+            call.inputs = bound.check(call.inputs)
         else:
+            call.waits()
             with anyio.CancelScope(deadline=_deadline(call)) as scope:
                 call.inputs = await drive(bound.tool.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
@@ -143,6 +146,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         if bound.home.log is not None:
             bound.home.log.retried(call, asked, delay)
         slept = perf_counter_ns()
+        call.waits()
         await anyio.sleep(delay)
         call.wait_retry_ns += perf_counter_ns() - slept
 
@@ -156,6 +160,8 @@ def _as_seen_by_retry(call: Call[Any], error: BaseException) -> BaseException:
 def _failure(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
     """How the call ends after this error: the status and the error that is raised."""
     known: dict[str, Any] = {"tool": call.name, "call_id": call.id, "attempts": call.attempt}
+    if isinstance(error, ValidationError) and not call.attempt:
+        error = call.bound.signature.invalid(error)
     if isinstance(error, InvalidInputs) and not call.attempt:
         error.tool, error.call_id = call.name, call.id
         return "failed", error

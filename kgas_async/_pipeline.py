@@ -17,7 +17,7 @@ from ._policy import Policy
 from ._suggest import nearest
 from ._tool import KGASTool
 
-__all__ = ["Binding", "ITEM", "Phase", "Pipeline", "Plan", "PlannedPhase", "RUN"]
+__all__ = ["ITEM", "RUN", "Binding", "Phase", "Pipeline", "Plan", "PlannedPhase"]
 
 Level = tuple[str, ...]
 RUN: Final[Level] = ("<run>",)  # once per run
@@ -283,7 +283,9 @@ class _Planner:
                 raise ValueError(self._at(phase, f"after={name!r} is no phase before it{hint}"))
             needs.append(name)
         level = self._level(phase, bindings)
-        needs += [b.name if b.kind == "result" else self.expansions[b.name].phase.name for b in bindings if b.kind != "field"]
+        needs += [
+            b.name if b.kind == "result" else self.expansions[b.name].phase.name for b in bindings if b.kind != "field"
+        ]
         return PlannedPhase(phase, level, tuple(bindings), tuple(dict.fromkeys(needs)))
 
     def _bind(self, phase: Phase, parameter: str, later: set[str]) -> Binding | None:
@@ -303,7 +305,9 @@ class _Planner:
         if name == phase.name and parameter not in phase.bind and self.fields is None:
             return self._assume(parameter, name, path, optional=optional)
         if name in later and name != phase.name:
-            raise ValueError(self._at(phase, f"input {parameter!r} binds {name!r}, which is declared later; move it up"))
+            raise ValueError(
+                self._at(phase, f"input {parameter!r} binds {name!r}, which is declared later; move it up")
+            )
         if self.fields is None:
             return self._assume(parameter, name, path, optional=optional)
         if name in self.fields:
@@ -330,7 +334,7 @@ class _Planner:
                     self._at(phase, f"collect=True takes values of items; {binding.name!r} is one of each "
                     f"{binding.level[-1]!r}: collect it per item before (collect={binding.level[-1]!r})")
                 )  # fmt: skip
-        elif phase.collect is not None:
+        elif isinstance(phase.collect, str):
             if phase.collect not in self.expansions:
                 raise ValueError(
                     self._at(phase, f"collect={phase.collect!r} is no expansion before it"
@@ -364,7 +368,7 @@ class _Planner:
             if levels - {RUN}:  # not reached: such values are collected
                 raise ValueError(self._at(phase, "a run-level phase takes lists of item values"))
             return RUN
-        if phase.collect is not None:
+        if isinstance(phase.collect, str):
             if phase.collect not in self.expansions:
                 raise ValueError(
                     self._at(phase, f"collect={phase.collect!r} is no expansion before it"
@@ -386,9 +390,8 @@ class _Planner:
         deepest = max(levels, key=len, default=ITEM)
         for level in levels:
             if level != deepest[: len(level)]:
-                raise ValueError(
-                    self._at(phase, f"binds values of two expansions, {level[-1]!r} and {deepest[-1]!r}: collect one")
-                )
+                one, other = "/".join(level), "/".join(deepest)
+                raise ValueError(self._at(phase, f"binds values of two expansions, {one!r} and {other!r}: collect one"))
         return deepest
 
     def _check_assumed(self) -> None:

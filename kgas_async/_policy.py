@@ -13,7 +13,7 @@ from ._rate import RateLimit
 from ._resilience import Retry
 from ._suggest import nearest
 
-__all__ = ["DEFAULTS", "Policy", "UNSET"]
+__all__ = ["DEFAULTS", "UNSET", "Policy"]
 
 
 class _Unset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from json.encoder import encode_basestring  # type: ignore[attr-defined]  # escapes just what RFC 8785 wants escaped
+from json.encoder import encode_basestring  # escapes just what RFC 8785 wants escaped
 from time import gmtime, strftime
 from typing import Any, Final
 
@@ -156,7 +156,7 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
     if _second[0] != seconds:
         _second = (seconds, strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)))
     values = (call.attempt, call.serial, who, call.run_ns // 1000, seq, _second[1], rest // 1000)
-    if call.wait_ns:
+    if call.waited:
         line = template[1] % (
             *values,
             call.wait_concurrency_ns // 1000,

@@ -63,10 +63,6 @@ class RunCrew(Crew[Any]):
             if binding.collected
         }
 
-    def has_more(self) -> bool:
-        """Whether an open expansion has elements to take."""
-        return any(expansion.elements.is_ready for expansion in self._open_expansions)
-
     # --- units
 
     def take(self) -> Any:
@@ -77,7 +73,7 @@ class RunCrew(Crew[Any]):
                 return unit
         return self.next_item()
 
-    async def process(self, host: Host, unit: Any) -> int:
+    async def process(self, host: Host, unit: Any) -> None:
         """Walk an item or an element as far as it goes."""
         work: tuple[Frame, int] | None
         if isinstance(unit, tuple):
@@ -86,11 +82,9 @@ class RunCrew(Crew[Any]):
             work = (unit, 0)
         else:
             work = await self._refill(unit)
-        frame = None
         while work is not None:
             frame, position = work
             work = await self._walk(host, frame, position)
-        return frame.ended_ns if frame is not None else 0
 
     def _admitted(self, index: int, item: Any) -> tuple[Frame, int] | None:
         """The frame of a new item, or None where the item is at fault: then it has its outcome."""
@@ -105,12 +99,14 @@ class RunCrew(Crew[Any]):
                     f"keys must differ"
                 )
         except PipelineError as error:
-            self.deliver(index, Outcome("failed", None, error, key, index, "", 0, 0.0, 0.0))
+            self.deliver(index, Outcome("failed", None, error, key, index))
             return None
         except Exception as error:  # noqa: BLE001  (the user's key function)
-            failure = PipelineError(f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {error!r}")
+            failure = PipelineError(
+                f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {error!r}"
+            )
             failure.__cause__ = error
-            self.deliver(index, Outcome("failed", None, failure, key, index, "", 0, 0.0, 0.0))
+            self.deliver(index, Outcome("failed", None, failure, key, index))
             return None
         self._keys.add(key)
         return Frame(None, self._plan.item, index, key, fields), 0
@@ -162,7 +158,7 @@ class RunCrew(Crew[Any]):
         phase = planned.phase
         try:
             if phase.collect is not None:
-                expansion = frame.expansion_of(phase.collect)
+                expansion = frame.expansion_of(str(phase.collect))
                 inputs, missing = expansion.collected(planned, frame) if expansion is not None else ({}, 0)
                 if missing and phase.missing == "skip":
                     self._skip(frame, planned, expansion)
@@ -209,7 +205,7 @@ class RunCrew(Crew[Any]):
             raise
         finally:
             host.call = None
-        frame.ended_ns = call.ended_ns
+        self.last_ended_ns = call.ended_ns
         return call
 
     def _abandon_frame(self, frame: Frame) -> None:
@@ -234,12 +230,12 @@ class RunCrew(Crew[Any]):
         expansion = Expansion(frame, planned, position, elements)
         frame.expansions.append(expansion)
         self._open_expansions.append(expansion)
-        self.wake_one()
         return expansion
 
     async def _refill(self, expansion: Expansion) -> tuple[Frame, int] | None:
         """Pull elements where they are made; what to go on with if there are none."""
         expansion.elements.pulling = True
+        self.wake_one()
         try:
             await expansion.elements.pull(self.home)
         except Exception as error:  # noqa: BLE001  (the user's iterator)
@@ -337,4 +333,3 @@ class RunCrew(Crew[Any]):
                 value = follow(self.results[binding.name], binding.path)
             inputs[binding.parameter] = value
         return inputs
-

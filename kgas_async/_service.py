@@ -64,6 +64,6 @@ def lifetime(service: object) -> AbstractAsyncContextManager[Any]:
     """The context manager that is a service's lifetime; any plain async context manager is one."""
     if isinstance(service, Service):
         return service.running()
-    if hasattr(service, "__aenter__") and hasattr(service, "__aexit__"):
+    if isinstance(service, AbstractAsyncContextManager):  # by its methods, not by inheritance
         return service
     raise TypeError(f"{service!r} is no service: it is neither a Service nor an async context manager")

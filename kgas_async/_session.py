@@ -111,9 +111,7 @@ class Session:
         if not isinstance(tool, KGASTool):
             raise TypeError(f"{tool!r} is no tool; wrap it: tool(...) or ToolAdapter(...)")
         resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
-        bound = Bound(
-            self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id
-        )
+        bound = Bound(self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id)
         if phase is None:
             if len(self._bounds) >= BOUND_TOOLS_KEPT:
                 del self._bounds[next(iter(self._bounds))]
@@ -210,6 +208,7 @@ class Session:
 
     async def run_isolated(self, call: Call[Any]) -> None:
         """Run a call in a task of its own and wait for it; our cancellation is its."""
+        call.waits()
         self.spawn(self._host_owned, call)
         try:
             await call.wait()
@@ -260,6 +259,14 @@ class Session:
                 status="failed" if work.error is not None else "succeeded",
             )
         self._step()
+
+    def keep_crew(self, crew: Any) -> None:
+        """Own a map or a run: it is drained and cancelled with the session."""
+        self.crews.add(crew)
+
+    def drop_crew(self, crew: Any) -> None:
+        """A map or a run has ended."""
+        self.crews.discard(crew)
 
     # --- ending
 
@@ -373,4 +380,3 @@ class Session:
             self.crash(error)
         elif self.on_sink_error == "stop" and self.pending is None:
             self.pending = error
-

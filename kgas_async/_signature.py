@@ -93,7 +93,8 @@ class Signature:
         fields = {
             name: Required[kind] if name in self.required else NotRequired[kind] for name, kind in self.types.items()
         }
-        shape: Any = TypedDict(f"{self.tool} inputs", fields)  # type: ignore[operator]
+        make: Any = TypedDict  # with a name and fields that only run time knows
+        shape = make(f"{self.tool} inputs", fields)
         shape.__pydantic_config__ = _CONFIG
         return TypeAdapter(shape)
 
@@ -104,13 +105,22 @@ class Signature:
         except (PydanticUserError, TypeError) as error:
             raise TypeError(f"tool {self.tool!r}: no schema can be made of its signature: {error}") from error
 
-    def prepare(self) -> None:
-        """Build what `validate` needs.
+    def checker(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """What checks and coerces inputs; raises pydantic's ``ValidationError``, see `invalid`.
 
         Raises:
             TypeError: No schema can be made of an annotation.
         """
-        self._check  # noqa: B018
+        check = self._check
+        if self.model is None:
+            return check
+        names = tuple(self.types)
+
+        def check_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            checked = check(inputs)
+            return {name: getattr(checked, name) for name in names}
+
+        return check_model
 
     def validate(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs, coerced to the annotated types.
@@ -119,21 +129,21 @@ class Signature:
             InvalidInputs: With tool, field and value.
         """
         try:
-            checked = self._check(inputs)
+            return self.checker()(inputs)
         except ValidationError as error:
-            raise self._invalid(error, inputs) from None
-        if self.model is not None:
-            return {name: getattr(checked, name) for name in self.types}
-        return typing.cast(dict[str, Any], checked)
+            raise self.invalid(error) from None
 
-    def _invalid(self, error: ValidationError, inputs: Mapping[str, Any]) -> InvalidInputs:
+    def invalid(self, error: ValidationError) -> InvalidInputs:
+        """What pydantic found, with the tool's name, each field and the nearest known one."""
         errors = []
         lines = []
         for found in error.errors(include_url=False, include_context=False):
             field = ".".join(str(part) for part in found["loc"])
             entry = {"field": field, "type": found["type"], "message": found["msg"], "value": found["input"]}
             if found["type"] == "extra_forbidden":
-                entry["message"] = f"no such input; it takes {', '.join(self.types) or 'none'}{nearest(field, self.types)}"
+                entry["message"] = (
+                    f"no such input; it takes {', '.join(self.types) or 'none'}{nearest(field, self.types)}"
+                )
                 lines.append(f"{field}: {entry['message']}")
             elif found["type"] == "missing":
                 entry["message"] = "missing"
@@ -141,7 +151,9 @@ class Signature:
             else:
                 lines.append(f"{field}: {found['msg']}, not {_short(found['input'])}")
             errors.append(entry)
-        return InvalidInputs(f"invalid inputs for tool {self.tool!r}: " + "; ".join(lines), tool=self.tool, errors=errors)
+        return InvalidInputs(
+            f"invalid inputs for tool {self.tool!r}: " + "; ".join(lines), tool=self.tool, errors=errors
+        )
 
     def named(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Positional arguments given their names."""
@@ -159,7 +171,7 @@ class Signature:
 
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema of the inputs: an object, unknown ones forbidden."""
-        self.prepare()
+        self.checker()
         schema = self._adapter.json_schema()
         schema["title"] = self.tool
         return schema
@@ -197,8 +209,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = {}
     for name, annotation in getattr(target, "__annotations__", {}).items():
         try:
-            hints[name] = eval(annotation, scope) if isinstance(annotation, str) else annotation  # noqa: S307
-        except Exception:  # noqa: BLE001, PERF203, S112
+            hints[name] = eval(annotation, scope) if isinstance(annotation, str) else annotation
+        except Exception:  # noqa: BLE001
             continue
     return hints
 

@@ -36,6 +36,7 @@ __all__ = [
     "run_bare",
     "start_daemon",
     "wait_until",
+    "would_block_exit",
 ]
 
 Signal: Final = threading.Event
@@ -136,6 +137,11 @@ def is_on_loop() -> bool:
         return sniffio.current_async_library() is not None
     except sniffio.AsyncLibraryNotFoundError:
         return False
+
+
+def would_block_exit() -> bool:
+    """Whether threads that are no daemons, which only tools can have started, would keep the process alive."""
+    return any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate())
 
 
 current_ident = threading.get_ident

@@ -28,15 +28,15 @@ CREATE TABLE mentions (document INTEGER, entity INTEGER, kind TEXT, count INTEGE
     PRIMARY KEY (document, entity, kind)) WITHOUT ROWID;
 CREATE TABLE links (document INTEGER, source INTEGER, target INTEGER, count INTEGER NOT NULL,
     PRIMARY KEY (document, source, target)) WITHOUT ROWID;
+CREATE INDEX mentioned ON mentions (entity, document);
 
 CREATE VIEW nodes (name, kind, count, documents) AS
     -- One name, several spellings of it (code here, plain there): the most frequent kind names the node.
-    SELECT name, kind, total, documents FROM (
-        SELECT entity, kind, sum(sum(count)) OVER (PARTITION BY entity) AS total,
-               (SELECT count(DISTINCT document) FROM mentions AS own WHERE own.entity = mentions.entity) AS documents,
-               row_number() OVER (PARTITION BY entity ORDER BY sum(count) DESC, kind) AS place
-        FROM mentions GROUP BY entity, kind
-    ) JOIN names ON names.id = entity WHERE place = 1
+    SELECT name, kind, total, (SELECT count(DISTINCT document) FROM mentions WHERE entity = id) FROM (
+        SELECT entity AS id, kind, sum(times) OVER (PARTITION BY entity) AS total,
+               row_number() OVER (PARTITION BY entity ORDER BY times DESC, kind) AS place
+        FROM (SELECT entity, kind, sum(count) AS times FROM mentions GROUP BY entity, kind)
+    ) JOIN names USING (id) WHERE place = 1
     UNION ALL SELECT name, 'document', sections, 1 FROM documents;
 CREATE VIEW edges (source, target, relation, weight) AS
     SELECT documents.name, names.name, 'mentions', sum(count)
@@ -62,10 +62,6 @@ class Summary:
     entities: int
     edges: int
     guessed: int
-
-    def __str__(self) -> str:
-        guessed = f", {self.guessed} of them taken for Latin-1" if self.guessed else ""
-        return f"{self.documents:,} documents{guessed}, {self.entities:,} entities and {self.edges:,} edges in {self.path}"
 
 
 class GraphFile:

@@ -6,9 +6,10 @@ threads come in when they come in, whatever the seed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial, wraps
-from typing import Any, ParamSpec, overload
+from typing import Any, ParamSpec, TypeAlias, overload
 
 import anyio
 
@@ -18,11 +19,12 @@ from kgas_async.testing._virtual import virtual_backend
 __all__ = ["explore"]
 
 P = ParamSpec("P")
+_Test: TypeAlias = Callable[[], Awaitable[object]]
 
 
 @overload
 def explore(
-    test: Callable[[], Awaitable[object]],
+    test: _Test,
     /,
     *,
     seeds: int | Iterable[int] = 10,
@@ -41,7 +43,7 @@ def explore(
 
 
 def explore(
-    test: Callable[[], Awaitable[object]] | None = None,
+    test: _Test | None = None,
     /,
     *,
     seeds: int | Iterable[int] = 10,
@@ -67,45 +69,51 @@ def explore(
         test: An async function without arguments, run in an event loop of its own each time.
         seeds: How many, from 0 on; or which.
         backends: ``"asyncio"``, ``"trio"`` or both.
-        timeout_s: What each run may take, in virtual seconds. A deadlock takes no time to get there, unless a thread is
-            stuck too; it is reported with the place where each task waits.
+        timeout_s: What each run may take, in virtual seconds. A deadlock gets there in no time; it is reported with the
+            place where each task waits.
 
     Returns:
-        None, or, without ``test``, the decorator.
+        None, or the decorator if ``test`` is not given.
 
     Raises:
         TimeoutError: A run did not end, with where its tasks waited.
         ValueError: No seeds, or no virtual time on one of the backends.
         BaseException: What the test raised, with the note.
     """
+    plan = _plan(seeds, backends, timeout_s)
+    if test is not None:
+        plan(test, _name_of(test))
+        return None
+
+    def decorate(function: Callable[P, Awaitable[object]]) -> Callable[P, None]:
+        @wraps(function)
+        def explored(*args: P.args, **kwargs: P.kwargs) -> None:
+            plan(partial(function, *args, **kwargs), _name_of(function))
+
+        return explored
+
+    return decorate
+
+
+def _plan(seeds: int | Iterable[int], backends: str | Iterable[str], timeout_s: float) -> Callable[[_Test, str], None]:
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     names = [backends] if isinstance(backends, str) else list(backends)
     if not chosen or not names:
         raise ValueError("explore() needs at least one seed and one backend, or it tests nothing")
 
-    def run_all(function: Callable[[], Awaitable[object]], name: str) -> None:
+    def run_all(test: _Test, name: str) -> None:
         for backend in names:
             for seed in chosen:
-                _run_one(function, name, backend, seed, timeout_s)
+                _run_one(test, name, backend, seed, timeout_s)
 
-    def decorate(function: Callable[P, Awaitable[object]]) -> Callable[P, None]:
-        @wraps(function)
-        def explored(*args: P.args, **kwargs: P.kwargs) -> None:
-            run_all(partial(function, *args, **kwargs), _name_of(function))
-
-        return explored
-
-    if test is None:
-        return decorate
-    run_all(test, _name_of(test))
-    return None
+    return run_all
 
 
 def _name_of(test: Callable[..., object]) -> str:
     return getattr(test, "__name__", "test")
 
 
-def _run_one(test: Callable[[], Awaitable[object]], name: str, backend: str, seed: int, timeout_s: float) -> None:
+def _run_one(test: _Test, name: str, backend: str, seed: int, timeout_s: float) -> None:
     library, options = virtual_backend(backend, seed)
     try:
         anyio.run(_bounded, test, timeout_s, options.get("clock"), backend=library, backend_options=options)
@@ -117,8 +125,8 @@ def _run_one(test: Callable[[], Awaitable[object]], name: str, backend: str, see
         raise
 
 
-async def _bounded(test: Callable[[], Awaitable[object]], timeout_s: float, clock: Any) -> None:
-    clock = clock or _running_loop()
+async def _bounded(test: _Test, timeout_s: float, clock: Any) -> None:
+    clock = clock or asyncio.get_running_loop()  # a virtual loop is its own clock
     end = anyio.current_time() + timeout_s
     waiting: list[str] = []
 
@@ -131,12 +139,6 @@ async def _bounded(test: Callable[[], Awaitable[object]], timeout_s: float, cloc
         await test()
     if scope.cancelled_caught:
         raise TimeoutError("\n  ".join([f"not ended after {timeout_s:g} virtual seconds; its tasks waited:", *waiting]))
-
-
-def _running_loop() -> object:
-    import asyncio
-
-    return asyncio.get_running_loop()
 
 
 def _tasks() -> list[str]:

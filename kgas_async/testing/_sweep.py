@@ -41,66 +41,61 @@ async def sweep(
     """Cancel what ``make()`` gives at each of its suspensions in turn, and have ``check`` look at what is left.
 
     Point 0 is the first place where the coroutine waits. Each point takes a fresh coroutine; the last run, in which no
-    point is left, ends undisturbed. ``check(k)`` is called after each of them, outside of any cancellation::
-
-        limit = ConcurrencyLimit(1)
+    point is left, ends undisturbed. Context managers are swept by a function that enters and leaves them::
 
         async def use() -> None:
             async with limit:
                 await checkpoint()
 
-        def nothing_held(point: int) -> None:
-            assert limit.statistics().used == 0
-
         assert await sweep(use, check=nothing_held) > 0
-
-    An async context manager is swept the same way: enter and leave it in a function such as ``use``.
 
     Args:
         make: Called without arguments for each point; gives an awaitable. An async function will do.
-        check: Called with the number of the point (in the undisturbed run, with the number of points), and awaited if
-            it gives an awaitable. Raises if the world is not clean.
-        mode: What happens at a point. ``"scope"``: an enclosing AnyIO cancel scope is cancelled. ``"native"``: the
-            coroutine runs in a task of its own and gets ``task.cancel()``; asyncio and uvloop only. ``"error"``: the
-            wait ends with an exception; one that ends by itself and cannot be broken off ends with it then. The wait
-            for the children of a task group on asyncio is left alone, for nothing but a cancellation can end it.
+        check: Called after each run, outside of any cancellation, with the number of the point (after the undisturbed
+            run with the number of points), and awaited if it gives an awaitable. Raises if the world is not clean.
+        mode: What happens at a point. ``"scope"``: an AnyIO cancel scope around it is cancelled. ``"native"``: it runs
+            in a task of its own and gets ``task.cancel()`` (asyncio and uvloop only). ``"error"``: the wait ends with
+            an exception, at once or, if it cannot be broken off, when it ends; but a task group of asyncio's that waits
+            for its children is left alone, for only a cancellation can come out of there.
         error: Makes the exception of mode ``"error"``, a class or a function; by default a ``RuntimeError``.
-        only: Run this one point, to look into a failure.
-        max_points: More suspensions than this are an error.
-        timeout_s: How long each run may take, in the loop's time. None: as long as it likes. It cannot end a wait
-            under a shield.
+        only: Run this one point, to look into a failure. max_points: More than these are an error.
+        timeout_s: What each run may take, in the loop's time; None is no limit. It cannot end a wait under a shield.
 
     Returns:
-        The number of points that were run, 0 if the coroutine never waits.
+        The number of points that were run: 0 if the coroutine never waits.
 
     Raises:
-        AssertionError: The coroutine swallowed the cancellation (it was thrown in, and the coroutine returned a value),
-            took too long, or has too many points. Names the point and where the coroutine was suspended.
-        BaseException: What ``check`` raised, or the coroutine instead of the cancellation or for another reason than
-            the injected error, with a note that names the point and the place.
+        AssertionError: It swallowed the cancellation (returned a value though it was thrown in), took too long, or has
+            too many points. Says which point, and where the coroutine was suspended.
+        BaseException: From ``check`` or the coroutine, neither its cancellation nor the error, with a note of the same.
         RuntimeError: Mode ``"native"`` on trio.
-        ValueError: An unknown mode, or an ``error`` for another mode than ``"error"``.
 
-    Cancellation: Cancels the run in progress and waits for its end.
-
-    Complexity: Quadratic: n + 1 runs for n points.
+    Cancellation: Cancels the run in progress and waits for its end. Complexity: n + 1 runs for n points.
     """
+    _refuse_misuse(mode, error)
+    for point in range(max_points + 1) if only is None else [only]:
+        run = _RUNS[mode](point, error)
+        await run.finish(make, check, timeout_s)
+        if not run.reached or only is not None:
+            return _count(run, only)
+    raise AssertionError(f"still not at the end after {max_points} points: is it endless? Else raise max_points")
+
+
+def _count(run: _Run, only: int | None) -> int:
+    if only is None:
+        return run.point
+    if not run.reached:
+        raise AssertionError(f"there is no point {only}: the coroutine was not suspended so often")
+    return 1
+
+
+def _refuse_misuse(mode: str, error: Callable[[], BaseException] | None) -> None:
     if mode not in get_args(SweepMode):
         raise ValueError(f"no mode {mode!r}: use one of {', '.join(get_args(SweepMode))}")
     if error is not None and mode != "error":
         raise ValueError(f'error= belongs to mode="error", not to mode={mode!r}')
     if mode == "native" and sniffio.current_async_library() != "asyncio":
         raise RuntimeError('native cancellation is asyncio\'s own: on trio, sweep with mode="scope"')
-    for point in range(max_points + 1) if only is None else [only]:
-        run = _RUNS[mode](point, error)
-        await run.finish(make, check, timeout_s)
-        if not run.reached:
-            if only is not None:
-                raise AssertionError(f"there is no point {only} in this run: it was not suspended so often")
-            return point
-    if only is not None:
-        return 1
-    raise AssertionError(f"still not at the end after {max_points} points: is it endless? Else raise max_points")
 
 
 class _Run:

@@ -269,9 +269,7 @@ class VirtualBackend:
         return virtual_backend(self.backend, self.seed)
 
 
-def virtual_backends(
-    backends: Iterable[str] = ("asyncio", "trio"), seed: int | None = None
-) -> list[VirtualBackend]:
+def virtual_backends(backends: Iterable[str] = ("asyncio", "trio"), seed: int | None = None) -> list[VirtualBackend]:
     """Make the parameters of an ``anyio_backend`` fixture under which each test runs in virtual time.
 
     ::

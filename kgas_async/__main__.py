@@ -1,0 +1,5 @@
+"""``python -m kgas_async``."""
+
+from ._cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""The command line: parses, calls, prints. No logic of its own.
+
+Exit codes: 0 all items succeeded, 1 some failed, 2 could not start, 130 or 143 interrupted (after draining).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn
+
+import anyio
+
+from ._crew import Progress
+from ._errors import KgasAsyncError, LoadError
+from ._loading import load
+from ._manager import ServiceManager
+from ._pipeline import Pipeline
+from ._report import RunReport
+from ._threads import would_block_exit
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as missing:  # the extra is not installed
+    sys.exit(f"kgas-async needs {missing.name}: pip install 'kgas-async[cli]'")
+
+__all__ = ["app", "main"]
+
+FAILURES_SHOWN = 10
+ROWS_SHOWN = 50
+BACKENDS = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True}), "trio": ("trio", {})}
+
+app = typer.Typer(
+    name="kgas-async", help="Run tools over many items: bounded, cancellable, on record.", no_args_is_help=True,
+    add_completion=True, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+@app.callback()
+def _root() -> None:
+    """Run tools over many items: bounded, cancellable, on record."""
+
+
+@app.command()
+def run(
+    pipeline: str = typer.Argument(help="module:attribute, as in examples.knowledge_graph:pipeline"),
+    backend: str = typer.Option("asyncio", help="asyncio, uvloop or trio"),
+    input: str | None = typer.Option(None, help="given to the pipeline's source"),  # noqa: A002
+    evidence: str | None = typer.Option(None, help="a file of JSON lines; an existing one is continued"),
+) -> None:
+    """Run a pipeline over its source.
+
+    Ctrl-C drains: no further items are begun, those in flight end. A second one cancels, a third ends at once.
+
+    Example: kgas-async run examples.knowledge_graph:pipeline --evidence run.jsonl
+    """
+    if backend not in BACKENDS:
+        _fail(f"--backend {backend!r} is not known; use one of {', '.join(BACKENDS)}")
+    try:
+        found = load(pipeline)
+        if not isinstance(found, Pipeline):
+            raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}")
+        if found.source is None:
+            raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
+        items = found.source() if input is None else found.source(input)
+    except (KgasAsyncError, OSError, TypeError, ValueError) as error:
+        _fail(str(error))
+    raise typer.Exit(_run(found, items, backend, evidence))
+
+
+def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None) -> int:
+    name, options = BACKENDS[backend]
+    reports: list[RunReport] = []
+    code = 0
+    try:
+        with _progress(pipeline.name) as on_progress:
+            anyio.run(
+                partial(_execute, pipeline, items, evidence, on_progress, reports),
+                backend=name, backend_options=options,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except LookupError as error:  # the event loop is not installed
+        _fail(str(error))
+    except KgasAsyncError as error:
+        partial_report = getattr(error, "report", None)
+        if partial_report is None and not reports:
+            _fail(str(error))
+        if partial_report is not None:
+            reports.append(partial_report)
+        _say(f"error: {error}")
+        code = 1
+    for report in reports:
+        _show(report)
+    if evidence is not None:
+        _say(f"evidence: {evidence}")
+    return code or (0 if all(report.ok for report in reports) else 1)
+
+
+async def _execute(
+    pipeline: Pipeline, items: Any, evidence: str | None, on_progress: Any, reports: list[RunReport]
+) -> None:
+    async with ServiceManager(evidence=evidence, log=None, signals=True) as manager:
+        reports.append(await manager.run(pipeline, items, on_progress=on_progress))
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Any]:
+    """A line that is rewritten on a terminal; elsewhere a line every few seconds."""
+    console = Console(stderr=True)
+    last = 0.0
+    shown = False
+
+    def line(progress: Progress) -> str:
+        of = f" of {progress.total}" if progress.total is not None else ""
+        failed = f", {progress.failed} failed" if progress.failed else ""
+        rate = progress.done / progress.elapsed_s if progress.elapsed_s else 0.0
+        return f"{name}: {progress.done}{of} items{failed}, {rate:.0f}/s, {progress.elapsed_s:.0f} s"
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal last, shown
+        interval = 0.2 if console.is_terminal else 5.0
+        if progress.elapsed_s - last < interval:
+            return
+        last = progress.elapsed_s
+        shown = True
+        console.print(line(progress), end="\r" if console.is_terminal else "\n", highlight=False, soft_wrap=True)
+
+    try:
+        yield on_progress
+    finally:
+        if shown and console.is_terminal:
+            console.print()
+
+
+def _show(report: RunReport) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for phase, result in report.results.items():
+        _show_result(console, phase, result)
+    for outcome in report.failures[:FAILURES_SHOWN]:
+        where = f" in phase {outcome.failed_phase}" if outcome.failed_phase else ""
+        _say(f"{outcome.status}: {outcome.key}{where}: {outcome.error}")
+    more = len(report.failures) + report.more_failures - FAILURES_SHOWN
+    if more > 0:
+        _say(f"... and {more} more that did not succeed")
+    if report.drained:
+        _say("interrupted: what was in flight has ended; the rest of the source was not begun")
+    _say(str(report))
+
+
+def _show_result(console: Console, phase: str, result: Any) -> None:
+    rows = result if isinstance(result, list) else None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        console.print(f"{phase}: {result!r}", highlight=False)
+        return
+    table = Table(title=phase, title_justify="left")
+    for column, value in rows[0].items():
+        table.add_column(str(column), justify="right" if isinstance(value, (int, float)) else "left")
+    for row in rows[:ROWS_SHOWN]:
+        table.add_row(*[f"{value:.6f}" if isinstance(value, float) else str(value) for value in row.values()])
+    console.print(table)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _fail(message: str) -> NoReturn:
+    _say(f"error: {message}")
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """The entry point: ends the process even where a legacy tool has left threads that would keep it."""
+    code = 0
+    try:
+        app()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if would_block_exit():
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,43 @@
+"""Finding what a ``module:attribute`` names."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from ._errors import LoadError
+from ._suggest import nearest
+
+__all__ = ["load"]
+
+
+def load(name: str) -> Any:
+    """Import the module and get the attribute; the working directory is looked in first.
+
+    Raises:
+        LoadError: With what was not found, and the nearest name that there is.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise LoadError(f"{name!r} is not of the form module:attribute, as in 'examples.knowledge_graph:pipeline'")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise LoadError(f"there is no module {module_name!r} in {here} or among what is installed") from None
+        raise LoadError(f"module {module_name!r} needs {error.name!r}, which is not installed") from error
+    except Exception as error:
+        raise LoadError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise LoadError(
+                f"module {module_name!r} has no {attribute!r}{nearest(part, [n for n in dir(found) if n[0] != '_'])}"
+            ) from None
+    return found
