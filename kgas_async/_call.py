@@ -6,6 +6,7 @@ Knows the manager only as the `Home` protocol: where calls are registered and th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from time import perf_counter_ns
@@ -80,6 +81,7 @@ class Bound:
         "function",
         "grace",
         "home",
+        "is_coroutine_function",
         "isolated",
         "limits",
         "name",
@@ -122,6 +124,7 @@ class Bound:
         self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
         self.function = self.execution.function
+        self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
         self.timeout: float | None = policy.timeout
         self.deadline: float | None = policy.deadline
         self.grace: float | None = policy.grace
@@ -164,15 +167,23 @@ class Host:
     Attributes:
         owned: Whether the task is the manager's own, and not that of the caller.
         on_wait: Called when a call begins to wait for something: others could work meanwhile.
+        has_waited: Whether that happened since somebody last looked: then others had their turn.
     """
 
-    __slots__ = ("call", "on_wait", "owned", "scope")
+    __slots__ = ("call", "has_waited", "on_wait", "owned", "scope")
 
     def __init__(self, *, owned: bool, on_wait: Callable[[], object] | None = None) -> None:
         self.on_wait = on_wait
+        self.has_waited = False
         self.scope: anyio.CancelScope | None = None
         self.call: Any = None
         self.owned = owned
+
+    def waits(self) -> None:
+        """The call begins to wait."""
+        self.has_waited = True
+        if self.on_wait is not None:
+            self.on_wait()
 
 
 class Call(Generic[R]):
@@ -188,7 +199,7 @@ class Call(Generic[R]):
     """
 
     # Class attributes as defaults: most calls never set most of them, and making a call must cost little.
-    status = "waiting"
+    status = "running"
     value: Any = None
     error: BaseException | None = None
     reason = ""
@@ -270,9 +281,8 @@ class Call(Generic[R]):
     def waits(self) -> None:
         """To be called before waiting for a token, a thread, a delay."""
         self.waited = True
-        host = self._host
-        if host is not None and host.on_wait is not None:
-            host.on_wait()
+        if self._host is not None:
+            self._host.waits()
 
     @property
     def host_is_ours(self) -> bool:
@@ -414,7 +424,7 @@ class Call(Generic[R]):
         log = home.log
         if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled")):
             log.append(self)
-        if status == "succeeded":
+        if self.context is not None and status == "succeeded":
             self.context = None  # it refers to the call; without the cycle both are freed at once
         if self._done is not None:
             self._done.set()

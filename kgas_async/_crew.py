@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import anyio
@@ -27,8 +27,7 @@ __all__ = ["Crew", "Employer", "Progress", "check_on_error"]
 
 T = TypeVar("T")
 
-YIELD_EVERY: Final = 16  # units that end without suspending, after which a worker lets others run
-YIELD_NS: Final = 1_000_000  # or nanoseconds since it last did
+YIELD_NS: Final = 250_000  # of units that end without suspending, after which a worker lets others run
 SHARE_FROM: Final = 20  # finished items before a share of failed ones means anything
 
 
@@ -354,7 +353,7 @@ class Crew(ABC, Generic[T]):
 
     async def _serve(self, host: Host, scope: anyio.CancelScope) -> None:
         """Units one after another, until there are no more, or until this scope was cancelled for one of them."""
-        since = yielded_ns = 0
+        yielded_ns = perf_counter_ns()
         log = self.home.log
         while not self.stopped:
             unit = self.take()
@@ -370,13 +369,16 @@ class Crew(ABC, Generic[T]):
             await self.process(host, unit)
             if scope.cancel_called:
                 return
-            since += 1
-            if since >= YIELD_EVERY or self.last_ended_ns - yielded_ns > YIELD_NS:
-                since = 0
+            if host.has_waited:
+                host.has_waited = False
+                yielded_ns = self.last_ended_ns
+            elif self.last_ended_ns - yielded_ns > YIELD_NS:
                 await anyio.lowlevel.checkpoint()
                 yielded_ns = self.last_ended_ns
-                if log is not None and log.behind:
-                    await log.caught_up()
+            else:
+                continue
+            if log is not None and log.behind:
+                await log.caught_up()
 
     async def _park(self) -> None:
         event = anyio.Event()

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from typing import Any
 
-__all__ = ["drive"]
+__all__ = ["as_coroutine", "drive", "resume"]
 
 
 @types.coroutine
@@ -18,17 +18,21 @@ def drive(
 
     ``on_wait`` is called when it suspends for the first time: then the host could do with company.
     """
-    coroutine: Any = awaitable
-    run = context.run
+    coroutine = as_coroutine(awaitable)
     try:
-        send = coroutine.send
-    except AttributeError:
-        coroutine = _as_coroutine(awaitable)
-        send = coroutine.send
+        step = context.run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value
+    if on_wait is not None:
+        on_wait()
+    return (yield from resume(coroutine, context, step))
+
+
+@types.coroutine
+def resume(coroutine: Any, context: Context, step: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine whose first step was made in ``context`` and gave ``step``."""
+    run, send = context.run, coroutine.send
     try:
-        step = run(send, None)
-        if on_wait is not None:
-            on_wait()
         while True:
             try:
                 sent = yield step
@@ -43,5 +47,10 @@ def drive(
         return stop.value
 
 
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
+def as_coroutine(awaitable: Any) -> Any:
+    """The awaitable itself if it can be driven, else a coroutine that awaits it."""
+    return awaitable if hasattr(awaitable, "send") else _awaited(awaitable)
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
     return await awaitable

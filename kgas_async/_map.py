@@ -7,6 +7,7 @@ from typing import Any
 
 from ._call import Bound, Call, Host
 from ._crew import Crew, Employer
+from ._outcome import Outcome
 from ._path import perform
 
 __all__ = ["MapCrew"]
@@ -21,6 +22,7 @@ class MapCrew(Crew[Any]):
         super().__init__(home, source, **options)
         self._bound = bound
         self._arg = arg
+        self._name = bound.name
 
     take = Crew.next_item
 
@@ -41,4 +43,10 @@ class MapCrew(Crew[Any]):
         if host is not None:
             host.call = None
         self.last_ended_ns = call.ended_ns
-        self.deliver(call.index, call.to_outcome())
+        if call.status == "succeeded" and not call.waited:
+            self.deliver(
+                call.index,
+                Outcome("succeeded", call.value, None, None, call.index, self._name, call.attempt, 0, call.run_ns),
+            )
+        else:
+            self.deliver(call.index, call.to_outcome())

@@ -7,6 +7,7 @@ cancellation; how the call ended is on the call.
 from __future__ import annotations
 
 from contextvars import Context, copy_context
+from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -16,12 +17,14 @@ from pydantic import ValidationError
 from ._attempt import DeadlinePassed, attempt_once
 from ._call import Call
 from ._context import current_call
-from ._drive import drive
+from ._drive import as_coroutine, drive, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs
 from ._offload import ReturnedError
 from ._threads import is_self_inflicted
 
 __all__ = ["perform"]
+
+_set_current_call = current_call.set
 
 
 async def perform(call: Call[Any]) -> None:
@@ -35,19 +38,31 @@ async def perform(call: Call[Any]) -> None:
         return await _perform_fully(call)
     # The same path where nothing bounds the call, written flat: this is what an item of a large map costs.
     begun = call.begun_ns = call.created_ns  # there was nothing to wait for
+    context = None
     try:
         inputs = call.inputs = bound.check(call.inputs)
         call.attempt = 1
-        call.status = "running"
-        call.context = context = copy_context()
-        context.run(current_call.set, call)
-        host = call._host
-        call.value = await drive(context.run(bound.function, **inputs), context, None if host is None else host.on_wait)
+        context = copy_context()
+        context.run(_set_current_call, call)
+        if bound.is_coroutine_function:
+            coroutine = bound.function(**inputs)  # runs no code yet
+        else:
+            coroutine = as_coroutine(context.run(partial(bound.function, **inputs)))
+        try:
+            step = context.run(coroutine.send, None)
+        except StopIteration as stop:  # it never suspended, and there is nothing to drive
+            call.value = stop.value
+        else:
+            host = call._host
+            if host is not None:
+                host.waits()
+            call.value = await resume(coroutine, context, step)
         ended = perf_counter_ns()
         call.run_ns = ended - begun
         call.end("succeeded", None, ended)
     except Exception as error:  # noqa: BLE001  (any error is the call's; cancellation is none)
         _note_run(call)
+        call.context = context
         status, failure = _failure(call, error, None)
         call.end(status, failure)
     except BaseException as error:
@@ -63,6 +78,7 @@ def _note_run(call: Call[Any]) -> None:
 
 async def _perform_fully(call: Call[Any]) -> None:
     bound = call.bound
+    call.status = "waiting"
     try:
         if call.cancel_requested:
             call.end("cancelled")

@@ -8,6 +8,7 @@ element, and memory is O(in flight) but for what an open expansion keeps, which 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Mapping
+from time import perf_counter_ns
 from typing import Any
 
 from ._call import Bound, Host
@@ -89,6 +90,7 @@ class RunCrew(Crew[Any]):
     def _admitted(self, index: int, item: Any) -> tuple[Frame, int] | None:
         """The frame of a new item, or None where the item is at fault: then it has its outcome."""
         key = str(index)
+        self.last_ended_ns = perf_counter_ns()  # an item at fault makes no call, and must let others run all the same
         try:
             fields = item_fields(self.pipeline, item)
             self._verify(fields)

@@ -196,6 +196,7 @@ class Session:
     def start_call(self, call: Call[Any]) -> None:
         """Run a call in a task of its own."""
         self.adopt(call)
+        call.status = "waiting"
         self.spawn(self._host_owned, call)
 
     def adopt(self, call: Call[Any]) -> None:

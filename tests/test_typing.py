@@ -24,7 +24,8 @@ def run(module: str, *arguments: str) -> str:
 
 
 def mypy(sample: Path) -> Errors:
-    found: list[dict[str, Any]] = [json.loads(line) for line in run("mypy", "--output=json", str(sample)).splitlines()]
+    output = run("mypy", "--output=json", "--no-error-summary", str(sample))
+    found: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
     # Errors of the package itself are reported too; they are the business of a plain `mypy`.
     return {one["line"]: one["message"] for one in found if one["severity"] == "error" and sample.match(one["file"])}
 

@@ -3,9 +3,9 @@
     kgas-async run examples.knowledge_graph:pipeline                          # the documentation inside this Python
     kgas-async run examples.knowledge_graph:pipeline --input ~/notes --backend trio --evidence run.jsonl
 
-    documents.py   which documents there are; reading one      facts.py     what one document contributes
-    sections.py    cutting it by its headings                  graph.py     the graph in SQLite
-    extractor.py   entities, by a legacy class of 2012         rank.py      PageRank, by networkx
+    documents.py   which documents there are; reading one      facts.py       what one document contributes
+    sections.py    cutting it by its headings                  graph_file.py  the graph in SQLite
+    extractor.py   entities, by a legacy class of 2012         rank.py        PageRank, by networkx
     tools.py       all of these as tools, the graph as a service
 
 The result is the same in whatever order the documents are processed. A document that is empty, binary, damaged or
@@ -16,7 +16,7 @@ files, plain or with .gz. Needs networkx, numpy and scipy: pip install 'kgas-asy
 
 from kgas_async import Phase, Pipeline
 
-from .documents import Document, documents
+from .documents import Document, find_documents
 from .tools import Finish, GraphStore, Link, extract, load, merge, rank_entities, split
 
 __all__ = ["graph", "pipeline"]
@@ -34,5 +34,5 @@ pipeline = Pipeline(
     Phase("ranking", rank_entities, bind={"path": "graph.path"}),
     item=Document,
     key="document",
-    source=documents,
+    source=find_documents,
 )

@@ -1,7 +1,7 @@
 """Where the documents come from and how one is read.
 
-Knows folders, gzip and encodings; knows nothing of sections or entities. The source only lists (lazily, in one fixed order);
-opening and decoding is `read`, called once per document, so that a document that cannot be read fails alone.
+Knows folders, gzip and encodings; knows nothing of sections or entities. The source only lists, lazily and in one fixed
+order; opening and decoding is `read`, called once per document, so that a document that cannot be read fails alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ KINDS = {".txt": "txt", ".md": "md", ".rst": "rst", ".html": "html", ".htm": "ht
 MAX_BYTES = 64 * 2**20  # of one document, unpacked: a gzip bomb must end as an error, not as a dead machine
 
 TOPIC = "pydoc:"  # marks the texts that live inside `pydoc_data.topics`, which have no file of their own
-SKIPPED_FOLDERS = {"__pycache__", "_bundled", "idle_test", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests"}
-# Character tables carry two hundred times the same generated sentence; the others are build settings.
-SKIPPED_FILES = ["encodings/cp*.py", "encodings/iso*.py", "encodings/koi*.py", "encodings/mac_*.py", "_sysconfigdata*", "config-*"]
+# Not documentation of the library: tests, programs that come with it, settings of its build; and of `encodings` the
+# character tables, which repeat one generated sentence.
+SKIPPED = (
+    *("__pycache__", "site-packages", "pydoc_data", "test", "tests", "*/test", "*/tests", "*/_bundled", "*/idle_test"),
+    *("idlelib", "lib2to3", "config-*", "_sysconfigdata*"),
+    *("encodings/cp*.py", "encodings/iso*.py", "encodings/koi*.py", "encodings/mac_*.py"),
+)
 
 
 class Document(TypedDict):
@@ -64,7 +68,7 @@ class DocumentTooLarge(DocumentError):
     """More than `MAX_BYTES` when unpacked."""
 
 
-def documents(folder: str | Path | None = None) -> Iterator[Document]:
+def find_documents(folder: str | Path | None = None) -> Iterator[Document]:
     """The documents below `folder`, or those that this Python carries.
 
     A wrong folder is an error here and now, before anything starts; everything below it is found lazily.
@@ -92,7 +96,7 @@ def python_documents() -> Iterator[Document]:
     for name in sorted(topics):
         yield {"document": f"topics/{name}", "path": Path(TOPIC + name)}
     library = Path(sysconfig.get_path("stdlib"))
-    for document in _walk(library, library, SKIPPED_FOLDERS, SKIPPED_FILES):
+    for document in _walk(library, library, SKIPPED):
         # Packages without a word in their __init__.py are normal here, in a folder of documents they are a mistake.
         path = document["path"]
         if path.suffix == ".py" and path.is_file() and path.stat().st_size:
@@ -117,7 +121,7 @@ def read(path: Path) -> Text:
 
 
 def decode(data: bytes) -> tuple[str, str]:
-    """(encoding, text): a byte order mark decides, then UTF-8; what is neither is taken for Latin-1, where all bytes exist."""
+    """(encoding, text): a byte order mark decides, then UTF-8 if it fits; Latin-1 fits everything."""
     for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if data.startswith(mark):
             return encoding, data.decode(encoding, errors="replace")
@@ -131,8 +135,7 @@ def decode(data: bytes) -> tuple[str, str]:
 
 def kind_of(name: str) -> str | None:
     """The markup that a file name promises, None for a file that is no document."""
-    stem, suffix = os.path.splitext(name.lower())
-    return KINDS.get(os.path.splitext(stem)[1] if suffix == ".gz" else suffix)
+    return KINDS.get(Path(name.lower().removesuffix(".gz")).suffix)
 
 
 def _bytes(path: Path) -> bytes:
@@ -140,8 +143,7 @@ def _bytes(path: Path) -> bytes:
         # Opening a named pipe would wait for its writer forever, and no cancellation reaches an open().
         if not stat.S_ISREG(path.stat().st_mode):
             raise UnreadableDocument(f"{path} is not a regular file")
-        opened: IO[bytes] = gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
-        with opened as file:
+        with _open(path) as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UnreadableDocument(f"cannot read {path}: {error}") from error
@@ -150,7 +152,11 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _walk(root: Path, folder: Path, skip: Sequence[str] | set[str] = (), patterns: Sequence[str] = ()) -> Iterator[Document]:
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _walk(root: Path, folder: Path, skip: Sequence[str] = ()) -> Iterator[Document]:
     """Depth first, sorted by name, whatever order the file system keeps; links to folders are not followed (cycles)."""
     try:
         with os.scandir(folder) as listing:
@@ -161,10 +167,10 @@ def _walk(root: Path, folder: Path, skip: Sequence[str] | set[str] = (), pattern
         return
     for entry in entries:
         name = Path(entry.path).relative_to(root).as_posix()
-        if entry.name in skip or any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+        if any(fnmatch.fnmatch(name, pattern) for pattern in skip):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, Path(entry.path), skip, patterns)
+            yield from _walk(root, Path(entry.path), skip)
         elif kind_of(entry.name) and not entry.is_dir():
             yield _document(Path(entry.path), name)
 

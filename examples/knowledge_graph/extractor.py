@@ -11,27 +11,27 @@ It knows nothing of async, pipelines or this package. What its callers must know
 import re
 
 STOP_WORDS = frozenset(
-    """a about above according added additional after again all allows also although always an and another any are
-    argument arguments as at author authors available based be because been before below between both but by call called
-    calls can cannot case changed changelog check class classes code compatible contact content copyright could create
-    current date default depending depends deprecated description details did do document documentation does during each
-    either else email end ensure enable even every example examples except exception exceptions expected extra false file
-    files finally first fix following for format from function functions further general get get given gives has have
-    he here how however i id if important in index input instead into introduction is it its just last later let like
-    list long maintainer make many may maybe method methods module modules more most must my name new next no node none nor
-    normally not note notes now number object objects of official old on once one only optional options or other
-    otherwise our out output overview parameter parameters part path perform please possible properties property
-    provide provided provides raise raised raises read reference references remember required result return returned
-    returning returns same section see self set several she should show similar simple simply since size so some
-    something source specify standard start string strings subclass subclasses such summary support supported supports
-    take test tests text than that the their them then there therefore these they this those though through thus title
-    to todo translator true try two type types under undefined unless unlike until up upon usage use used user uses using
-    usually value values version very warning was we well were what when whenever where whether which while who why
-    will with within without would write yes yet you your
-    january february march april june july august september october november december jan feb mar apr jun jul aug sep
-    sept oct nov dec monday tuesday wednesday thursday friday saturday sunday
-    rights reserved license licensed warranty implements copying main foo bar spam eggs ok xxx
-    inc ltd corp genindex gpl gfdl gmt org com www http https html rst txt""".split()
+    """a about above according added additional after again all allows also although always an and another any apr april
+    are argument arguments as at aug august author authors available bar based be because been before below between
+    both but by call called calls can cannot case changed changelog check class classes code com compatible contact
+    content copying copyright corp could create current date dec december default depending depends deprecated
+    description details did do document documentation does during each eggs either else email enable end ensure even
+    every example examples except exception exceptions expected extra false feb february file files finally first
+    fix following foo for format friday from function functions further general genindex get gfdl given gives gmt
+    gpl has have he here how however html http https i id if implements important in inc index input instead into
+    introduction is it its jan january jul july jun june just last later let license licensed like list long ltd
+    main maintainer make many mar march may maybe method methods module modules monday more most must my name new
+    next no node none nor normally not note notes nov november now number object objects oct october of official ok
+    old on once one only optional options or org other otherwise our out output overview parameter parameters part
+    path perform please possible properties property provide provided provides raise raised raises read reference
+    references remember required reserved result return returned returning returns rights rst same saturday section
+    see self sep sept september set several she should show similar simple simply since size so some something
+    source spam specify standard start string strings subclass subclasses such summary sunday support supported
+    supports take test tests text than that the their them then there therefore these they this those though through
+    thursday thus title to todo translator true try tuesday two txt type types undefined under unless unlike until
+    up upon usage use used user uses using usually value values version very warning warranty was we wednesday well
+    were what when whenever where whether which while who why will with within without would write www xxx yes yet
+    you your""".split()
 )
 
 MAX_NAME = 80  # characters; what is longer is a sentence or a hexadecimal dump
@@ -48,7 +48,8 @@ _TOKEN = re.compile(
     | (?P<call>\b[A-Za-z_][\w.]{0,79})\(\)                      # foo_bar(), os.path.join()
     | (?P<dotted>\b[A-Za-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,40}){1,5}\b)
     | (?P<snake>\b(?=[A-Za-z_]{0,40}_\w)[A-Za-z_]\w{2,79}\b)    # CONFIG_X, sk_buff, __enter__
-    | (?P<words>\b[A-Z][A-Za-z0-9]*(?:[-+][A-Za-z0-9]+)*(?:[ ](?:of[ ]|the[ ])?[A-Z][A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){0,3})
+    | (?P<words>\b[A-Z][A-Za-z0-9]*(?:[-+][A-Za-z0-9]+)*      # Linux, Memory Management Unit
+                 (?:[ ](?:of[ ]|the[ ])?[A-Z][A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){0,3})
     """,
     re.VERBOSE,
 )
@@ -64,7 +65,10 @@ class LegacyExtractor(object):
         self._found = None
 
     def execute(self, **kwargs):
-        """Takes `text` and `title`; returns {"status": "ok", "entities": [{"name", "kind", "count"}, ...]}, most frequent first."""
+        """Takes `text` and `title`; returns {"status": "ok", "entities": [{"name", "kind", "count"}, ...]}.
+
+        The most frequent come first, equally frequent ones as they appear.
+        """
         text = kwargs.get("text")
         if not isinstance(text, str):
             return {"status": "error", "message": "text must be a string, not %s" % type(text).__name__}
@@ -112,7 +116,7 @@ class LegacyExtractor(object):
         # "Documentation/x/index.rst", "documentation/x/index" and "../x/index.rst" lead to one place.
         value = _FILE_SUFFIX.sub("", value.strip("./,;:"))
         if value.lower().startswith("documentation/"):
-            value = value[len("documentation/"):]
+            value = value[len("documentation/") :]
         elif value.split("/")[0] in ("proc", "sys", "dev", "etc", "usr", "var"):
             value = "/" + value
         self._add(value, "path")
@@ -124,10 +128,11 @@ class LegacyExtractor(object):
         self._add("%s %s" % (value[:3], value[3:].strip(" \t\n-")), "standard")
 
     def _on_dotted(self, value, start):
-        # "sentence.Another" is a missing blank, "e.g" and "python.org" are no identifiers.
-        if self._text[max(0, start - 1):start] not in ("@", "/", "-") and not value.endswith((".org", ".com", ".net")):
-            if not _FILE_SUFFIX.search(value):
-                self._add(value, "code")
+        # Parts of addresses and paths, hosts and file names look the same.
+        if self._text[max(0, start - 1) : start] in ("@", "/", "-"):
+            return
+        if not value.endswith((".org", ".com", ".net")) and not _FILE_SUFFIX.search(value):
+            self._add(value, "code")
 
     def _on_snake(self, value, _start):
         self._add(value, "code")
@@ -150,10 +155,10 @@ class LegacyExtractor(object):
     def _begins_sentence(self, start):
         if start < 0:
             return False
-        before = self._text[max(0, start - 40):start]
+        before = self._text[max(0, start - 40) : start]
         stripped = before.rstrip()
         # A single line break is a wrapped line, an empty line a new paragraph.
-        return not stripped or stripped[-1] in ".!?:;*-|>)=+#\"" or before[len(stripped):].count("\n") > 1
+        return not stripped or stripped[-1] in '.!?:;*-|>)=+#"' or before[len(stripped) :].count("\n") > 1
 
     def _add(self, name, kind):
         if len(name) < 3 and not (len(name) == 2 and name.isupper()):

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TypedDict
 
 LINKED_PER_SECTION = 10  # the most frequent of a section; all pairs of 200 would be 19,900 links that mean nothing
 
 _SUFFIXES = re.compile(r"\.(?:txt|md|rst|html?|py)(?:\.gz)?$", re.IGNORECASE)
 
 
-class Entity(TypedDict):
-    """One entity of one section, as the extractor returns it."""
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One entity of one section, and how often it stands there."""
 
     name: str
     kind: str
@@ -29,7 +29,7 @@ class Entity(TypedDict):
 class Facts:
     """A document's contribution, sorted, so that equal contents are equal values.
 
-    `mentions` holds (name, kind, count); `links` holds (name, name, sections in which both stand), the smaller name first.
+    `mentions` holds (name, kind, count); `links` (name, greater name, number of sections in which both stand).
     """
 
     document: str
@@ -47,8 +47,8 @@ def merge(document: str, encoding: str, sections: Iterable[list[Entity]]) -> Fac
     for entities in sections:
         count += 1
         for entity in entities:
-            mentions[entity["name"], entity["kind"]] += entity["count"]
-        names = sorted({entity["name"] for entity in entities[:LINKED_PER_SECTION]})
+            mentions[entity.name, entity.kind] += entity.count
+        names = sorted({entity.name for entity in entities[:LINKED_PER_SECTION]})
         links.update(combinations(names, 2))
     # A document also is the thing that others refer to: "asyncio.events", "networking/ip-sysctl".
     mentions[subject(document)] += 1

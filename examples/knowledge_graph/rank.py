@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TypedDict
 
 import networkx as nx
 
-from .graph import GraphFile
+from .graph_file import GraphFile
 
-
-class Row(TypedDict):
-    """One line of the ranking; the scores of all nodes, documents included, add up to 1."""
-
-    rank: int
-    entity: str
-    kind: str
-    score: float
-    mentions: int
-    documents: int
+Row = dict[
+    str, str | int | float
+]  # rank, entity, kind, score, mentions, documents; all scores, of documents too, make 1
 
 
 def rank(path: str | Path, top: int = 20) -> list[Row]:
@@ -34,7 +26,8 @@ def rank(path: str | Path, top: int = 20) -> list[Row]:
     rows: list[Row] = []
     for place, (score, name) in enumerate(best, start=1):
         kind, count, documents = nodes[name]
-        rows.append({"rank": place, "entity": name, "kind": kind, "score": -score, "mentions": count, "documents": documents})
+        row: Row = {"rank": place, "entity": name, "kind": kind, "score": -score, "mentions": count}
+        rows.append(row | {"documents": documents})
     return rows
 
 
@@ -43,7 +36,7 @@ def pagerank(edges: Iterable[tuple[str, str, str, int]]) -> dict[str, float]:
     graph: nx.Graph[tuple[str, str]] = nx.Graph()
     for source, target, relation, weight in edges:
         origin = "document" if relation == "mentions" else "entity"
-        # The hundredth mention says less than the first: the bits of a count grow like its logarithm, and stay integers.
+        # The hundredth mention says less than the first: a count's bits grow like its logarithm, and are integers.
         graph.add_edge((origin, source), ("entity", target), weight=weight.bit_length())
     if not graph:
         return {}

@@ -19,18 +19,21 @@ from .documents import EmptyDocument, Text
 MAX_SECTION = 8_000  # characters: one line of 50 MB becomes many sections, and no pattern ever sees more than this
 MAX_SYNTAX_TREE = 2 * 2**20  # characters of Python; a tree takes a hundred times the memory of its source
 
-# Documents may hold invalid escapes ("\d"); their warnings are not this program's. The name is the one given to ast.parse.
+# Documents may hold invalid escapes ("\d"); those warnings are not this program's. They carry the name given to parse.
 DOCUMENT_NAME = "<document>"
 warnings.filterwarnings("ignore", module=re.escape(DOCUMENT_NAME))
 
 _UNDERLINE = re.compile(r"([=\-`:.'\"~^_*+#<>])\1{2,}\s*")
 _MARKDOWN_HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*\s*")
+_MARKDOWN_UNDERLINE = re.compile(r"(?:={3,}|-{3,})\s*")
 _MARKDOWN_LINK = re.compile(r"!?\[([^\[\]\n]{0,300})\]\(([^()\s]{1,500})[^()\n]{0,100}\)")
 _MARKDOWN_CODE = re.compile(r"(?<!`)`([^`\n]{1,200})`(?!`)")
-_RST_DIRECTIVE = re.compile(r"^[ \t]*\.\. (?:[\w:-]+::|_[^:\n]+:|\[[^\]\n]*\]|\|[^|\n]+\|(?: [\w-]+::)?)", re.M)
-_RST_COMMENT = re.compile(r"^[ \t]*\.\.(?: (?![\w:-]+::)[^\n]*)?$", re.M)
-_RST_OPTION = re.compile(r"^[ \t]*:(?:maxdepth|caption|depth|local|name|alt|numbered|hidden|glob|widths|header-rows):.*$", re.M)
-_COMMENT = re.compile(r"^[ \t]*#!?[ \t]?(.*)$", re.M)
+_RST_DIRECTIVE = re.compile(r"^[ \t]*\.\. (?:[\w:-]+::|_[^:\n]+:|\[[^\]\n]*\]|\|[^|\n]+\|(?: [\w-]+::)?)", re.MULTILINE)
+_RST_COMMENT = re.compile(r"^[ \t]*\.\.(?: (?![\w:-]+::)[^\n]*)?$", re.MULTILINE)
+_RST_OPTION = re.compile(
+    r"^[ \t]*:(?:alt|caption|depth|glob|hidden|local|maxdepth|name|numbered|widths):.*$", re.MULTILINE
+)
+_COMMENT = re.compile(r"^[ \t]*#!?[ \t]?(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,13 @@ def _markdown(content: str) -> Iterator[tuple[str, str]]:
             fenced = not fenced
             continue
         heading = None if fenced or len(line) > 500 else _MARKDOWN_HEADING.fullmatch(line)
-        underlined = not fenced and body and body[-1].strip() and line.rstrip() and len(line) < 500 and not line.strip("=- ")
-        if heading or (underlined and len(line.rstrip()) >= 3 and len(set(line.rstrip())) == 1):
+        underlined = not fenced and body and body[-1].strip() and _MARKDOWN_UNDERLINE.fullmatch(line[:500])
+        if heading or underlined:
             following = heading[1] if heading else body.pop().strip()
             yield title, "\n".join(body)
             title, body = following, []
         else:
-            # The extractor knows reStructuredText's ``literals``; brackets are gone once the link's text and target stand bare.
+            # The extractor knows reStructuredText's ``literals``; of a link remain its text and its target.
             body.append(line if fenced else _MARKDOWN_CODE.sub(r"``\1``", _MARKDOWN_LINK.sub(r"\1 \2", line)))
     yield title, "\n".join(body)
 
@@ -152,10 +155,10 @@ def _storable(text: str) -> str:
 class _Stripper(HTMLParser):
     """Gathers (title, body) pairs: a heading starts a section, <code> becomes ``code``, scripts and styles go."""
 
-    HEADINGS = {"title", "h1", "h2", "h3", "h4", "h5", "h6"}
-    HIDDEN = {"script", "style", "template"}
-    CODE = {"code", "tt", "kbd"}
-    BLOCKS = {"p", "div", "li", "tr", "td", "th", "dt", "dd", "pre", "br", "section", "table", "ul", "ol", "blockquote"}
+    HEADINGS = frozenset(["title", "h1", "h2", "h3", "h4", "h5", "h6"])
+    HIDDEN = frozenset(["script", "style", "template"])
+    CODE = frozenset(["code", "tt", "kbd"])
+    BLOCKS = frozenset(["p", "div", "li", "tr", "td", "th", "dt", "dd", "pre", "br", "table", "ul", "ol", "blockquote"])
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

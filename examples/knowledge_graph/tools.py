@@ -1,6 +1,6 @@
 """Where plain code meets kgas_async: each function of this example as a tool, the graph file as a service.
 
-All that the job knows of threads, limits and lifetimes is declared here; the modules beside this one know nothing of it.
+All that the job knows of threads, limits and lifetimes is declared here; the other modules know nothing of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kgas_async import KGASTool, Policy, Service, ToolAdapter, current, tool
 from . import documents, facts, rank, sections
 from .extractor import LegacyExtractor
 from .facts import Entity, Facts
-from .graph import GraphFile, Summary
+from .graph_file import GraphFile, Summary
 
 DEFAULT_GRAPH = "knowledge_graph.db"
 
@@ -49,9 +49,8 @@ def rank_entities(path: str, top: int = 20) -> list[rank.Row]:
 
 
 def entities_of(raw: dict[str, Any]) -> list[Entity]:
-    """What the legacy result is good for."""
-    found: list[Entity] = raw["entities"]
-    return found
+    """The good part of a legacy result, with names and types."""
+    return [Entity(**entity) for entity in raw["entities"]]
 
 
 def error_of(raw: dict[str, Any]) -> str | None:
@@ -59,8 +58,8 @@ def error_of(raw: dict[str, Any]) -> str | None:
     return raw["message"] if raw["status"] != "ok" else None
 
 
-# It keeps its state in `self` and works in one thread at a time, hence an instance per worker thread; it takes **kwargs, so
-# its inputs are named here; it returns its errors, which become raised ones. The class itself stays as it is.
+# It keeps state in `self`, so one thread at a time may use it: hence an instance per worker thread. It takes **kwargs:
+# hence the names of its inputs. It returns its errors: here they become raised ones. The class stays as it is.
 extract = ToolAdapter(
     factory=LegacyExtractor,
     instances="per_thread",
@@ -82,9 +81,11 @@ class GraphStore(Service):
     def __init__(self, path: str | None = None) -> None:
         self._path = path
         # sqlite3 refuses a connection in any thread but the one that made it: one thread makes it and does all writing.
-        self._add = ToolAdapter(factory=self.open, method="add", instances="dedicated", name="graph.add")
+        self._add: ToolAdapter[..., str] = ToolAdapter(
+            factory=self.open, method="add", instances="dedicated", name="graph.add"
+        )
         # Once per run, so it may open a connection of its own, in whichever thread it is.
-        self._keep_only = ToolAdapter(self._open_and_keep, name="graph.keep_only")
+        self._keep_only: ToolAdapter[..., Summary] = ToolAdapter(self._open_and_keep, name="graph.keep_only")
 
     @property
     def path(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from .facts import Facts
 
@@ -95,7 +95,7 @@ class GraphFile:
                 "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)",
                 (document, facts.document, facts.encoding, facts.sections),
             )
-            connection.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", ((id, name) for name, id in ids.items()))
+            connection.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", ((ids[name], name) for name in ids))
             connection.executemany(
                 "INSERT INTO mentions VALUES (?, ?, ?, ?)",
                 ((document, ids[name], kind, count) for name, kind, count in facts.mentions),
@@ -107,7 +107,7 @@ class GraphFile:
         return facts.document
 
     def keep_only(self, documents: Iterable[str]) -> Summary:
-        """Forget every other document, and the names nobody mentions any more: the file mirrors one run, not all of them."""
+        """Forget other documents, and names nobody mentions any more: the file mirrors one run, not all there were."""
         with self._transaction() as connection:
             connection.execute("CREATE TEMP TABLE kept (id INTEGER PRIMARY KEY)")
             connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((identity(name),) for name in documents))
@@ -132,16 +132,16 @@ class GraphFile:
         yield from self._connection.execute("SELECT name, kind, count, documents FROM nodes ORDER BY kind, name")
 
     def edges(self) -> Iterator[tuple[str, str, str, int]]:
-        """(source, target, relation, weight), sorted; documents are the sources of "mentions", entities of "together"."""
+        """(source, target, relation, weight), sorted: a document "mentions" an entity, entities stand "together"."""
         yield from self._connection.execute("SELECT * FROM edges ORDER BY relation, source, target")
 
     def close(self) -> None:
         self._connection.close()
 
-    def __enter__(self) -> GraphFile:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -156,7 +156,7 @@ class GraphFile:
                 application, version = (
                     connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
                 )
-                if application != APPLICATION and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                if application != APPLICATION and connection.execute("SELECT * FROM sqlite_master").fetchone():
                     raise GraphError(f"{self.path} is a database of something else")
                 if application == APPLICATION and version != VERSION:
                     raise GraphError(f"{self.path} has format {version}, this program writes {VERSION}: move it away")
@@ -165,8 +165,8 @@ class GraphFile:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA application_id = {APPLICATION}")
                     connection.execute(f"PRAGMA user_version = {VERSION}")
-            # Readers and the writer do not block each other, and a commit costs no fsync; a crash loses nothing that was
-            # committed, a power cut at most the last documents.
+            # Readers and the writer do not block each other, and a commit costs no fsync: a crash loses nothing that
+            # was committed, a power cut at most the last documents.
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as error:

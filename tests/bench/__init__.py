@@ -1,0 +1,1 @@
+"""Benchmarks: ratios in one run against the plain way to do the same. ``python -m tests.bench``."""

@@ -1,0 +1,34 @@
+"""``python -m tests.bench``: prints all tables; ``--quick`` with fewer rounds and items."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+from .cases import LOOPS, item_cases, thread_cases
+from .measure import Row, compare, table
+
+
+def main() -> int:
+    quick = "--quick" in sys.argv
+    items, calls, rounds = (2_000, 500, 3) if quick else (10_000, 3_000, 9)
+    print(f"Python {platform.python_version()}, {items} items, {rounds} interleaved rounds; medians")
+    print("The items do nothing: with real work the differences hide behind it.")
+    rows: list[Row] = []
+    rows += shown("An item, over asyncio TaskGroup + Semaphore in the same round", compare(item_cases(items), rounds))
+    for loop in LOOPS:
+        for in_flight in (100, 8):
+            title = f"A sync call in a thread, {in_flight} in flight, over anyio.to_thread on {loop}"
+            rows += shown(title, compare(thread_cases(loop, calls, in_flight), rounds))
+    missed = [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
+    print(f"\n{len(missed)} goals missed: {', '.join(missed)}" if missed else "\nall goals met")
+    return 1 if missed and not quick else 0
+
+
+def shown(title: str, rows: list[Row]) -> list[Row]:
+    print("\n" + table(title, rows), flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
