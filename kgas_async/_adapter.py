@@ -171,9 +171,10 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             return Execution("async", functools.partial(_awaited, mapped))
         if self.offload == "inline":
             return Execution("inline", self._function)
+        function = self._function
         return Execution(
             "thread",
-            self._function,
+            function.function if function.is_bare else function,  # type: ignore[arg-type]
             factory=self._factory,
             dedicated=self.instances == "dedicated",
             serial=self.instances == "serial",

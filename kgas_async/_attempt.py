@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextvars import Context
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
 import anyio
 
-from ._call import Call
+from ._call import Call, Home
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
 from ._limits import ConcurrencyLimit
+from ._mailbox import wait_until
+from ._offload import refuse_coroutine
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
-from ._threads import Work, wait_until
+from ._threads import Work
 
-__all__ = ["DeadlinePassed", "attempt_once"]
+__all__ = ["DeadlinePassed", "attempt_once", "plain_in_thread"]
+
+_set_current_work = current_work.set
 
 
 class DeadlinePassed(Exception):
@@ -193,30 +198,20 @@ async def _in_thread(
     """A sync tool, in a thread of the manager's."""
     bound = call.bound
     home = bound.home
-    if home.abandoned_count() >= home.max_abandoned:
+    if (full := refused_for_abandoned(home)) is not None:
         _give_back(held)
         _refund(rates)
-        return CallRejected(
-            f"{home.max_abandoned} abandoned threads still run (max_abandoned): no further sync call is admitted "
-            f"until some end; make the tools that hang look at check_cancelled(), or raise max_abandoned"
-        )
+        return full
     assert call.context is not None
-    context = call.context.copy()
-    work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
-    context.run(current_work.set, work)
+    bounded = bound.timeout is not None or call.deadline_at is not None
     call.holds = tuple(held)
-    if held:
-        work.on_end = partial(_give_back, held)
-    submitted = perf_counter_ns()
-    bound.state.thread_starts += 1
-    home.pool_of(bound).submit(work)
-    call.waits()
+    work, submitted = hand_over(call, call.context.copy(), held, timed=bounded)
     timed_out = False
     try:
-        if bound.timeout is None and call.deadline_at is None:
-            await work.done.wait()
-        else:
+        if bounded:
             timed_out = await _wait_bounded(call, work)
+        else:
+            await work.done.wait()
     except BaseException:
         await _stop(call, work, held, rates)
         raise
@@ -226,6 +221,58 @@ async def _in_thread(
     if work.withdrawn:
         return DeadlinePassed()
     return _thread_result(call, work, timed_out=timed_out)
+
+
+async def plain_in_thread(call: Call[Any], context: Context) -> BaseException | None:
+    """A sync tool that nothing bounds, written flat: the value is on the call, or the error is returned."""
+    if (full := refused_for_abandoned(call.bound.home)) is not None:
+        return full
+    work, submitted = hand_over(call, context, (), timed=False)
+    try:
+        await work.done.wait()
+    except BaseException:
+        await _stop(call, work, [], [])
+        raise
+    finally:
+        _account(call, work, submitted)
+    return _taken(call, work)
+
+
+def refused_for_abandoned(home: Home) -> CallRejected | None:
+    """The error of a sync call where too many abandoned threads still run."""
+    if home.abandoned_count() < home.max_abandoned:
+        return None
+    return CallRejected(
+        f"{home.max_abandoned} abandoned threads still run (max_abandoned): no further sync call is admitted until "
+        f"some end; make the tools that hang look at check_cancelled(), or raise max_abandoned"
+    )
+
+
+def _taken(call: Call[Any], work: Work) -> BaseException | None:
+    """Take what a thread gave: the value, or the error is returned."""
+    if work.error is not None:
+        return work.error
+    try:
+        call.value = refuse_coroutine(work.value, call.bound.function)
+    except TypeError as disguised:
+        return disguised
+    return None
+
+
+def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], *, timed: bool) -> tuple[Work, int]:
+    """Give a sync tool's call to a thread; the work, and when that was."""
+    bound = call.bound
+    home = bound.home
+    work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
+    context.run(_set_current_work, work)
+    work.is_timed = timed
+    if held:
+        work.on_end = partial(_give_back, held)
+    submitted = perf_counter_ns()
+    bound.state.thread_starts += 1
+    home.pool_of(bound).submit(work)
+    call.waits()
+    return work, submitted
 
 
 def _refund(rates: list[tuple[RateLimit, float]]) -> None:
@@ -280,9 +327,7 @@ def _thread_result(call: Call[Any], work: Work, *, timed_out: bool) -> BaseExcep
         late = _late(call, ended_at, timeout_at, None if isinstance(error, CallAborted) else error)
         if late is not None:
             return late
-    if error is None:
-        call.value = work.value
-    return error
+    return _taken(call, work)
 
 
 def _cancel_children(call: Call[Any]) -> None:

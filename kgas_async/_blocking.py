@@ -16,10 +16,11 @@ import anyio
 
 from ._drive import drive
 from ._errors import CallCancelled, ManagerClosed
+from ._mailbox import Mailbox, nested_context
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._report import ManagerStatistics, RunReport
-from ._threads import Mailbox, Reply, nested_context, start_daemon
+from ._threads import Reply, start_daemon
 
 __all__ = ["BlockingCall", "BlockingManager"]
 

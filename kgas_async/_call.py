@@ -17,11 +17,12 @@ import anyio
 from ._errors import CallCancelled
 from ._evidence import EvidenceLog
 from ._limits import ConcurrencyLimit
+from ._mailbox import Mailbox, wait_until
 from ._outcome import Outcome
 from ._policy import Policy
 from ._rate import RateLimit
 from ._resilience import Retry
-from ._threads import Mailbox, ThreadPool, Work, wait_until
+from ._threads import ThreadPool, Work
 from ._tool import Execution, KGASTool
 
 __all__ = ["Bound", "Call", "Home", "Host", "ToolState"]
@@ -88,6 +89,7 @@ class Bound:
         "phase",
         "pipeline",
         "plain",
+        "plain_thread",
         "policy",
         "rates",
         "requires",
@@ -136,12 +138,13 @@ class Bound:
         self.template: Any = None  # the evidence's, made by its writer
         # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
         self.plain = (
-            self.execution.kind == "async"
+            self.execution.kind != "inline"
             and not (self.limits or self.rates or self.validates or self.cleans_up or self.isolated)
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
         )
+        self.plain_thread = self.plain and self.execution.kind == "thread"
 
 
 def _limits(policy: Policy, state: ToolState, *, serial: bool) -> tuple[ConcurrencyLimit, ...]:

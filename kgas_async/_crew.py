@@ -20,8 +20,8 @@ import anyio.lowlevel
 from ._call import Call, Home, Host
 from ._errors import CallError, ManagerClosed, PipelineError
 from ._limits import check_count
+from ._mailbox import Gate, wait_until
 from ._outcome import Outcome
-from ._threads import wait_until
 
 __all__ = ["Crew", "Employer", "Progress", "check_on_error"]
 
@@ -127,8 +127,8 @@ class Crew(ABC, Generic[T]):
         self.last_error: BaseException | None = None  # raised after the last outcome
         self._ready: dict[int, Outcome[T]] = {}
         self._queue: deque[Outcome[T]] = deque()
-        self._consumer: anyio.Event | None = None
-        self._parked: deque[anyio.Event] = deque()
+        self._consumer: Gate | None = None
+        self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._workers = 0
         self._hiring = False
@@ -206,7 +206,7 @@ class Crew(ABC, Generic[T]):
                 if last is not None:
                     raise last
                 raise StopAsyncIteration
-            self._consumer = anyio.Event()
+            self._consumer = self.home.mailbox.gate()
             try:
                 await self._consumer.wait()
             finally:
@@ -381,7 +381,7 @@ class Crew(ABC, Generic[T]):
                 await log.caught_up()
 
     async def _park(self) -> None:
-        event = anyio.Event()
+        event = self.home.mailbox.gate()
         self._parked.append(event)
         try:
             await event.wait()

@@ -10,9 +10,10 @@ from ._call import Call
 from ._context import current_call, current_work, door
 from ._drive import drive
 from ._errors import CallAborted, ManagerClosed
+from ._mailbox import is_on_loop, nested_context
 from ._service import Service, service_name
 from ._session import Session
-from ._threads import Reply, current_ident, is_on_loop, nested_context
+from ._threads import Reply, current_ident
 from ._tool import KGASTool
 
 __all__ = ["open_door"]

@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol
 import anyio
 
 from ._errors import EvidenceError
+from ._mailbox import Mailbox
 from ._records import Record, call_fields, render_call, render_fields
-from ._threads import Mailbox, Signal, start_daemon
+from ._threads import Signal, start_daemon
 
 __all__ = ["EvidenceLog", "Sink"]
 

@@ -13,7 +13,8 @@ from time import perf_counter
 from typing import Any, Final
 
 from ._call import Bound, Home
-from ._threads import Work, wait_until
+from ._mailbox import wait_until
+from ._threads import Work
 
 __all__ = ["Elements"]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import anyio
 
 from ._context import running_manager
-from ._errors import ServiceCrashed, ServiceError, ServiceNotRunning, ServiceStartFailed
+from ._errors import ManagerClosed, ServiceCrashed, ServiceError, ServiceNotRunning, ServiceStartFailed
 from ._service import Service, lifetime, service_name
 
 __all__ = ["Hosting"]
@@ -45,6 +45,8 @@ class Hosting:
     def __init__(self, session: Landlord) -> None:
         self._session = session
         self._hosted: list[_Hosted] = []
+        self._news = anyio.Event()
+        self._is_stopping = False
 
     def find(self, service: object) -> _Hosted | None:
         """The host of a service, by identity."""
@@ -79,31 +81,41 @@ class Hosting:
         Raises:
             ServiceStartFailed: One did not start; those started here were stopped again, in reverse.
             ServiceError: They require each other in a circle.
+            ManagerClosed: The session's services are being stopped.
         """
-        wanted = [service for service in _in_order(services) if self.find(service) is None]
-        if not wanted:
+        order = _in_order(services)
+        for service in order:
+            await self._until_settled_elsewhere(service)
+        if self._is_stopping:
+            raise ManagerClosed("the manager is closing; it starts no services any more")
+        hosts = [_Hosted(service) for service in order if self.find(service) is None]
+        if not hosts:
             return
-        hosts = [_Hosted(service) for service in wanted]
         self._hosted.extend(hosts)
         try:
             for hosted in hosts:
                 self._session.spawn(self._host, hosted)
-            for hosted in hosts:
-                await hosted.settled.wait()
+            # Until the first that fails: the others may take long, or never start.
+            while not all(hosted.settled.is_set() for hosted in hosts) and not any(h.ended.is_set() for h in hosts):
+                await self._news.wait()
         except BaseException:
             await self._stop(hosts)
             raise
-        failed = [hosted for hosted in hosts if hosted.error is not None]
-        if failed:
+        if not all(hosted.is_running for hosted in hosts):
             await self._stop(hosts)
-            first = next((one for one in failed if not isinstance(one.error, _DependencyFailed)), failed[0])
-            waiting = [one.name for one in failed if one is not first]
-            others = f"; {', '.join(waiting)} waited for it" if waiting else ""
-            error = ServiceStartFailed(
-                f"service {first.name!r} did not start: {first.error!r}{others}", service=first.name
-            )
-            error.__cause__ = first.error
-            raise error
+            raise _start_failed(hosts)
+
+    async def _until_settled_elsewhere(self, service: Any) -> None:
+        """Where somebody else is starting the service: wait until it runs, or until it is ours to start."""
+        while (hosted := self.find(service)) is not None and not hosted.is_running:
+            if hosted.ended.is_set() and hosted.error is not None:
+                raise _start_failed([hosted])
+            await self._news.wait()
+
+    def _tell(self) -> None:
+        """Wake those who wait for a service to start, to end, or to be gone."""
+        news, self._news = self._news, anyio.Event()
+        news.set()
 
     async def _host(self, hosted: _Hosted) -> None:
         """The life of one service, all of it in this task, where its scopes are entered and left."""
@@ -120,6 +132,7 @@ class Hosting:
                     self._mark(hosted, running=True)
                     self._say("service.started", hosted)
                     hosted.settled.set()
+                    self._tell()
                     await hosted.stop.wait()
                     self._mark(hosted, running=False)
             if hosted.stop_scope.cancelled_caught and began:
@@ -149,6 +162,7 @@ class Hosting:
                 self._session.crash(crashed)
         hosted.settled.set()
         hosted.ended.set()
+        self._tell()
 
     async def _wait_for_required(self, hosted: _Hosted) -> None:
         for required in getattr(hosted.service, "requires", ()):
@@ -161,6 +175,7 @@ class Hosting:
 
     async def stop_all(self) -> None:
         """Stop what runs, one by one, in reverse; one that fails does not keep the others from being stopped."""
+        self._is_stopping = True
         await self._stop(self._hosted)
 
     async def _stop(self, hosts: Sequence[_Hosted]) -> None:
@@ -175,6 +190,7 @@ class Hosting:
                     await hosted.ended.wait()
             if hosted in self._hosted:
                 self._hosted.remove(hosted)
+                self._tell()
 
     def _say(self, event: str, hosted: _Hosted, **fields: Any) -> None:
         if self._session.log is not None:
@@ -183,6 +199,27 @@ class Hosting:
 
 class _DependencyFailed(ServiceError):
     """A required service did not start."""
+
+
+def _start_failed(hosts: Sequence[_Hosted]) -> ServiceStartFailed:
+    """The one error of services that did not start: the first reason, and who waited for whom."""
+    failed = [one for one in hosts if one.error is not None and not isinstance(one.error, _DependencyFailed)]
+    failed = failed or [one for one in hosts if one.error is not None]  # what they waited for was started elsewhere
+    if not failed:
+        name = next(one.name for one in hosts if not one.is_running)
+        return ServiceStartFailed(f"service {name!r} did not start: the manager stopped it", service=name)
+    first, *others = failed
+    text = f"service {first.name!r} did not start: {first.error!r}"
+    lost = {id(one.service): one.name for one in failed}
+    for one in hosts:  # required ones come first
+        needed = [lost[id(other)] for other in getattr(one.service, "requires", ()) if id(other) in lost]
+        if needed and one not in failed:
+            lost[id(one.service)] = one.name
+            text += f"; {one.name} waited for {'it' if needed == [first.name] else ' and '.join(needed)}"
+    text += "".join(f"; service {one.name!r} did not start either: {one.error!r}" for one in others)
+    error = ServiceStartFailed(text, service=first.name)
+    error.__cause__ = first.error
+    return error
 
 
 def _in_order(services: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from types import TracebackType
 import anyio
 import anyio.lowlevel
 
-from ._threads import Mailbox
+from ._mailbox import Mailbox
 
 __all__ = ["ConcurrencyLimit", "LimitStatistics", "Waiter", "check_count"]
 

@@ -21,6 +21,7 @@ from ._evidence import EvidenceLog, Sink
 from ._evidence_sinks import JsonlSink, StructlogSink
 from ._hosting import lifetime_check
 from ._limits import check_count, check_seconds
+from ._mailbox import wait_until
 from ._map import MapCrew
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -29,7 +30,6 @@ from ._run import RunCrew
 from ._session import Session
 from ._signals import SignalWatch
 from ._system import default_threads
-from ._threads import wait_until
 from ._tool import SupportsExecute
 
 __all__ = ["ServiceManager"]
@@ -101,6 +101,7 @@ class ServiceManager:
             "on_sink_error": on_sink_error,
         }
         self._session: Session | None = None
+        self._last_session: Session | None = None  # what kgas_async.testing looks into
         self._watch: SignalWatch | None = None
 
     # --- lifetime
@@ -148,7 +149,7 @@ class ServiceManager:
             # The task group wraps what the body raised; our own tasks raise nothing. What the body raised comes out
             # as it was.
             if group is not exc and len(group.exceptions) == 1 and session.pending is None and native is None:
-                if group.exceptions[0] is exc:
+                if _is_same(group.exceptions[0], exc):
                     return False
                 raise group.exceptions[0] from group.exceptions[0].__cause__
             if session.pending is None and native is None:
@@ -156,7 +157,7 @@ class ServiceManager:
         finally:
             assert self._watch is not None
             self._watch.close()
-            self._session = None
+            self._session, self._last_session = None, session
         if native is not None:
             raise native
         if session.pending is not None:
@@ -493,6 +494,14 @@ class ServiceManager:
         cancels the call that is waited for.
         """
         return BlockingManager(self, backend, backend_options)
+
+
+def _is_same(one: BaseException, other: BaseException | None) -> bool:
+    """Whether it is that exception; a group of the body's comes out of a trio nursery as a copy of itself."""
+    if isinstance(one, BaseExceptionGroup) and isinstance(other, BaseExceptionGroup):
+        pairs = zip(one.exceptions, other.exceptions, strict=False)
+        return len(one.exceptions) == len(other.exceptions) and all(_is_same(inner, of) for inner, of in pairs)
+    return one is other
 
 
 def _sinks(evidence: Any) -> list[Any]:

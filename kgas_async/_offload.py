@@ -5,12 +5,12 @@ Runs inside worker threads (or inline). Knows nothing of calls.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 
-__all__ = ["LegacyFunction", "ReturnedError"]
+__all__ = ["LegacyFunction", "ReturnedError", "refuse_coroutine"]
 
 _local = threading.local()
 
@@ -29,6 +29,18 @@ class ReturnedError(Exception):
         self.was_exception = isinstance(error, BaseException)
         self.error = error if isinstance(error, BaseException) else RuntimeError(error)
         self.result = result
+
+
+def refuse_coroutine(raw: Any, function: object) -> Any:
+    """What a sync function returned, unless it is a coroutine: then it was async in disguise.
+
+    Raises:
+        TypeError: With the mend.
+    """
+    if raw.__class__ is CoroutineType:
+        raw.close()
+        raise TypeError(f"{function!r} returned a coroutine, so it is async: declare it with 'async def'")
+    return raw
 
 
 class LegacyFunction:
@@ -60,13 +72,15 @@ class LegacyFunction:
         self.error_when = error_when
         self.returns = returns
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing is done but calling the function."""
+        return self.function is not None and self.model is self.error_when is self.returns is None
+
     def __call__(self, **inputs: Any) -> Any:
         function = self.function or self._bound_method()
         raw = function(**inputs) if self.model is None else function(self.model(**inputs))
-        if inspect.iscoroutine(raw):
-            raw.close()
-            raise TypeError(f"{function!r} returned a coroutine, so it is async: declare it with 'async def'")
-        return self.judge(raw)
+        return self.judge(refuse_coroutine(raw, function))
 
     def judge(self, raw: Any) -> Any:
         """The result of what the tool returned.

@@ -14,13 +14,13 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
-from ._attempt import DeadlinePassed, attempt_once
+from ._attempt import DeadlinePassed, attempt_once, plain_in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, drive, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs
+from ._mailbox import is_self_inflicted
 from ._offload import ReturnedError
-from ._threads import is_self_inflicted
 
 __all__ = ["perform"]
 
@@ -37,13 +37,23 @@ async def perform(call: Call[Any]) -> None:
     if not bound.plain or call.deadline_at is not None or call.cancel_requested:
         return await _perform_fully(call)
     # The same path where nothing bounds the call, written flat: this is what an item of a large map costs.
-    begun = call.begun_ns = call.created_ns  # there was nothing to wait for
+    begun = call.created_ns
     context = None
     try:
         inputs = call.inputs = bound.check(call.inputs)
         call.attempt = 1
+        if not bound.plain_thread:
+            call.begun_ns = begun  # there was nothing to wait for
         context = copy_context()
         context.run(_set_current_call, call)
+        if bound.plain_thread:
+            failed = await plain_in_thread(call, context)
+            if failed is None:
+                call.end("succeeded")
+            else:
+                call.context = context
+                call.end(*_failure(call, failed, None))
+            return None
         if bound.is_coroutine_function:
             coroutine = bound.function(**inputs)  # runs no code yet
         else:

@@ -21,7 +21,7 @@ import anyio.lowlevel
 
 from ._errors import CallRejected
 from ._limits import Waiter, check_seconds
-from ._threads import Mailbox
+from ._mailbox import Mailbox
 
 __all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
 

@@ -17,9 +17,10 @@ from ._context import current_call
 from ._errors import EvidenceError, ManagerClosed
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
+from ._mailbox import Mailbox, wait_until
 from ._path import perform
 from ._policy import DEFAULTS, Policy
-from ._threads import Mailbox, ThreadPool, Work, wait_until
+from ._threads import ThreadPool, Work
 from ._tool import KGASTool
 
 __all__ = ["Session"]
@@ -191,6 +192,7 @@ class Session:
                 call.end("cancelled")
 
     async def _host_owned(self, call: Call[Any]) -> None:
+        call.status = "running"
         await self.host_call(call, owned=True)
 
     def start_call(self, call: Call[Any]) -> None:

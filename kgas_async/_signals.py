@@ -12,7 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from ._threads import Mailbox, is_main_thread
+from ._mailbox import Mailbox
+from ._threads import is_main_thread
 
 __all__ = ["SignalWatch"]
 

@@ -1,142 +1,40 @@
-"""Our worker threads, and the hand-over from any thread to the event loop.
+"""Our worker threads: daemons that run sync calls, and whatever else has to do with threads.
 
-A `Mailbox` belongs to one event loop and takes callbacks from any thread without blocking it; a `Work` is one sync
-call; a `ThreadPool` runs works in daemon threads of its own. This is the only module of the core that knows which
-event loop it runs on, and the only one that starts threads. It knows nothing of tools, limits or policies.
+A `Work` is one sync call; a `ThreadPool` runs works first come, first served. The only module that starts threads. It
+knows nothing of tools, limits or policies.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from itertools import count
-from time import monotonic, perf_counter_ns
+from time import perf_counter_ns
 from typing import Any, Final
 
 import anyio
-import sniffio
-import trio
-from anyio.lowlevel import RunVar
+
+from ._mailbox import Mailbox, leave_loop, wait_until
 
 __all__ = [
-    "Mailbox",
     "Reply",
     "Signal",
     "ThreadPool",
     "Work",
     "current_ident",
     "is_main_thread",
-    "is_on_loop",
-    "is_self_inflicted",
-    "nested_context",
     "run_bare",
     "start_daemon",
-    "wait_until",
     "would_block_exit",
 ]
 
 Signal: Final = threading.Event
-_library = sniffio.current_async_library_cvar
-_serials = count(1)
-
-
-class Mailbox:
-    """Takes callbacks from any thread and runs them on one event loop; never blocks the one who puts.
-
-    One per event loop: `here()` gives that of the running loop. ``busy`` counts the works handed to our threads that
-    have not ended, less those that wait in a nested call: virtual time stands still while it is above zero.
-    """
-
-    __slots__ = ("_awake", "_post", "_queue", "backend", "busy", "closed", "offset", "on_busy", "serial", "time")
-
-    def __init__(self) -> None:
-        self.backend = sniffio.current_async_library()
-        self.serial = next(_serials)  # tells this loop's clock from others'
-        self.busy = 0
-        self.on_busy: Callable[[int], None] | None = None
-        self.closed = False
-        self._awake = False
-        self._queue: deque[Callable[[], object]] = deque()
-        self._post: Callable[[Callable[[], None]], object]
-        if self.backend == "trio":
-            self._post = trio.lowlevel.current_trio_token().run_sync_soon
-            home: object = trio.lowlevel.current_clock()
-        else:
-            loop = asyncio.get_running_loop()
-            context = copy_context()
-            # A posted callback has no current task, by which sniffio knows asyncio; without this, start_soon() fails.
-            context.run(_library.set, self.backend)
-            self._post = lambda callback: loop.call_soon_threadsafe(callback, context=context)
-            home = loop
-        # A clock that threads can read; virtual ones (kgas_async.testing) stand still while our threads work.
-        self.time: Callable[[], float] = monotonic
-        adopt = getattr(home, "adopt_mailbox", None)
-        if adopt is not None:
-            self.time = _clock_of(home)
-            adopt(self)
-        self.offset = anyio.current_time() - self.time()  # of the loop's time over that clock's
-
-    @staticmethod
-    def here() -> Mailbox:
-        """The mailbox of the running event loop."""
-        mailbox = _mailbox.get(None)
-        if mailbox is None:
-            mailbox = Mailbox()
-            _mailbox.set(mailbox)
-        return mailbox
-
-    def put(self, callback: Callable[[], object]) -> bool:
-        """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
-        if self.closed:
-            return False
-        self._queue.append(callback)
-        if self._awake:
-            return True  # one wake-up for many
-        self._awake = True
-        try:
-            self._post(self._drain)
-        except RuntimeError:  # trio.RunFinishedError is one: the loop has ended
-            self.closed = True
-            return False
-        return True
-
-    def _drain(self) -> None:
-        self._awake = False  # before popping: a later append makes its own wake-up
-        queue = self._queue
-        while queue:
-            queue.popleft()()
-
-    def add_busy(self, change: int) -> None:
-        """Count works handed over (1) or ended (-1); on the loop only."""
-        self.busy += change
-        if self.on_busy is not None:
-            self.on_busy(self.busy)
-
-
-def _clock_of(home: Any) -> Callable[[], float]:
-    """The clock of a virtual loop: `time` on asyncio, `current_time` on trio."""
-    clock: Callable[[], float] = home.current_time if hasattr(home, "current_time") else home.time
-    return clock
-
-
-_mailbox: RunVar[Mailbox] = RunVar("kgas_async_mailbox")
 
 
 def is_main_thread() -> bool:
     """Whether this is the thread that Python delivers signals to."""
     return threading.current_thread() is threading.main_thread()
-
-
-def is_on_loop() -> bool:
-    """Whether this thread runs an event loop now."""
-    try:
-        return sniffio.current_async_library() is not None
-    except sniffio.AsyncLibraryNotFoundError:
-        return False
 
 
 def would_block_exit() -> bool:
@@ -154,46 +52,6 @@ def start_daemon(target: Callable[[], object], name: str) -> threading.Thread:
     return thread
 
 
-def nested_context(backend: str) -> Context:
-    """A copy of this worker thread's context that is fit for a task on the loop again."""
-    context = copy_context()
-    context.run(_library.set, backend)
-    return context
-
-
-def is_self_inflicted(*, owned: bool) -> bool:
-    """Whether a cancellation exception was raised by nobody but the tool that it came out of.
-
-    asyncio only: awaiting a task that was cancelled raises ``CancelledError`` though nobody cancelled us, and a tool
-    may cancel its own task. In a task of ours (``owned``) the second can be told too, and is taken back.
-    """
-    if sniffio.current_async_library() == "trio" or anyio.current_effective_deadline() == -math.inf:
-        return False
-    task = asyncio.current_task()
-    if task is None:
-        return False
-    if owned and task.cancelling():
-        task.uncancel()
-        return True
-    return not task.cancelling()
-
-
-async def wait_until(event: anyio.Event, deadline: float = math.inf) -> BaseException | None:
-    """Wait for ``event`` until ``deadline`` (loop time), whatever cancels us meanwhile.
-
-    A shield keeps AnyIO's cancellation off, but not asyncio's own ``task.cancel()``: what arrives is remembered and
-    the first of it is returned, to be raised again by a caller that has cleaned up.
-    """
-    remembered: BaseException | None = None
-    while not event.is_set() and anyio.current_time() < deadline:
-        try:
-            with anyio.CancelScope(deadline=deadline, shield=True):
-                await event.wait()
-        except BaseException as error:  # noqa: BLE001  (raised again by the caller)
-            remembered = remembered or error
-    return remembered
-
-
 class Work:
     """One sync call: made on the loop, claimed once by a thread or by its canceller, ended once.
 
@@ -204,6 +62,7 @@ class Work:
         ended_ns: When the function ended, 0 before.
         started_at: When a thread took it up, in the loop's time.
         ended_at: When the function ended, in the loop's time.
+        is_timed: Whether ``started_at`` and ``ended_at`` are wanted: somebody compares them with a timeout.
         aborted: Nobody waits for it any more; ``check_cancelled()`` looks here.
         done: Set on the loop after the end.
         ident: The identity of the thread that runs it.
@@ -220,6 +79,7 @@ class Work:
         "error",
         "function",
         "ident",
+        "is_timed",
         "mailbox",
         "on_begin",
         "on_done",
@@ -244,8 +104,9 @@ class Work:
         self.ident = 0
         self.abandoned = False
         self.aborted = False
+        self.is_timed = False
         self.withdrawn = False
-        self.done = anyio.Event()
+        self.done = mailbox.gate()
         self.on_begin: Callable[[], object] | None = None  # on the loop, once a thread has taken it up
         self.on_end: Callable[[], object] | None = None  # in the thread, at once: tokens go back without a living loop
         self.on_done: Callable[[], object] | None = None  # on the loop, after the end, before `done`
@@ -267,8 +128,8 @@ class Work:
     def run(self) -> None:
         """Run the function, in the thread that has claimed it."""
         self.ident = threading.get_ident()
-        clock = self.mailbox.time
-        self.started_at = clock() + self.mailbox.offset
+        if self.is_timed:
+            self.started_at = self.mailbox.time() + self.mailbox.offset
         self.started_ns = perf_counter_ns()
         if self.on_begin is not None:
             self.mailbox.put(self.on_begin)
@@ -276,7 +137,8 @@ class Work:
             self.value = self.context.run(self.function)
         except BaseException as error:  # noqa: BLE001  (SystemExit too is this call's failure, not the thread's)
             self.error = error
-        self.ended_at = clock() + self.mailbox.offset
+        if self.is_timed:
+            self.ended_at = self.mailbox.time() + self.mailbox.offset
         self.ended_ns = perf_counter_ns()
 
     def give_back(self) -> None:
@@ -358,7 +220,7 @@ class ThreadPool:
         if self._closed:
             raise RuntimeError(f"thread pool {self.name!r} is closed")
         # Its thread is outside any event loop, whatever the context that it inherits says.
-        work.context.run(_library.set, None)
+        leave_loop(work.context)
         work.pool = self
         work.mailbox.add_busy(1)
         with self._lock:
@@ -437,7 +299,7 @@ async def run_bare(function: Callable[[], Any], grace: float = 10.0) -> Any:
     Cancellation: Waits for the thread, ``grace`` seconds at the most, then leaves it.
     """
     work = Work(function, copy_context(), Mailbox.here())
-    work.context.run(_library.set, None)
+    leave_loop(work.context)
     work.claim()
     work.mailbox.add_busy(1)
 

@@ -152,7 +152,7 @@ async def test_a_coroutine_that_never_waits_has_no_points(mode: SweepMode) -> No
 async def test_a_swallowed_cancellation_is_reported(mode: SweepMode) -> None:
     async def deaf() -> None:
         with suppress(BaseException):
-            await anyio.sleep(0.001)
+            await anyio.sleep(0.05)  # not shorter: a wait that ends first is not cancelled
 
     if mode == "error":
         assert await sweep(deaf, mode=mode) == 1  # it may handle an error
@@ -239,6 +239,51 @@ async def test_task_groups_and_streams_are_swept(mode: SweepMode) -> None:
     assert await sweep(pipe, check=check, mode=mode) >= 3
     assert received[-3:] == [0, 1, 2]
     assert len(anyio.get_running_tasks()) == before
+
+
+async def test_the_wait_for_a_group_s_children_leaves_none_behind(mode: SweepMode) -> None:
+    running = 0
+
+    async def child() -> None:
+        nonlocal running
+        running += 1
+        try:
+            await anyio.sleep(0.002)
+        finally:
+            running -= 1
+
+    async def parent() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(child)
+
+    def check(point: int) -> None:
+        assert running == 0
+
+    assert await sweep(parent, check=check, mode=mode) >= 1
+
+
+async def test_error_strikes_only_where_one_can_come_out() -> None:
+    struck: list[str] = []
+
+    async def walk() -> None:
+        step = "a checkpoint"
+        try:
+            await checkpoint()
+            step = "a lock's checkpoint"
+            async with anyio.Lock():
+                step = "a checkpoint in a context manager"
+                async with manager():
+                    pass
+        except KeyError:
+            struck.append(step)
+
+    @asynccontextmanager
+    async def manager() -> AsyncIterator[None]:
+        await checkpoint()
+        yield
+
+    await sweep(walk, mode="error", error=KeyError)
+    assert struck == ["a checkpoint", "a checkpoint in a context manager"]
 
 
 @pytest.mark.parametrize("kind", ["lock", "limiter", "event", "condition", "semaphore"])

@@ -14,7 +14,8 @@ import anyio.lowlevel
 import pytest
 import trio
 
-from kgas_async._threads import Mailbox, run_bare, start_daemon
+from kgas_async._mailbox import Mailbox
+from kgas_async._threads import run_bare, start_daemon
 from kgas_async.testing import VirtualBackend, _virtual, virtual_backend, virtual_backends
 
 BOTH = pytest.mark.parametrize("name", ["asyncio", "trio"])
@@ -134,6 +135,21 @@ async def test_a_stuck_thread_costs_its_wait_once_not_at_each_jump() -> None:
             await run_bare(lambda: let_go.wait(5))
     assert taken.virtual >= 100
     assert taken.real < 0.9
+
+
+async def test_a_count_changed_from_a_thread_holds_the_clock_too() -> None:
+    mailbox = Mailbox.here()
+    mailbox.add_busy(1)
+
+    def take_up_more() -> None:
+        time.sleep(0.2)
+        mailbox.add_busy(1)
+
+    start_daemon(take_up_more, "takes-up-more")
+    with Stopwatch() as taken:
+        await anyio.sleep(60)
+    assert taken.real >= 0.45  # 0.2, and 0.3 from then on
+    mailbox.add_busy(-2)
 
 
 async def test_without_a_deadline_the_loop_waits_for_a_foreign_thread_without_spinning() -> None:

@@ -48,8 +48,8 @@ _TOKEN = re.compile(
     | (?P<call>\b[A-Za-z_][\w.]{0,79})\(\)                      # foo_bar(), os.path.join()
     | (?P<dotted>\b[A-Za-z_]\w{1,40}(?:\.[A-Za-z_]\w{1,40}){1,5}\b)
     | (?P<snake>\b(?=[A-Za-z_]{0,40}_\w)[A-Za-z_]\w{2,79}\b)    # CONFIG_X, sk_buff, __enter__
-    | (?P<words>\b[A-Z][A-Za-z0-9]*(?:[-+][A-Za-z0-9]+)*      # Linux, Memory Management Unit
-                 (?:[ ](?:of[ ]|the[ ])?[A-Z][A-Za-z0-9]+(?:-[A-Za-z0-9]+)*){0,3})
+    | (?P<words>\b[A-ZÀ-ÖØ-Þ][^\W_]*(?:[-+][^\W_]+)*            # Linux, Café Müller, Memory Management Unit
+                 (?:[ ](?:of[ ]|the[ ])?[A-ZÀ-ÖØ-Þ][^\W_]+(?:-[^\W_]+)*){0,3})
     """,
     re.VERBOSE,
 )

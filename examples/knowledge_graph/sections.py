@@ -13,10 +13,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from io import StringIO
 
 from .documents import EmptyDocument, Text
 
 MAX_SECTION = 8_000  # characters: one line of 50 MB becomes many sections, and no pattern ever sees more than this
+MAX_LINES = 2_000  # gathered before they become a piece: 25 million empty lines must not be a list
+MAX_TAG = 2**16  # characters of HTML; a tag or comment longer than this is dropped (a picture in a link, a broken page)
 MAX_SYNTAX_TREE = 2 * 2**20  # characters of Python; a tree takes a hundred times the memory of its source
 
 # Documents may hold invalid escapes ("\d"); those warnings are not this program's. They carry the name given to parse.
@@ -78,11 +81,18 @@ def pieces(text: str, size: int = MAX_SECTION) -> Iterator[str]:
         start = end
 
 
+def _lines(content: str) -> Iterator[str]:
+    return (line.removesuffix("\n") for line in StringIO(content))
+
+
 def _underlined(content: str) -> Iterator[tuple[str, str]]:
     """reStructuredText, and plain text, which people structure the same way: a line, and one of its length below it."""
     title, body, previous = "", list[str](), ""
-    for line in content.split("\n"):
+    for line in _lines(content):
         rule = len(line) < MAX_SECTION and _UNDERLINE.fullmatch(line)
+        if len(body) > MAX_LINES:
+            yield title, _rst("\n".join(body[:-1]))
+            del body[:-1]  # the last may turn out to be a heading
         if rule and previous.strip() and len(line.rstrip()) >= len(previous.rstrip()):
             body.pop()
             yield title, _rst("\n".join(body))
@@ -100,7 +110,10 @@ def _rst(text: str) -> str:
 def _markdown(content: str) -> Iterator[tuple[str, str]]:
     """`# Heading` and the underlined kind; a `#` inside a fence is a comment in somebody's code."""
     title, body, fenced = "", list[str](), False
-    for line in content.split("\n"):
+    for line in _lines(content):
+        if len(body) > MAX_LINES:
+            yield title, "\n".join(body[:-1])
+            del body[:-1]
         if line.lstrip()[:3] in ("```", "~~~"):
             fenced = not fenced
             continue
@@ -198,7 +211,18 @@ class _Stripper(HTMLParser):
 
 def _html(content: str) -> Iterator[tuple[str, str]]:
     parser = _Stripper()
-    parser.feed(content)
+    dropping = False
+    # In chunks, because the parser looks again and again at what has no end: "<a " written a million times took it hours.
+    for start in range(0, len(content), MAX_TAG):
+        chunk = content[start : start + MAX_TAG]
+        if dropping:
+            _, end, chunk = chunk.partition(">")
+            dropping = not end
+        parser.feed(chunk)
+        if len(parser.rawdata) > MAX_TAG and parser.cdata_elem:
+            parser.rawdata = parser.rawdata[-64:]  # inside a script: the beginning of its end tag may be there
+        elif len(parser.rawdata) > MAX_TAG:
+            parser.rawdata, dropping = "", True
     parser.close()
     for title, body in parser.sections:
         # Sphinx puts a pilcrow link behind each heading.

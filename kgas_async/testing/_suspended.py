@@ -12,10 +12,11 @@ from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
 
-__all__ = ["frames_of", "suspended_at"]
+__all__ = ["frames_of", "is_library", "suspended_at"]
 
 _Walkable: TypeAlias = "CoroutineType[Any, Any, Any] | GeneratorType[Any, Any, Any] | AsyncGeneratorType[Any, Any]"
 _LIBRARIES = ("anyio", "asyncio", "contextlib", "trio", "types")
+_TRIO_TRAPS = "trio._core._traps"
 
 
 def frames_of(awaitable: object) -> list[FrameType]:
@@ -40,18 +41,21 @@ def suspended_at(awaitable: object) -> str:
     frames = frames_of(awaitable)
     if not frames:
         return "an unknown place"
-    own = [frame for frame in frames if not _is_library(frame)] or frames
+    while len(frames) > 1 and frames[-1].f_globals.get("__name__") == _TRIO_TRAPS:
+        frames.pop()  # through which every wait of trio's goes
+    own = [frame for frame in frames if not is_library(frame)] or frames
     place = _describe(own[-1])
     return place if own[-1] is frames[-1] else f"{place}, awaiting {_describe(frames[-1])}"
 
 
-def _is_library(frame: FrameType) -> bool:
+def is_library(frame: FrameType) -> bool:
+    """Whether a frame runs code of an event loop's, or of what lies between."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LIBRARIES
 
 
 def _describe(frame: FrameType) -> str:
     path = Path(frame.f_code.co_filename)
-    shown = "/".join(path.parts[-3:]) if _is_library(frame) else path
+    shown = "/".join(path.parts[-3:]) if is_library(frame) else path
     return f"{shown}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 

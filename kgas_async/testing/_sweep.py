@@ -10,14 +10,15 @@ import asyncio
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from inspect import isawaitable
-from itertools import count
+from itertools import count, takewhile
+from types import FrameType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import anyio
 import sniffio
 from trio.lowlevel import Abort
 
-from kgas_async.testing._suspended import frames_of, suspended_at
+from kgas_async.testing._suspended import frames_of, is_library, suspended_at
 
 __all__ = ["SweepMode", "sweep"]
 
@@ -26,6 +27,7 @@ _Make: TypeAlias = Callable[[], Awaitable[object]]
 _Check: TypeAlias = Callable[[int], object]
 _REASON: Final = "kgas_async sweep"
 _GROUP_EXITS: Final = ("anyio._backends._asyncio", "asyncio.taskgroups")
+_TURNS: Final = ("checkpoint", "sleep")
 
 
 async def sweep(
@@ -55,8 +57,8 @@ async def sweep(
             run with the number of points), and awaited if it gives an awaitable. Raises if the world is not clean.
         mode: What happens at a point. ``"scope"``: an AnyIO cancel scope around it is cancelled. ``"native"``: it runs
             in a task of its own and gets ``task.cancel()`` (asyncio and uvloop only). ``"error"``: the wait ends with
-            an exception, at once or, if it cannot be broken off, when it ends; but a task group of asyncio's that waits
-            for its children is left alone, for only a cancellation can come out of there.
+            an exception, at once or, if it cannot be broken off, when it ends. Left alone is where only a cancellation
+            can come out: a task group of asyncio's waiting for its children, a lock's own checkpoint once it is held.
         error: Makes the exception of mode ``"error"``, a class or a function; by default a ``RuntimeError``.
         only: Run this one point, to look into a failure. max_points: More than these are an error.
         timeout_s: What each run may take, in the loop's time; None is no limit. It cannot end a wait under a shield.
@@ -239,10 +241,9 @@ class _ErrorRun(_Run):
         # As the loop itself would break the wait off, so that what is waited for forgets us; only then the error.
         if hasattr(step, "abort_func"):
             return self._strike_trio(step)
+        if not _can_raise(frames_of(coroutine), is_wait=hasattr(step, "cancel")):
+            return None, step
         if hasattr(step, "cancel"):
-            innermost = frames_of(coroutine)[-1]
-            if "aexit" in innermost.f_code.co_name and innermost.f_globals.get("__name__") in _GROUP_EXITS:
-                return None, step
             step.cancel()
         return self.error, step
 
@@ -267,6 +268,16 @@ _RUNS: Final[dict[str, type[_Run]]] = {"scope": _Run, "native": _NativeRun, "err
 
 async def _coroutine(make: _Make) -> object:
     return await make()
+
+
+def _can_raise(frames: list[FrameType], *, is_wait: bool) -> bool:
+    """Whether anything but a cancellation could come out of here: else the error would find bugs that nobody has."""
+    innermost = frames[-1]
+    if is_wait:
+        return not ("aexit" in innermost.f_code.co_name and innermost.f_globals.get("__name__") in _GROUP_EXITS)
+    # A mere turn of the loop, such as a lock takes once it is held; but one that own code asks for stands for any work.
+    library = list(takewhile(is_library, reversed(frames)))
+    return not library or library[-1].f_code.co_name in _TURNS
 
 
 def _comes_from(error: BaseException | None, origin: BaseException, seen: set[int]) -> bool:

@@ -1,0 +1,255 @@
+"""The hand-over from any thread to the event loop, and what else must know which event loop runs.
+
+A `Mailbox` belongs to one event loop and takes callbacks from any thread without blocking it; a `Gate` is what one
+task waits at. The only module of the core that imports asyncio and trio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from functools import partial
+from itertools import count
+from time import monotonic
+from typing import Any, Protocol
+
+import anyio
+import sniffio
+import trio
+from anyio.lowlevel import RunVar
+
+__all__ = ["Gate", "Mailbox", "is_on_loop", "is_self_inflicted", "leave_loop", "nested_context", "wait_until"]
+
+_library = sniffio.current_async_library_cvar
+_serials = count(1)
+
+
+def leave_loop(context: Context) -> None:
+    """Make a context fit for a thread of ours, which is outside any event loop whatever it inherits."""
+    context.run(_library.set, None)
+
+
+class Gate(ABC):
+    """Closed until it is opened, once; one task at a time waits at it. On the loop. An AnyIO event costs five times this.
+
+    `Mailbox.gate()` makes the right kind for its loop. Waiting at an open gate is no checkpoint.
+    """
+
+    __slots__ = ("_is_open",)
+
+    def __init__(self) -> None:
+        self._is_open = False
+
+    def is_set(self) -> bool:
+        """Whether it is open."""
+        return self._is_open
+
+    @abstractmethod
+    def set(self) -> None:
+        """Open it."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait until it is open.
+
+        Cancellation: Stops waiting.
+        """
+
+
+class _AsyncioGate(Gate):
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_open = False
+        self._loop = loop
+        self._future: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._is_open = True
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    async def wait(self) -> None:
+        if not self._is_open:
+            self._future = self._loop.create_future()
+            await self._future
+
+
+class _TrioGate(Gate):
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def set(self) -> None:
+        self._is_open = True
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        if not self._is_open:
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class Mailbox:
+    """Takes callbacks from any thread and runs them on one event loop; never blocks the one who puts.
+
+    One per event loop: `here()` gives that of the running loop. ``busy`` counts the works handed to our threads that
+    have not ended, less those that wait in a nested call: virtual time stands still while it is above zero.
+    """
+
+    __slots__ = (
+        "_awake",
+        "_post",
+        "_queue",
+        "backend",
+        "busy",
+        "closed",
+        "gate",
+        "offset",
+        "on_busy",
+        "serial",
+        "time",
+    )
+
+    def __init__(self) -> None:
+        self.backend = sniffio.current_async_library()
+        self.serial = next(_serials)  # tells this loop's clock from others'
+        self.busy = 0
+        self.on_busy: Callable[[int], None] | None = None
+        self.closed = False
+        self._awake = False
+        self._queue: deque[Callable[[], object]] = deque()
+        self._post: Callable[[Callable[[], None]], object]
+        self.gate: Callable[[], Gate]
+        if self.backend == "trio":
+            self._post = trio.lowlevel.current_trio_token().run_sync_soon
+            home: object = trio.lowlevel.current_clock()
+            self.gate = _TrioGate
+        else:
+            loop = asyncio.get_running_loop()
+            context = copy_context()
+            # A posted callback has no current task, by which sniffio knows asyncio; without this, start_soon() fails.
+            context.run(_library.set, self.backend)
+            self._post = lambda callback: loop.call_soon_threadsafe(callback, context=context)
+            home = loop
+            self.gate = partial(_AsyncioGate, loop)
+        # A clock that threads can read; virtual ones (kgas_async.testing) stand still while our threads work.
+        self.time: Callable[[], float] = monotonic
+        adopt = getattr(home, "adopt_mailbox", None)
+        if adopt is not None:
+            self.time = _clock_of(home)
+            adopt(self)
+        self.offset = anyio.current_time() - self.time()  # of the loop's time over that clock's
+
+    @staticmethod
+    def here() -> Mailbox:
+        """The mailbox of the running event loop."""
+        mailbox = _mailbox.get(None)
+        if mailbox is None:
+            mailbox = Mailbox()
+            _mailbox.set(mailbox)
+        return mailbox
+
+    def put(self, callback: Callable[[], object]) -> bool:
+        """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
+        if self.closed:
+            return False
+        self._queue.append(callback)
+        if self._awake:
+            return True  # one wake-up for many
+        self._awake = True
+        try:
+            self._post(self._drain)
+        except RuntimeError:  # trio.RunFinishedError is one: the loop has ended
+            self.closed = True
+            return False
+        return True
+
+    def _drain(self) -> None:
+        self._awake = False  # before popping: a later append makes its own wake-up
+        queue = self._queue
+        while queue:
+            queue.popleft()()
+
+    def add_busy(self, change: int) -> None:
+        """Count works handed over (1) or ended (-1); on the loop only."""
+        self.busy += change
+        if self.on_busy is not None:
+            self.on_busy(self.busy)
+
+
+def _clock_of(home: Any) -> Callable[[], float]:
+    """The clock of a virtual loop: `time` on asyncio, `current_time` on trio."""
+    clock: Callable[[], float] = home.current_time if hasattr(home, "current_time") else home.time
+    return clock
+
+
+_mailbox: RunVar[Mailbox] = RunVar("kgas_async_mailbox")
+
+
+def is_on_loop() -> bool:
+    """Whether this thread runs an event loop now."""
+    try:
+        return sniffio.current_async_library() is not None
+    except sniffio.AsyncLibraryNotFoundError:
+        return False
+
+
+def nested_context(backend: str) -> Context:
+    """A copy of this worker thread's context that is fit for a task on the loop again."""
+    context = copy_context()
+    context.run(_library.set, backend)
+    return context
+
+
+def is_self_inflicted(*, owned: bool) -> bool:
+    """Whether a cancellation exception was raised by nobody but the tool that it came out of.
+
+    asyncio only: awaiting a task that was cancelled raises ``CancelledError`` though nobody cancelled us, and a tool
+    may cancel its own task. In a task of ours (``owned``) the second can be told too, and is taken back.
+    """
+    if sniffio.current_async_library() == "trio" or anyio.current_effective_deadline() == -math.inf:
+        return False
+    task = asyncio.current_task()
+    if task is None:
+        return False
+    if owned and task.cancelling():
+        task.uncancel()
+        return True
+    return not task.cancelling()
+
+
+class Waitable(Protocol):
+    """An event or a gate."""
+
+    def is_set(self) -> bool: ...
+    async def wait(self) -> None: ...
+
+
+async def wait_until(event: Waitable, deadline: float = math.inf) -> BaseException | None:
+    """Wait for ``event`` until ``deadline`` (loop time), whatever cancels us meanwhile.
+
+    A shield keeps AnyIO's cancellation off, but not asyncio's own ``task.cancel()``: what arrives is remembered and
+    the first of it is returned, to be raised again by a caller that has cleaned up.
+    """
+    remembered: BaseException | None = None
+    while not event.is_set() and anyio.current_time() < deadline:
+        try:
+            with anyio.CancelScope(deadline=deadline, shield=True):
+                await event.wait()
+        except BaseException as error:  # noqa: BLE001  (raised again by the caller)
+            remembered = remembered or error
+    return remembered
