@@ -244,7 +244,8 @@ def _is_async(legacy: object, method: str | None) -> bool:
     function = _method_of(legacy, method)
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    call = getattr(function, "__call__", None)  # noqa: B004  (the method itself is wanted: it may be async)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _method_of(legacy: object, method: str | None) -> Callable[..., Any]:

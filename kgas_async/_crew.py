@@ -41,9 +41,6 @@ class Employer(Home, Protocol):
     def keep_crew(self, crew: Any) -> None: ...
     def drop_crew(self, crew: Any) -> None: ...
 
-    @property
-    def is_draining(self) -> bool: ...
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -113,7 +110,7 @@ class Crew(ABC, Generic[T]):
             self._iterator = iter(source)
         else:
             raise TypeError(f"items is an iterable or an async iterable, not {source!r}")
-        self._pulling = False
+        self._puller: Host | None = None  # the worker that waits for an async source
         self.exhausted = False
         self.pulled = 0
         self.taken = 0  # by the consumer
@@ -122,6 +119,7 @@ class Crew(ABC, Generic[T]):
         self.skipped = 0
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
+        self.drained = False  # told to pull no more
         self.stopped = False  # told to stop
         self.error: BaseException | None = None  # raised where the next outcome is taken
         self.last_error: BaseException | None = None  # raised after the last outcome
@@ -145,8 +143,17 @@ class Crew(ABC, Generic[T]):
 
     def drain(self) -> None:
         """Pull no more; what is in flight ends, and the outcomes end with it."""
-        self.exhausted = True
+        self.exhausted = self.drained = True
+        if self._puller is not None and self._puller.scope is not None:
+            self._puller.scope.cancel()  # nobody knows how long the source would have taken
         self._wake_all()
+
+    def cut(self, reason: str) -> None:
+        """Cancel what is in flight. Who takes the outcomes is told, unless the source had ended."""
+        if not self.exhausted:
+            why = f": {reason}" if reason else ""
+            self.last_error = PipelineError(f"cancelled after {self.pulled} items, with more to come{why}")
+        self.stop()
 
     def stop(self) -> None:
         """Cancel what is in flight."""
@@ -238,7 +245,7 @@ class Crew(ABC, Generic[T]):
         if self.exhausted or self.pulled - self.taken >= self.window:
             return None
         if self._iterator is None:
-            return None if self._pulling else _PULL
+            return None if self._puller is not None else _PULL
         try:
             item = next(self._iterator)
         except StopIteration:
@@ -344,7 +351,11 @@ class Crew(ABC, Generic[T]):
                 self._finish()
                 self._left.set()
 
+    def end_open(self) -> None:
+        """The last worker is gone: give outcomes to items that are nobody's now."""
+
     def _finish(self) -> None:
+        self.end_open()
         if not self.over:
             self.over = True
             if self.last_error is None and not self.stopped and (self.open or not self.exhausted):
@@ -358,7 +369,7 @@ class Crew(ABC, Generic[T]):
         while not self.stopped:
             unit = self.take()
             if unit is _PULL:
-                unit = await self._pull()
+                unit = await self._pull(host)
             if unit is None:
                 if self.exhausted and not self.open:
                     self.over = True
@@ -389,10 +400,10 @@ class Crew(ABC, Generic[T]):
             if not event.is_set():
                 self._parked.remove(event)
 
-    async def _pull(self) -> Any:
+    async def _pull(self, host: Host) -> Any:
         """The next item of an async source; one worker at a time."""
         assert self._async_iterator is not None
-        self._pulling = True
+        self._puller = host
         try:
             item = await self._async_iterator.__anext__()
         except StopAsyncIteration:
@@ -402,7 +413,7 @@ class Crew(ABC, Generic[T]):
             self._source_failed(error)
             return None
         finally:
-            self._pulling = False
+            self._puller = None
             if self._parked:
                 self._parked.popleft().set()
         index = self.pulled

@@ -172,8 +172,7 @@ class EvidenceLog:
                     call.announced = True
                     entries.append(call_fields(call, "call.started", None) | {"at_ns": call.created_ns})
         buffer = self.buffer
-        for _ in range(min(len(buffer), 4 * BATCH)):
-            entries.append(buffer.popleft())
+        entries.extend(buffer.popleft() for _ in range(min(len(buffer), 4 * BATCH)))
         if entries:
             self._write(entries)
         if buffer:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ._call import Call
-from ._errors import CallSkipped, PipelineError
+from ._errors import CallCancelled, CallSkipped, PipelineError
 from ._expand import Elements
 from ._outcome import Outcome
 from ._pipeline import Pipeline, Plan, PlannedPhase
@@ -73,6 +73,14 @@ class Frame:
         self.bad.add(phase)
         if self.status == "succeeded":
             self.status, self.error, self.failed_phase = status, error, phase
+
+    def cut_short(self, position: int = 0) -> None:
+        """End it here: what it has not begun does not run."""
+        left = [planned.phase.name for planned in self.steps[position:]]
+        self.bad.update(left)
+        if self.status == "succeeded" and left:
+            self.status, self.failed_phase = "cancelled", left[0]
+            self.error = CallCancelled(f"item {self.key!r} was cancelled before phase {left[0]!r}")
 
     def take_failure(self, expansion: Expansion) -> None:
         """Fail because of elements that failed: with their error, or a group of their errors."""
@@ -163,6 +171,13 @@ class Expansion:
         failure.__cause__ = error
         self.error = failure
         self.frame.fail_with(self.planned.phase.name, failure)
+
+    def cut_short(self) -> None:
+        """End it here: what was not pulled or taken is no element."""
+        self.elements.exhausted = True
+        self.elements.buffer.clear()
+        self.error = CallCancelled(f"the elements of {self._name!r} were cancelled after {len(self.frames)}")
+        self.frame.cut_short(self.position - 1)
 
     def failed_count(self) -> int:
         """How many elements did not succeed."""

@@ -1,4 +1,4 @@
-"""Services of a session: each in a task of its own, started as their ``requires`` allow, stopped one by one in reverse."""
+"""Services of a session: each in a task of its own, started as ``requires`` allow, stopped one by one in reverse."""
 
 from __future__ import annotations
 

@@ -34,9 +34,10 @@ def leave_loop(context: Context) -> None:
 
 
 class Gate(ABC):
-    """Closed until it is opened, once; one task at a time waits at it. On the loop. An AnyIO event costs five times this.
+    """Closed until it is opened, once; one task at a time waits at it. On the loop.
 
-    `Mailbox.gate()` makes the right kind for its loop. Waiting at an open gate is no checkpoint.
+    For the hot paths, where an AnyIO event would cost several times as much. `Mailbox.gate()` makes the right kind for
+    its loop. Waiting at an open gate is no checkpoint.
     """
 
     __slots__ = ("_is_open",)
@@ -250,6 +251,8 @@ async def wait_until(event: Waitable, deadline: float = math.inf) -> BaseExcepti
         try:
             with anyio.CancelScope(deadline=deadline, shield=True):
                 await event.wait()
+        except GeneratorExit:
+            raise  # the coroutine is being closed: it may not await any more
         except BaseException as error:  # noqa: BLE001  (raised again by the caller)
             remembered = remembered or error
     return remembered

@@ -456,7 +456,7 @@ class ServiceManager:
                 report.elapsed_s = perf_counter() - began
                 report.results = crew.results
                 report.missing = crew.missing
-                report.drained = self._opened().is_draining
+                report.drained = crew.drained
                 report.errors = {
                     name: outcome.error for name, outcome in crew.run_outcomes.items() if outcome.error is not None
                 }

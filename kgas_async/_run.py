@@ -53,6 +53,7 @@ class RunCrew(Crew[Any]):
         self._bound = bound
         self._plan = pipeline.plan
         self._open_expansions: list[Expansion] = []
+        self._interrupted: list[tuple[Frame, int]] = []  # whose worker was cancelled for a call of theirs
         self._keys: set[str] = set()
         self._verified = False
         self._finished = False
@@ -67,7 +68,9 @@ class RunCrew(Crew[Any]):
     # --- units
 
     def take(self) -> Any:
-        """An element of the newest open expansion, else an item."""
+        """A frame that was interrupted, an element of the newest open expansion, else an item."""
+        if self._interrupted:
+            return self._interrupted.pop()
         for expansion in reversed(self._open_expansions):
             unit = expansion.take()
             if unit is not None:
@@ -78,7 +81,7 @@ class RunCrew(Crew[Any]):
         """Walk an item or an element as far as it goes."""
         work: tuple[Frame, int] | None
         if isinstance(unit, tuple):
-            work = self._admitted(*unit)
+            work = unit if isinstance(unit[0], Frame) else self._admitted(*unit)
         elif isinstance(unit, Frame):
             work = (unit, 0)
         else:
@@ -144,7 +147,7 @@ class RunCrew(Crew[Any]):
             inputs = self._gathered(frame, planned)
             if inputs is None:
                 continue
-            call = await self._call(host, frame, planned, inputs)
+            call = await self._call(host, frame, planned, inputs, position)
             if call.status != "succeeded":
                 frame.fail(phase.name, call)
             elif phase.expand is not None:
@@ -188,7 +191,9 @@ class RunCrew(Crew[Any]):
         frame.bad.add(planned.phase.name)
         frame.take_failure(expansion)
 
-    async def _call(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Any:
+    async def _call(
+        self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any], following: int
+    ) -> Any:
         bound = self._bound[planned.phase.name]
         call = self.home.new_call(bound, inputs, self.parent)
         call.item = frame.key
@@ -203,20 +208,26 @@ class RunCrew(Crew[Any]):
                 await perform(call)
         except BaseException:
             frame.fail(planned.phase.name, call)
-            self._abandon_frame(frame)
+            self._interrupted.append((frame, following))  # only this call was cancelled, unless we are all to stop
             raise
         finally:
             host.call = None
         self.last_ended_ns = call.ended_ns
         return call
 
-    def _abandon_frame(self, frame: Frame) -> None:
-        """The worker was interrupted in this frame: it ends here, with the outcome of what was cancelled."""
-        work = self._frame_done(frame)
-        while work is not None:  # the phases that were to come are not made up for in a cancelled worker
-            following, position = work
-            following.bad.update(planned.phase.name for planned in following.steps[position:])
-            work = self._frame_done(following)
+    def end_open(self) -> None:
+        """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
+        while self._interrupted or self._open_expansions:
+            if not self._interrupted:
+                expansion = self._open_expansions[-1]
+                expansion.cut_short()
+                work = self._expansion_done(expansion)
+            else:
+                frame, position = self._interrupted.pop()
+                frame.cut_short(position)
+                work = self._frame_done(frame)
+            if work is not None:
+                self._interrupted.append(work)
 
     # --- expansions
 
@@ -243,12 +254,6 @@ class RunCrew(Crew[Any]):
         except Exception as error:  # noqa: BLE001  (the user's iterator)
             expansion.elements.exhausted = True
             expansion.broken(error)
-        except BaseException:
-            expansion.elements.exhausted = True
-            expansion.broken(PipelineError(f"the elements of {expansion.planned.phase.expand!r} were cancelled"))
-            if self._expansion_done(expansion) is not None:
-                self._abandon_frame(expansion.frame)
-            raise
         finally:
             expansion.elements.pulling = False
         self.wake_one()
@@ -286,7 +291,7 @@ class RunCrew(Crew[Any]):
 
     async def finished(self) -> None:
         """Run the run-level phases, once all items have ended."""
-        if self._finished or self.stopped or self.home.is_draining:
+        if self._finished or self.stopped or self.drained:
             return
         self._finished = True
         bad: set[str] = set()

@@ -289,7 +289,7 @@ class Session:
     def cancel_calls(self, reason: str) -> None:
         """Cancel every call and crew."""
         for crew in list(self.crews):
-            crew.stop()
+            crew.cut(reason)
         for call in list(self.calls_open.values()):
             call.cancel(reason)
 
@@ -298,10 +298,11 @@ class Session:
         return min(anyio.current_time() + self.grace, self.closing_at)
 
     def begin_drain(self) -> None:
-        """Refuse new roots; sources are pulled no more."""
+        """Refuse new roots; sources are pulled no more, but for those of calls in flight, which are to end whole."""
         self.is_draining = True
         for crew in list(self.crews):
-            crew.drain()
+            if crew.parent is None:
+                crew.drain()
 
     async def drain(self) -> None:
         """Let calls end for the grace, then cancel what is left and wait for it."""

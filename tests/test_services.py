@@ -12,16 +12,11 @@ from anyio.lowlevel import checkpoint
 
 from kgas_async import (
     KGASTool,
-    MemorySink,
-    Phase,
-    Pipeline,
     Service,
-    ServiceCrashed,
     ServiceManager,
     ServiceNotRunning,
     ServiceStartFailed,
     current,
-    tool,
 )
 from kgas_async._errors import ServiceError
 from kgas_async.testing import explore
@@ -260,7 +255,7 @@ async def test_a_failed_start_says_who_waited_for_whom() -> None:
     story: list[str] = []
     bad = Refusing("database", story)
     graph = Recorded("graph", story, bad)
-    with pytest.raises(ServiceStartFailed, match="'database' did not start.*no route to database.*graph waited for it"):
+    with pytest.raises(ServiceStartFailed, match=r"'database' did not start.*no route to database.*graph waited for it"):
         async with ServiceManager(graph):
             pass
     assert story == []

@@ -21,7 +21,6 @@ from kgas_async.testing import explore
 
 from .test_services import Asks, BadStop, Crashing, HangingStop, Recorded, Refusing
 
-
 # --- stopping goes wrong
 
 
@@ -100,7 +99,7 @@ async def test_a_crash_takes_the_session_down_with_the_reason() -> None:
     story: list[str] = []
     crashing = Crashing("db", story)
     body_ended = False
-    with pytest.raises(ServiceCrashed, match="'db' crashed.*connection lost") as caught:
+    with pytest.raises(ServiceCrashed, match=r"'db' crashed.*connection lost") as caught:
         async with ServiceManager(Recorded("other", story), crashing):
             crashing.fuse.set()
             try:
@@ -148,7 +147,7 @@ async def test_a_service_that_ends_by_itself_has_crashed() -> None:
             return life()
 
     quits = Quits()
-    with pytest.raises(ServiceCrashed, match="'quits' crashed.*ended by itself"):
+    with pytest.raises(ServiceCrashed, match=r"'quits' crashed.*ended by itself"):
         async with ServiceManager(quits):
             quits.scope.cancel()
             await anyio.sleep_forever()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
@@ -262,30 +261,6 @@ async def test_the_wait_for_a_group_s_children_leaves_none_behind(mode: SweepMod
     assert await sweep(parent, check=check, mode=mode) >= 1
 
 
-async def test_error_strikes_only_where_one_can_come_out() -> None:
-    struck: list[str] = []
-
-    async def walk() -> None:
-        step = "a checkpoint"
-        try:
-            await checkpoint()
-            step = "a lock's checkpoint"
-            async with anyio.Lock():
-                step = "a checkpoint in a context manager"
-                async with manager():
-                    pass
-        except KeyError:
-            struck.append(step)
-
-    @asynccontextmanager
-    async def manager() -> AsyncIterator[None]:
-        await checkpoint()
-        yield
-
-    await sweep(walk, mode="error", error=KeyError)
-    assert struck == ["a checkpoint", "a checkpoint in a context manager"]
-
-
 @pytest.mark.parametrize("kind", ["lock", "limiter", "event", "condition", "semaphore"])
 async def test_primitives_stay_whole(mode: SweepMode, kind: str) -> None:
     lock, limiter, condition, semaphore = anyio.Lock(), anyio.CapacityLimiter(1), anyio.Condition(), anyio.Semaphore(1)
@@ -374,16 +349,6 @@ async def test_endless_is_reported(mode: SweepMode) -> None:
         await sweep(busy, mode=mode, max_points=5)
 
 
-async def test_a_run_that_does_not_end_is_reported_with_its_place() -> None:
-    async def stuck() -> None:
-        await checkpoint()
-        await anyio.sleep_forever()  # STUCK
-
-    with pytest.raises(AssertionError, match=r"not ended within 0\.05 s") as caught:
-        await sweep(stuck, mode="error", error=asyncio.TimeoutError, only=7, timeout_s=0.05)
-    assert f"waits at {__file__}:{line_of(stuck, '# STUCK')} in stuck" in str(caught.value)
-
-
 async def test_check_may_be_async_and_is_not_cancelled(mode: SweepMode) -> None:
     checked: list[int] = []
 
@@ -410,34 +375,6 @@ async def test_who_sweeps_can_be_cancelled(mode: SweepMode) -> None:
         await sweep(long, mode=mode, only=5)
     assert scope.cancelled_caught
     assert list(ended) == ["ended"]
-
-
-async def test_error_is_the_callers_and_may_be_wrapped() -> None:
-    seen: list[BaseException] = []
-
-    async def call() -> None:
-        try:
-            await checkpoint()
-        except ConnectionError as error:
-            seen.append(error)
-            raise RuntimeError("call failed") from error
-
-    await sweep(call, mode="error", error=ConnectionResetError)
-    assert [type(error) for error in seen] == [ConnectionResetError]
-
-
-def test_a_wait_that_cannot_be_broken_off_ends_with_the_error() -> None:
-    ends: list[str] = []
-
-    async def in_thread() -> None:  # on trio, a thread that is not abandoned does not let go of its caller
-        started = time.perf_counter()
-        try:
-            await trio.to_thread.run_sync(time.sleep, 0.05)
-        except KeyError:
-            ends.append("at the end" if time.perf_counter() - started >= 0.05 else "at once")
-
-    trio.run(partial(sweep, in_thread, mode="error", error=KeyError))
-    assert "at the end" in ends
 
 
 def test_native_on_trio_is_refused() -> None:

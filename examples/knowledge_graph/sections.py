@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from io import StringIO
 
 from .documents import EmptyDocument, Text
 
@@ -82,7 +81,12 @@ def pieces(text: str, size: int = MAX_SECTION) -> Iterator[str]:
 
 
 def _lines(content: str) -> Iterator[str]:
-    return (line.removesuffix("\n") for line in StringIO(content))
+    """One after the other: neither a list of them all, nor the copy at four bytes a character that StringIO keeps."""
+    start = 0
+    while (end := content.find("\n", start)) != -1:
+        yield content[start:end]
+        start = end + 1
+    yield content[start:]
 
 
 def _underlined(content: str) -> Iterator[tuple[str, str]]:
@@ -212,7 +216,7 @@ class _Stripper(HTMLParser):
 def _html(content: str) -> Iterator[tuple[str, str]]:
     parser = _Stripper()
     dropping = False
-    # In chunks, because the parser looks again and again at what has no end: "<a " written a million times took it hours.
+    # In chunks, because the parser looks again and again at what has no end: a million "<a " took it hours.
     for start in range(0, len(content), MAX_TAG):
         chunk = content[start : start + MAX_TAG]
         if dropping:

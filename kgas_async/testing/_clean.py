@@ -8,9 +8,9 @@ from __future__ import annotations
 from time import monotonic, sleep
 from typing import Any
 
-from .._limits import ConcurrencyLimit
-from .._manager import ServiceManager
-from .._rate import RateLimit
+from kgas_async._limits import ConcurrencyLimit
+from kgas_async._manager import ServiceManager
+from kgas_async._rate import RateLimit
 
 __all__ = ["assert_clean"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from .._service import Service
+from kgas_async._service import Service
 
 __all__ = ["FakeService"]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from .._tool import Execution, KGASTool
+from kgas_async._tool import Execution, KGASTool
 
 __all__ = ["faults"]
 

@@ -42,8 +42,8 @@ async def sweep(
 ) -> int:
     """Cancel what ``make()`` gives at each of its suspensions in turn, and have ``check`` look at what is left.
 
-    Point 0 is the first place where the coroutine waits. Each point takes a fresh coroutine; the last run, in which no
-    point is left, ends undisturbed. Context managers are swept by a function that enters and leaves them::
+    Point 0 is the first place where the coroutine waits. Each takes a fresh coroutine; the last run of all, in which
+    no point is left, ends undisturbed. Context managers are swept by a function that enters and leaves them::
 
         async def use() -> None:
             async with limit:
@@ -53,26 +53,25 @@ async def sweep(
 
     Args:
         make: Called without arguments for each point; gives an awaitable. An async function will do.
-        check: Called after each run, outside of any cancellation, with the number of the point (after the undisturbed
-            run with the number of points), and awaited if it gives an awaitable. Raises if the world is not clean.
-        mode: What happens at a point. ``"scope"``: an AnyIO cancel scope around it is cancelled. ``"native"``: it runs
-            in a task of its own and gets ``task.cancel()`` (asyncio and uvloop only). ``"error"``: the wait ends with
-            an exception, at once or, if it cannot be broken off, when it ends. Left alone is where only a cancellation
-            can come out: a task group of asyncio's waiting for its children, a lock's own checkpoint once it is held.
+        check: Called (and awaited if need be) after each run, outside of any cancellation, with the number of the point
+            (after the undisturbed run, the number of points). Raises if the world is not clean.
+        mode: ``"scope"``: an AnyIO cancel scope around it is cancelled. ``"native"``: it runs in a task of its own and
+            gets ``task.cancel()`` (asyncio and uvloop only). ``"error"``: the wait ends with an exception, except where
+            only a cancellation can come out: a lock's own checkpoint, an asyncio task group waiting for its children.
         error: Makes the exception of mode ``"error"``, a class or a function; by default a ``RuntimeError``.
-        only: Run this one point, to look into a failure. max_points: More than these are an error.
+        only: Run this one point, to look into a failure.
+        max_points: More suspensions than these are an error.
         timeout_s: What each run may take, in the loop's time; None is no limit. It cannot end a wait under a shield.
 
     Returns:
         The number of points that were run: 0 if the coroutine never waits.
 
     Raises:
-        AssertionError: It swallowed the cancellation (returned a value though it was thrown in), took too long, or has
-            too many points. Says which point, and where the coroutine was suspended.
-        BaseException: From ``check`` or the coroutine, neither its cancellation nor the error, with a note of the same.
-        RuntimeError: Mode ``"native"`` on trio.
+        AssertionError: The coroutine swallowed the cancellation (it was thrown in, and a value came out), took too
+            long, or has too many points. Says which point, and where the coroutine was suspended.
+        BaseException: What ``check`` raised, or the coroutine on its own account; a note says which point, and where.
 
-    Cancellation: Cancels the run in progress and waits for its end. Complexity: n + 1 runs for n points.
+    Cancellation: Cancels the run in progress and waits for its end.
     """
     _refuse_misuse(mode, error)
     for point in range(max_points + 1) if only is None else [only]:
@@ -116,7 +115,7 @@ class _Run:
         self._last_place = ""
         self._late: BaseException | None = None  # replaces the result of the wait at the point
         self._strike: Callable[[], object] = lambda: None
-        self._reason = f"{_REASON}, point {point}"
+        self._reason = f"{_REASON} {id(self):x}, point {point}"  # sweeps may be nested
 
     async def finish(self, make: _Make, check: _Check | None, timeout_s: float | None) -> None:
         """Run to the end, judge how it ended, and have the world checked."""
