@@ -3,10 +3,9 @@
 Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
-from ._adapter import FunctionTool, ToolAdapter, tool
+from ._adapter import ToolAdapter
 from ._call import Call
 from ._context import check_cancelled, current
-from ._crew import OutcomeStream, Progress
 from ._door import open_door
 from ._errors import (
     CallAborted,
@@ -30,15 +29,18 @@ from ._errors import (
 )
 from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
+from ._function_tool import FunctionTool, tool
 from ._limits import ConcurrencyLimit
 from ._manager import ServiceManager
 from ._outcome import Outcome
-from ._pipeline import Phase, Pipeline
+from ._phase import Phase
+from ._pipeline import Pipeline
 from ._policy import Policy
 from ._rate import RateLimit
-from ._report import ManagerStatistics, RunReport, ToolStatistics
+from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential
 from ._service import Service
+from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
 
 open_door(ServiceManager)

@@ -1,4 +1,4 @@
-"""`ToolAdapter` and `@tool`: legacy objects, functions and async tools as tools. They are told, they do not guess.
+"""`ToolAdapter`: legacy objects, functions and async tools as tools. It is told, it does not guess.
 
 Knows signatures and how a function is called in a thread; nothing of calls and managers.
 """
@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from threading import Lock
-from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel
 
@@ -21,11 +21,10 @@ from ._suggest import nearest
 from ._threads import run_bare
 from ._tool import Execution, KGASTool
 
-__all__ = ["FunctionTool", "ToolAdapter", "tool"]
+__all__ = ["ErrorWhen", "Offload", "OnCancel", "Preset", "ToolAdapter"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-C_co = TypeVar("C_co", covariant=True)
 
 Offload = Literal["thread", "inline"]
 OnCancel = Literal["wait", "abandon"]
@@ -338,92 +337,3 @@ def _describe(target: object) -> str:
     if isinstance(target, KGASTool):
         return target.description
     return (inspect.getdoc(target) or "").partition("\n")[0]
-
-
-class FunctionTool(ToolAdapter[P, R], Generic[P, R, C_co]):
-    """A function as a tool, made by `@tool`. Calling it is calling the plain function."""
-
-    name = "FunctionTool"
-    _plain: Callable[..., Any]
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
-        """The plain function, without policy and evidence; a coroutine if it is async."""
-        result: C_co = self._plain(*args, **kwargs)
-        return result
-
-    def __get__(self, instance: object, owner: type | None = None) -> Self:
-        if instance is None:
-            return self
-        raise TypeError(
-            f"@tool on the method {self.name!r} does not bind to the object; make the class a KGASTool, or wrap the "
-            f"object: ToolAdapter(obj, method={self.name!r})"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As the global that it is: what wraps the function is made anew where it is loaded.
-        plain = self._plain
-        return (_load_global, (plain.__module__, plain.__qualname__, self._using, self.__dict__.get("name")))
-
-
-def _load_global(module: str, qualname: str, using: Policy | None, name: str | None) -> Any:
-    found: Any = __import__(module, fromlist=["_"])
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    if not isinstance(found, FunctionTool):
-        raise TypeError(f"{module}.{qualname} is no tool any more")
-    copy = found.using(name=name)
-    copy._using = using
-    return copy
-
-
-class _Decorator(Protocol):
-    @overload
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> FunctionTool[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> FunctionTool[P, R, R]: ...
-
-
-@overload
-def tool(function: Callable[P, Coroutine[Any, Any, R]], /) -> FunctionTool[P, R, Coroutine[Any, Any, R]]: ...
-@overload
-def tool(function: Callable[P, R], /) -> FunctionTool[P, R, R]: ...
-@overload
-def tool(
-    *,
-    params: Sequence[str] | None = None,
-    inputs: type[BaseModel] | None = None,
-    returns: Callable[[Any], Any] | None = None,
-    error_when: ErrorWhen | None = None,
-    offload: Offload = "thread",
-    on_cancel: OnCancel = "wait",
-    name: str | None = None,
-    version: str = "0",
-    description: str | None = None,
-    idempotent: bool = False,
-    backend: str = "asyncio",
-    policy: Policy | None = None,
-) -> _Decorator: ...
-def tool(function: Any = None, /, **options: Any) -> Any:
-    """Make a function a tool: ``@tool``, or ``@tool(policy=Policy(timeout=5))``.
-
-    An async function runs in the call's task, a sync one in a worker thread. The options are those of `ToolAdapter`
-    but ``factory``, ``method`` and ``instances``. Calling the tool object is still calling the plain function.
-
-    Raises:
-        TypeError: A function without named inputs, or options that do not fit.
-    """
-    for name in ("factory", "method", "instances"):
-        if name in options:
-            raise TypeError(f"@tool takes a function and no {name}=; use ToolAdapter({name}=...)")
-    if function is None:
-        return functools.partial(tool, **options)
-    if isinstance(function, KGASTool):
-        raise TypeError(f"{function!r} is a tool already; tool.using(...) gives it another policy")
-    if isinstance(function, (staticmethod, classmethod)) or not callable(function):
-        raise TypeError(f"@tool takes a function, not {function!r}")
-    made: FunctionTool[..., Any, Any] = FunctionTool(function, **options)
-    made._plain = function
-    functools.update_wrapper(made, function, assigned=("__module__", "__qualname__", "__doc__"), updated=())
-    return made

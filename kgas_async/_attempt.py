@@ -15,7 +15,8 @@ from typing import Any
 
 import anyio
 
-from ._call import Call, Home
+from ._bound import Home
+from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout

@@ -14,12 +14,11 @@ from typing import Any, NoReturn
 
 import anyio
 
-from ._crew import Progress
 from ._errors import KgasAsyncError, LoadError
 from ._loading import load
 from ._manager import ServiceManager
 from ._pipeline import Pipeline
-from ._report import RunReport
+from ._report import Progress, RunReport
 from ._threads import would_block_exit
 
 try:

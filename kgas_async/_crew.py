@@ -10,53 +10,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
 from time import perf_counter, perf_counter_ns
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from ._call import Call, Home, Host
+from ._call import Call, Host
+from ._employer import Employer
 from ._errors import CallError, ManagerClosed, PipelineError
 from ._limits import check_count
 from ._mailbox import Gate, wait_until
 from ._outcome import Outcome
+from ._report import Progress
 
-__all__ = ["Crew", "Employer", "Progress", "check_on_error"]
+__all__ = ["Crew", "check_on_error"]
 
 T = TypeVar("T")
 
 YIELD_NS: Final = 250_000  # of units that end without suspending, after which a worker lets others run
 SHARE_FROM: Final = 20  # finished items before a share of failed ones means anything
-
-
-class Employer(Home, Protocol):
-    """What a crew needs of the manager beyond what a call needs."""
-
-    def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
-    def new_call(self, bound: Any, inputs: Any, parent: Any = None) -> Call[Any]: ...
-    async def run_isolated(self, call: Call[Any]) -> None: ...
-    async def host_call(self, call: Call[Any]) -> None: ...
-    def keep_crew(self, crew: Any) -> None: ...
-    def drop_crew(self, crew: Any) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a map or a run is.
-
-    Attributes:
-        done: Items that have their outcome.
-        failed: Those of them that did not succeed.
-        total: How many there are, None where the source does not say.
-        elapsed_s: Seconds since the start.
-    """
-
-    done: int
-    failed: int
-    total: int | None
-    elapsed_s: float
 
 
 def check_on_error(on_error: object) -> str | float:
@@ -423,37 +396,3 @@ class Crew(ABC, Generic[T]):
 
 
 _PULL: Final = object()
-
-
-class OutcomeStream(Generic[T]):
-    """Outcomes as an async iterator; its context manager owns what makes them."""
-
-    def __init__(self, crew: Crew[T]) -> None:
-        self._crew = crew
-
-    def __aiter__(self) -> OutcomeStream[T]:
-        return self
-
-    async def __anext__(self) -> Outcome[T]:
-        """The next outcome.
-
-        Raises:
-            PipelineError: The source raised, or too many failed, after the outcomes until then.
-            CallError: The first failure, with ``on_error="raise"``.
-
-        Cancellation: Takes nothing; the outcomes stay.
-        """
-        crew = self._crew
-        if crew.error is None and (outcome := crew.next_ready()) is not None:
-            return outcome
-        return await crew.next()
-
-    async def take_some(self, most: int) -> list[Outcome[T]]:
-        """The next outcome and those that are ready behind it; none after the last."""
-        try:
-            some = [await self._crew.next()]
-        except StopAsyncIteration:
-            return []
-        while len(some) < most and (outcome := self._crew.next_ready()) is not None:
-            some.append(outcome)
-        return some

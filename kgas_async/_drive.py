@@ -25,11 +25,10 @@ def drive(
         return stop.value
     if on_wait is not None:
         on_wait()
-    return (yield from resume(coroutine, context, step))
+    return (yield from _resumed(coroutine, context, step))
 
 
-@types.coroutine
-def resume(coroutine: Any, context: Context, step: Any) -> Generator[Any, Any, Any]:
+def _resumed(coroutine: Any, context: Context, step: Any) -> Generator[Any, Any, Any]:
     """Go on with a coroutine whose first step was made in ``context`` and gave ``step``."""
     run, send = context.run, coroutine.send
     try:
@@ -45,6 +44,9 @@ def resume(coroutine: Any, context: Context, step: Any) -> Generator[Any, Any, A
                 step = run(send, sent)
     except StopIteration as stop:
         return stop.value
+
+
+resume = types.coroutine(_resumed)
 
 
 def as_coroutine(awaitable: Any) -> Any:

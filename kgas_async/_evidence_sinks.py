@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import structlog
 
 from ._context import current_call
 from ._errors import EvidenceError
-from ._records import Record
+from ._records import line_of
 
-__all__ = ["JsonlSink", "MemorySink", "StructlogSink", "call_context"]
+__all__ = ["JsonlSink", "MemorySink", "StructlogSink", "as_sinks", "call_context"]
 
 
 class JsonlSink:
@@ -58,9 +58,9 @@ class JsonlSink:
                 raise OSError(errno.ENOSPC, "nothing could be written")
             left = left[written:]
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write records."""
-        self.write_lines([record.line() for record in records])
+        self.write_lines([line_of(record) for record in records])
 
     def close(self) -> None:
         """Close the file."""
@@ -78,7 +78,7 @@ class MemorySink:
     def __repr__(self) -> str:
         return f"MemorySink({len(self.records)} records)"
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Keep them."""
         self.records.extend(dict(record) for record in records)
 
@@ -108,7 +108,7 @@ class StructlogSink:
         """Whether it emits this event."""
         return event not in _QUIET if self._level == "events" else event != "call.started"
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Emit them, each in a copy of its call's context, so that what was bound there is in the line."""
         for record in records:
             event = record["event"]
@@ -116,7 +116,8 @@ class StructlogSink:
             fields["at"] = record["time"]
             suffix = event.rpartition(".")[2]
             say = self._logger.warning if suffix in _ERRORS else self._logger.info
-            context = None if record.call is None else record.call.context
+            call = getattr(record, "call", None)
+            context = None if call is None else call.context
             if context is None:
                 say(event, **fields)
             else:
@@ -148,3 +149,16 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             if value is not None:
                 event_dict.setdefault(name, value)
     return event_dict
+
+
+def as_sinks(evidence: Any) -> list[Any]:
+    """What ``evidence=`` may be, as a list of sinks: None, a path, a sink, or a list of them."""
+    if evidence is None:
+        return []
+    if isinstance(evidence, (str, os.PathLike)):
+        return [JsonlSink(evidence)]
+    if hasattr(evidence, "write") and hasattr(evidence, "close"):
+        return [evidence]
+    if isinstance(evidence, (list, tuple)):
+        return [sink for one in evidence for sink in as_sinks(one)]
+    raise TypeError(f"evidence= is a path, a sink (write, close) or a list of them, not {evidence!r}")

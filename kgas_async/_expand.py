@@ -12,7 +12,7 @@ from contextvars import copy_context
 from time import perf_counter
 from typing import Any, Final
 
-from ._call import Bound, Home
+from ._bound import Bound, Home
 from ._mailbox import wait_until
 from ._threads import Work
 

@@ -12,7 +12,8 @@ from ._call import Call
 from ._errors import CallCancelled, CallSkipped, PipelineError
 from ._expand import Elements
 from ._outcome import Outcome
-from ._pipeline import Pipeline, Plan, PlannedPhase
+from ._pipeline import Pipeline
+from ._plan import Plan, PlannedPhase
 
 __all__ = ["Expansion", "Frame", "follow", "inputs_for", "item_fields", "item_outcome", "key_of"]
 

@@ -6,7 +6,6 @@ Ownership, threads and registers are the session's (`_session`); a pipeline in m
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
@@ -15,20 +14,19 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from ._blocking import BlockingManager
 from ._call import Call
-from ._crew import OutcomeStream, Progress
 from ._errors import KgasAsyncError, ManagerClosed, PipelineError
-from ._evidence import EvidenceLog, Sink
-from ._evidence_sinks import JsonlSink, StructlogSink
+from ._evidence import Sink
+from ._evidence_sinks import JsonlSink, StructlogSink, as_sinks
 from ._hosting import lifetime_check
+from ._lifetime import Lifetime
 from ._limits import check_count, check_seconds
-from ._mailbox import wait_until
 from ._map import MapCrew
 from ._outcome import Outcome
 from ._pipeline import Pipeline
-from ._report import ManagerStatistics, RunReport, ToolStatistics
-from ._run import RunCrew
+from ._report import ManagerStatistics, Progress, RunReport
+from ._running import running
 from ._session import Session
-from ._signals import SignalWatch
+from ._stream import OutcomeStream
 from ._system import default_threads
 from ._tool import SupportsExecute
 
@@ -89,7 +87,7 @@ class ServiceManager:
         if on_sink_error not in ("stop", "continue"):
             raise ValueError(f"on_sink_error= is 'stop' or 'continue', not {on_sink_error!r}")
         self._services = services
-        self._sinks = _sinks(evidence)
+        self._sinks = as_sinks(evidence)
         self._log = log
         self._signals = signals
         self._options: dict[str, Any] = {
@@ -102,86 +100,34 @@ class ServiceManager:
         }
         self._session: Session | None = None
         self._last_session: Session | None = None  # what kgas_async.testing looks into
-        self._watch: SignalWatch | None = None
+        self._lifetime: Lifetime | None = None
 
     # --- lifetime
 
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
-        session = Session(self, **self._options)
         for sink in self._sinks:
             if isinstance(sink, JsonlSink):
                 sink.open()
-        self._session = session
-        quiet = [StructlogSink(self._log)] if self._log is not None else []
-        if self._sinks or quiet:
-            session.log = EvidenceLog(
-                self._sinks, quiet, session.session, session.mailbox, session.calls_open, session.evidence_failed
-            )
-            session.log.emit("session.started")
-        self._watch = SignalWatch(session.mailbox, self._on_signal, all_signals=self._signals)
-        self._watch.open()
-        await session.task_group.__aenter__()
+        session = self._session = self._last_session = Session(self, **self._options)
+        session.record(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
+        self._lifetime = Lifetime(session, signals=self._signals)
         try:
-            await session.hosting.start_all(self._services)
-        except BaseException as error:
-            if await self._leave(type(error), error, error.__traceback__):
-                raise AssertionError("unreachable: a session that did not open raises") from None
+            await self._lifetime.open(self._services)
+        except BaseException:
+            self._session = None
             raise
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        return await self._leave(exc_type, exc, tb)
-
-    async def _leave(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        session = self._opened()
-        session.task_group.start_soon(self._close_session, session, exc is not None)
-        native = await wait_until(session.closed)
-        swallowed = False
+        assert self._lifetime is not None
         try:
-            swallowed = bool(await session.task_group.__aexit__(exc_type, exc, tb))
-        except BaseExceptionGroup as group:
-            # The task group wraps what the body raised; our own tasks raise nothing. What the body raised comes out
-            # as it was.
-            if group is not exc and len(group.exceptions) == 1 and session.pending is None and native is None:
-                if _is_same(group.exceptions[0], exc):
-                    return False
-                raise group.exceptions[0] from group.exceptions[0].__cause__
-            if session.pending is None and native is None:
-                raise
+            return await self._lifetime.leave(exc_type, exc, tb)
         finally:
-            assert self._watch is not None
-            self._watch.close()
-            self._session, self._last_session = None, session
-        if native is not None:
-            raise native
-        if session.pending is not None:
-            raise session.pending from (exc if isinstance(exc, Exception) else session.pending.__cause__)
-        return swallowed
-
-    async def _close_session(self, session: Session, at_once: bool) -> None:
-        await session.close(at_once=at_once)
-
-    def _on_signal(self, number: int, count: int) -> None:
-        session = self._session
-        if session is None:
-            return
-        name = signal.Signals(number).name
-        interrupt = SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt()
-        if session.log is not None:
-            session.log.emit("session.signal", signal=name, count=count)
-        if self._signals and count == 1:
-            session.pending = interrupt
-            session.begin_drain()
-            if not session.is_closed and not session.closed.is_set():
-                session.task_group.start_soon(session.drain)
-        else:
-            session.crash(interrupt)
+            self._session = None
 
     def _opened(self) -> Session:
         if self._session is None:
@@ -378,40 +324,11 @@ class ServiceManager:
 
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
-        async with self._running(
-            pipeline, items, ordered=ordered, window=ordered_window, in_flight=in_flight, on_error=on_error,
-            on_progress=on_progress,
+        async with running(
+            self._opened(), pipeline, items, ordered=ordered, window=ordered_window, in_flight=in_flight,
+            on_error=on_error, on_progress=on_progress,
         ) as crew:  # fmt: skip
             yield OutcomeStream(crew)
-
-    @asynccontextmanager
-    async def _running(
-        self, pipeline: Pipeline, items: Iterable[Any] | AsyncIterable[Any], **options: Any
-    ) -> AsyncGenerator[RunCrew]:
-        session = self._opened()
-        parent = session.parent()
-        session.check_open(parent)
-        if not isinstance(pipeline, Pipeline):
-            raise TypeError(f"run and stream take a Pipeline, not {pipeline!r}; for a single tool there is map")
-        await session.hosting.start_all(pipeline.services)
-        run_id = session.next_run_id()
-        bound = {
-            phase.name: session.bind(phase.tool, phase.policy, pipeline=pipeline.name, phase=phase.name, run_id=run_id)
-            for phase in pipeline.phases
-        }
-        crew = RunCrew(session, pipeline, bound, run_id, items, parent=parent, **options)
-        if session.log is not None:
-            session.log.emit("run.started", run_id=run_id, pipeline=pipeline.name)
-        crew.start()
-        try:
-            yield crew
-        finally:
-            await crew.close()
-            if session.log is not None:
-                session.log.emit(
-                    "run.ended", run_id=run_id, pipeline=pipeline.name, items=crew.done, failed=crew.failed,
-                    skipped=crew.skipped,
-                )  # fmt: skip
 
     async def run(
         self,
@@ -441,8 +358,8 @@ class ServiceManager:
         if keep not in (None, "all"):
             raise ValueError(f"keep= is 'all' or None, not {keep!r}")
         began = perf_counter()
-        async with self._running(
-            pipeline, items, ordered=True, window=None, in_flight=in_flight, on_error=on_error,
+        async with running(
+            self._opened(), pipeline, items, ordered=True, window=None, in_flight=in_flight, on_error=on_error,
             on_progress=on_progress,
         ) as crew:  # fmt: skip
             report = RunReport(pipeline.name, crew.run_id)
@@ -466,26 +383,7 @@ class ServiceManager:
 
     def statistics(self) -> ManagerStatistics:
         """Counts per tool name, and what is open now."""
-        session = self._opened()
-        tools = {
-            name: ToolStatistics(
-                calls=sum(state.ended.values()),
-                retried=state.retried,
-                threads_used=state.thread_starts,
-                run_s=state.run_ns / 1e9,
-                **{status: count for status, count in state.ended.items() if status != "reused"},
-            )
-            for name, state in session.states.items()
-        }
-        pools = session.pools()
-        return ManagerStatistics(
-            tools,
-            len(session.calls_open),
-            sum(pool.alive for pool in pools),
-            len(session.left),
-            sum(pool.queued for pool in pools),
-            session.hosting.names(),
-        )
+        return self._opened().statistics()
 
     def blocking(self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> BlockingManager:
         """The same names, blocking, for scripts and notebooks: ``with ServiceManager().blocking() as manager:``.
@@ -494,23 +392,3 @@ class ServiceManager:
         cancels the call that is waited for.
         """
         return BlockingManager(self, backend, backend_options)
-
-
-def _is_same(one: BaseException, other: BaseException | None) -> bool:
-    """Whether it is that exception; a group of the body's comes out of a trio nursery as a copy of itself."""
-    if isinstance(one, BaseExceptionGroup) and isinstance(other, BaseExceptionGroup):
-        pairs = zip(one.exceptions, other.exceptions, strict=False)
-        return len(one.exceptions) == len(other.exceptions) and all(_is_same(inner, of) for inner, of in pairs)
-    return one is other
-
-
-def _sinks(evidence: Any) -> list[Any]:
-    if evidence is None:
-        return []
-    if isinstance(evidence, (str, os.PathLike)):
-        return [JsonlSink(evidence)]
-    if hasattr(evidence, "write") and hasattr(evidence, "close"):
-        return [evidence]
-    if isinstance(evidence, (list, tuple)):
-        return [sink for one in evidence for sink in _sinks(one)]
-    raise TypeError(f"evidence= is a path, a sink (write, close) or a list of them, not {evidence!r}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Awaitable, Iterable
 from typing import Any
 
-from ._call import Bound, Call, Host
-from ._crew import Crew, Employer
+from ._bound import Bound
+from ._call import Call, Host
+from ._crew import Crew
+from ._employer import Employer
 from ._outcome import Outcome
 from ._path import perform
 

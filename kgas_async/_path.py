@@ -77,6 +77,7 @@ async def perform(call: Call[Any]) -> None:
         call.end(status, failure)
     except BaseException as error:
         _note_run(call)
+        _cancel_children(call)
         if not _ended_by_tool(call, error):
             raise
 

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring  # escapes just what RFC 8785 wants e
 from time import gmtime, strftime
 from typing import Any, Final
 
-__all__ = ["SCHEMA", "Record", "call_fields", "render_call", "render_fields"]
+__all__ = ["SCHEMA", "Record", "call_fields", "line_of", "render_call", "render_fields"]
 
 SCHEMA: Final = 1
 _EVENTS: Final = {
@@ -110,7 +110,10 @@ def finished(fields: dict[str, Any], seq: int, session: str, anchor_ns: int) -> 
 
 def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int) -> bytes:
     """A line of canonical JSON; the fields hold strings, integers, booleans, lists and mappings of them."""
-    whole = finished(fields, seq, session, anchor_ns)
+    return _encoded(finished(fields, seq, session, anchor_ns))
+
+
+def _encoded(whole: dict[str, Any]) -> bytes:
     text = json.dumps(whole, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode() + b"\n"
@@ -201,6 +204,7 @@ class Record(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"Record({self._fields})"
 
-    def line(self) -> bytes:
-        """Its line of canonical JSON."""
-        return render_fields({**self._fields, "at_ns": 0}, self._fields["seq"], self._fields["session_id"], 0)
+
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """A whole record's line of canonical JSON."""
+    return _encoded(dict(record))

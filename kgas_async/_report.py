@@ -1,4 +1,4 @@
-"""What a run or a manager says of itself: `RunReport`, `ManagerStatistics`, `ToolStatistics`."""
+"""What a run or a manager says of itself: `Progress`, `RunReport`, `ManagerStatistics`, `ToolStatistics`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,26 @@ from typing import Any
 from ._errors import PipelineError
 from ._outcome import Outcome
 
-__all__ = ["ManagerStatistics", "RunReport", "ToolStatistics"]
+__all__ = ["ManagerStatistics", "Progress", "RunReport", "ToolStatistics"]
 
 FAILURES_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a map or a run is.
+
+    Attributes:
+        done: Items that have their outcome.
+        failed: Those of them that did not succeed.
+        total: How many there are, None where the source does not say.
+        elapsed_s: Seconds since the start.
+    """
+
+    done: int
+    failed: int
+    total: int | None
+    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,17 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from time import perf_counter_ns
 from typing import Any
 
-from ._call import Bound, Host
-from ._crew import Crew, Employer
+from ._bound import Bound
+from ._call import Host
+from ._crew import Crew
+from ._employer import Employer
 from ._errors import CallSkipped, PipelineError
 from ._expand import Elements
 from ._frame import Expansion, Frame, follow, inputs_for, item_fields, item_outcome, key_of
 from ._outcome import Outcome
 from ._path import perform
-from ._pipeline import Pipeline, PlannedPhase
+from ._pipeline import Pipeline
+from ._plan import PlannedPhase
 
 __all__ = ["RunCrew"]
 

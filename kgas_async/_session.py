@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import anyio
 
-from ._call import Bound, Call, Host, ToolState
+from ._bound import Bound, ToolState
+from ._call import Call, Host
 from ._context import current_call
 from ._errors import EvidenceError, ManagerClosed
 from ._evidence import EvidenceLog
@@ -20,6 +21,7 @@ from ._hosting import Hosting
 from ._mailbox import Mailbox, wait_until
 from ._path import perform
 from ._policy import DEFAULTS, Policy
+from ._report import ManagerStatistics
 from ._threads import ThreadPool, Work
 from ._tool import KGASTool
 
@@ -75,7 +77,12 @@ class Session:
         self._serial = 0
         self._runs = 0
         self._bounds: dict[int, Bound] = {}
-        self._progress: anyio.Event | None = None
+
+    def record(self, sinks: Sequence[Any], quiet: Sequence[Any]) -> None:
+        """Keep evidence: ``sinks`` get every record, ``quiet`` ones what they want."""
+        if sinks or quiet:
+            self.log = EvidenceLog(sinks, quiet, self.session, self.mailbox, self.calls_open, self.evidence_failed)
+            self.log.emit("session.started")
 
     # --- binding and owning
 
@@ -261,7 +268,6 @@ class Session:
                 run_us=(work.ended_ns - work.started_ns) // 1000,
                 status="failed" if work.error is not None else "succeeded",
             )
-        self._step()
 
     def keep_crew(self, crew: Any) -> None:
         """Own a map or a run: it is drained and cancelled with the session."""
@@ -270,6 +276,19 @@ class Session:
     def drop_crew(self, crew: Any) -> None:
         """A map or a run has ended."""
         self.crews.discard(crew)
+
+    def statistics(self) -> ManagerStatistics:
+        """Counts per tool name, and what is open now."""
+        tools = {name: state.statistics() for name, state in self.states.items()}
+        pools = self.pools()
+        return ManagerStatistics(
+            tools,
+            len(self.calls_open),
+            sum(pool.alive for pool in pools),
+            len(self.left),
+            sum(pool.queued for pool in pools),
+            self.hosting.names(),
+        )
 
     # --- ending
 
@@ -332,10 +351,6 @@ class Session:
                 return
             await waited.wait()
 
-    def _step(self) -> None:
-        if self._progress is not None:
-            self._progress.set()
-
     async def close(self, *, at_once: bool) -> None:
         """End everything, in order: calls, threads, services, evidence. Runs in a task of the session's own.
 
@@ -361,8 +376,7 @@ class Session:
 
     async def _join_threads(self) -> None:
         while self.left and self.abandoned == "join":
-            self._progress = anyio.Event()
-            await self._progress.wait()
+            await next(iter(self.left)).done.wait()
 
     async def _close_evidence(self) -> None:
         log = self.log

@@ -255,7 +255,9 @@ async def test_a_failed_start_says_who_waited_for_whom() -> None:
     story: list[str] = []
     bad = Refusing("database", story)
     graph = Recorded("graph", story, bad)
-    with pytest.raises(ServiceStartFailed, match=r"'database' did not start.*no route to database.*graph waited for it"):
+    with pytest.raises(
+        ServiceStartFailed, match=r"'database' did not start.*no route to database.*graph waited for it"
+    ):
         async with ServiceManager(graph):
             pass
     assert story == []

@@ -42,9 +42,7 @@ async def test_a_hanging_stop_is_bounded_by_the_grace() -> None:
     story: list[str] = []
     sink = MemorySink()
     began = anyio.current_time()
-    async with ServiceManager(
-        Recorded("a", story), HangingStop("hangs", story), grace=5.0, evidence=sink, log=None
-    ):
+    async with ServiceManager(Recorded("a", story), HangingStop("hangs", story), grace=5.0, evidence=sink, log=None):
         pass
     assert anyio.current_time() - began == pytest.approx(5.0, abs=0.5)
     assert story[-1] == "-a"

@@ -7,7 +7,6 @@ Takes and returns plain values. The markup is only stripped as far as the entity
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from html.parser import HTMLParser
 
 from .documents import EmptyDocument, Text
 
-MAX_SECTION = 8_000  # characters: one line of 50 MB becomes many sections, and no pattern ever sees more than this
+MAX_SECTION = 8_000  # characters: one line of 50 MB becomes many sections; the extractor never sees more at once
 MAX_LINES = 2_000  # gathered before they become a piece: 25 million empty lines must not be a list
 MAX_TAG = 2**16  # characters of HTML; a tag or comment longer than this is dropped (a picture in a link, a broken page)
 MAX_SYNTAX_TREE = 2 * 2**20  # characters of Python; a tree takes a hundred times the memory of its source
@@ -154,7 +153,6 @@ def _docstrings(content: str) -> Iterator[tuple[str, str]]:
         tree = ast.parse(content, DOCUMENT_NAME)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return  # Python 2, templates, broken files: their comments are still worth reading
-    # A literal may spell out half a surrogate pair ("\\ud800"), which nothing that stores or prints text will take.
     documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     if module := ast.get_docstring(tree):
         yield "", _storable(module)
@@ -166,6 +164,7 @@ def _docstrings(content: str) -> Iterator[tuple[str, str]]:
 
 
 def _storable(text: str) -> str:
+    """A literal may spell out half a surrogate pair, "\\ud800", which nothing that stores or prints text will take."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -230,4 +229,4 @@ def _html(content: str) -> Iterator[tuple[str, str]]:
     parser.close()
     for title, body in parser.sections:
         # Sphinx puts a pilcrow link behind each heading.
-        yield inspect.cleandoc(" ".join("".join(title).replace("¶", "").split())), "".join(body).replace("¶", "")
+        yield " ".join("".join(title).replace("¶", "").split()), "".join(body).replace("¶", "")

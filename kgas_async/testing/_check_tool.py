@@ -51,6 +51,7 @@ async def check_tool(tool: KGASTool, *, pickles: bool = False, sweeps: bool = Tr
 async def _runs(tool: KGASTool, inputs: dict[str, Any]) -> Any:
     sink = MemorySink()
     manager = ServiceManager(*tool.requires, evidence=sink, log=None)
+    value: Any = None
     async with manager:
         value = await manager.execute(tool, **inputs)
     assert_clean(manager)

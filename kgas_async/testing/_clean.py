@@ -55,7 +55,8 @@ def _left_by(manager: ServiceManager, abandoned: int) -> list[str]:
     if len(session.left) > abandoned:
         found.append(f"{len(session.left)} abandoned threads run, {abandoned} were expected")
     for name, state in session.states.items():
-        for limit in [*state.limits.values(), state.serial, *state.rates.values()]:
+        limits: list[ConcurrencyLimit | RateLimit] = [*state.limits.values(), state.serial, *state.rates.values()]
+        for limit in limits:
             if not session.left:
                 found += _out_of(f"{limit!r} of tool {name!r}", limit)
     until = monotonic() + THREADS_END_S

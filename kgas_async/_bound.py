@@ -1,0 +1,166 @@
+"""`Bound`: a tool with everything looked up once for one manager, and what the uses of a tool's name share there.
+
+Knows the manager only as the `Home` protocol: where calls are registered and threads live.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ._evidence import EvidenceLog
+from ._limits import ConcurrencyLimit
+from ._mailbox import Mailbox
+from ._policy import Policy
+from ._rate import RateLimit
+from ._report import ToolStatistics
+from ._resilience import Retry
+from ._threads import ThreadPool, Work
+from ._tool import Execution, KGASTool
+
+__all__ = ["Bound", "Home", "ToolState"]
+
+
+class Home(Protocol):
+    """What a call needs of the session of the manager that owns it."""
+
+    session: str
+    manager: Any
+    mailbox: Mailbox
+    pool: ThreadPool
+    grace: float
+    max_abandoned: int
+    log: EvidenceLog | None
+    calls_open: dict[int, Any]
+    closing_at: float
+    random: Callable[[], float]
+
+    def crash(self, error: BaseException) -> None: ...
+    def pool_of(self, bound: Any) -> ThreadPool: ...
+    def abandoned_count(self) -> int: ...
+    def left_behind(self, call: Any, work: Work) -> None: ...
+    def grace_until(self) -> float: ...
+
+
+class ToolState:
+    """What all uses of one tool name share in one manager: limits, instances, statistics."""
+
+    def __init__(self, name: str, origin: object) -> None:
+        self.name = name
+        self.origin = origin
+        self.limits: dict[int, ConcurrencyLimit] = {}  # by the number given
+        self.rates: dict[float, RateLimit] = {}
+        self.serial = ConcurrencyLimit(1)
+        self.dedicated: ThreadPool | None = None
+        self.begun = 0
+        self.retried = 0
+        self.thread_starts = 0
+        self.run_ns = 0
+        self.wait_ns = 0
+        self.ended: dict[str, int] = dict.fromkeys(
+            ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"), 0
+        )
+
+    def statistics(self) -> ToolStatistics:
+        """The counts as users see them."""
+        return ToolStatistics(
+            calls=sum(self.ended.values()),
+            retried=self.retried,
+            threads_used=self.thread_starts,
+            run_s=self.run_ns / 1e9,
+            **{status: count for status, count in self.ended.items() if status != "reused"},
+        )
+
+
+class Bound:
+    """A tool as one manager runs it in one place: policy resolved, limits found, evidence fields prepared."""
+
+    __slots__ = (
+        "check",
+        "cleans_up",
+        "deadline",
+        "execution",
+        "function",
+        "grace",
+        "home",
+        "is_coroutine_function",
+        "isolated",
+        "limits",
+        "name",
+        "phase",
+        "pipeline",
+        "plain",
+        "plain_thread",
+        "policy",
+        "rates",
+        "requires",
+        "retry",
+        "run_id",
+        "signature",
+        "state",
+        "template",
+        "timeout",
+        "tool",
+        "validates",
+    )
+
+    def __init__(
+        self,
+        home: Home,
+        tool: KGASTool,
+        policy: Policy,
+        state: ToolState,
+        *,
+        pipeline: str | None = None,
+        phase: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.home = home
+        self.tool = tool
+        self.name = tool.name
+        self.policy = policy
+        self.state = state
+        self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
+        self.signature = tool.signature
+        self.check = self.signature.checker()  # a signature without a schema is misuse, said here
+        self.validates = type(tool).validate_inputs is not KGASTool.validate_inputs
+        self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
+        self.execution: Execution = tool._execution()
+        self.function = self.execution.function
+        self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
+        self.timeout: float | None = policy.timeout
+        self.deadline: float | None = policy.deadline
+        self.grace: float | None = policy.grace
+        self.retry: Retry | None = policy.retry
+        self.isolated: bool = policy.isolated
+        self.limits = _limits(policy, state, serial=self.execution.serial)
+        self.rates = _rates(policy, state)
+        self.requires = tool.requires
+        self.template: Any = None  # the evidence's, made by its writer
+        # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
+        self.plain = (
+            self.execution.kind != "inline"
+            and not (self.limits or self.rates or self.validates or self.cleans_up or self.isolated)
+            and self.timeout is None
+            and self.deadline is None
+            and self.retry is None
+        )
+        self.plain_thread = self.plain and self.execution.kind == "thread"
+
+
+def _limits(policy: Policy, state: ToolState, *, serial: bool) -> tuple[ConcurrencyLimit, ...]:
+    given = policy.concurrency
+    limits: tuple[ConcurrencyLimit, ...] = ()
+    if isinstance(given, int):
+        limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
+    elif given is not None:
+        limits = given
+    return (*limits, state.serial) if serial else limits
+
+
+def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:
+    given = policy.rate
+    if isinstance(given, float):
+        return (state.rates.setdefault(given, RateLimit(given)),)
+    return given or ()

@@ -1,0 +1,22 @@
+"""`Employer`: what a crew of workers needs of the session that owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ._bound import Home
+from ._call import Call
+
+__all__ = ["Employer"]
+
+
+class Employer(Home, Protocol):
+    """What a crew needs of the manager beyond what a call needs."""
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
+    def new_call(self, bound: Any, inputs: Any, parent: Any = None) -> Call[Any]: ...
+    async def run_isolated(self, call: Call[Any]) -> None: ...
+    async def host_call(self, call: Call[Any]) -> None: ...
+    def keep_crew(self, crew: Any) -> None: ...
+    def drop_crew(self, crew: Any) -> None: ...

@@ -1,0 +1,94 @@
+"""One `async with` of a manager: opening it, its signals, leaving it with just what is to be raised."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from ._mailbox import wait_until
+from ._session import Session
+from ._signals import SignalWatch
+
+__all__ = ["Lifetime"]
+
+
+class Lifetime:
+    """Enters and leaves a session's task group in the task of the ``async with``.
+
+    Args:
+        session: The session.
+        signals: Whether the first signal drains, and SIGTERM counts.
+    """
+
+    def __init__(self, session: Session, *, signals: bool) -> None:
+        self._session = session
+        self._signals = signals
+        self._watch = SignalWatch(session.mailbox, self._on_signal, all_signals=signals)
+
+    async def open(self, services: Sequence[Any]) -> None:
+        """Take the signals and start the services; leaves again where that fails."""
+        session = self._session
+        self._watch.open()
+        await session.task_group.__aenter__()
+        try:
+            await session.hosting.start_all(services)
+        except BaseException as error:
+            if await self.leave(type(error), error, error.__traceback__):
+                # Only a session that was cancelled takes its cancellation in, and that has something to raise.
+                raise AssertionError("a session that did not open must raise") from None
+            raise
+
+    async def leave(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        """Close the session, in a task of its own, and raise what is to be raised: never a group around one error.
+
+        Cancellation: Waited out, as is asyncio's own; raised again afterwards.
+        """
+        session = self._session
+        session.task_group.start_soon(self._close, exc is not None)
+        native = await wait_until(session.closed)
+        swallowed = False
+        try:
+            swallowed = bool(await session.task_group.__aexit__(exc_type, exc, tb))
+        except BaseExceptionGroup as group:
+            # The task group wraps what the body raised; our own tasks raise nothing. It comes out as it was.
+            if group is not exc and len(group.exceptions) == 1 and session.pending is None and native is None:
+                if _is_same(group.exceptions[0], exc):
+                    return False
+                raise group.exceptions[0] from group.exceptions[0].__cause__
+            if session.pending is None and native is None:
+                raise
+        finally:
+            self._watch.close()
+        if native is not None:
+            raise native
+        if session.pending is not None:
+            raise session.pending from (exc if isinstance(exc, Exception) else session.pending.__cause__)
+        return swallowed
+
+    async def _close(self, at_once: bool) -> None:
+        await self._session.close(at_once=at_once)
+
+    def _on_signal(self, number: int, count: int) -> None:
+        session = self._session
+        interrupt = SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt()
+        if session.log is not None:
+            session.log.emit("session.signal", signal=signal.Signals(number).name, count=count)
+        if self._signals and count == 1:
+            session.pending = interrupt
+            session.begin_drain()
+            if not session.is_closed and not session.closed.is_set():
+                session.task_group.start_soon(session.drain)
+        else:
+            session.crash(interrupt)
+
+
+def _is_same(one: BaseException, other: BaseException | None) -> bool:
+    """Whether it is that exception; a group of the body's comes out of a trio nursery as a copy of itself."""
+    if isinstance(one, BaseExceptionGroup) and isinstance(other, BaseExceptionGroup):
+        pairs = zip(one.exceptions, other.exceptions, strict=False)
+        return len(one.exceptions) == len(other.exceptions) and all(_is_same(inner, of) for inner, of in pairs)
+    return one is other

@@ -1,0 +1,47 @@
+"""A run of a pipeline within a session: its services, bound tools and crew, from start to end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ._pipeline import Pipeline
+from ._run import RunCrew
+from ._session import Session
+
+__all__ = ["running"]
+
+
+@asynccontextmanager
+async def running(
+    session: Session, pipeline: Pipeline, items: Iterable[Any] | AsyncIterable[Any], **options: Any
+) -> AsyncGenerator[RunCrew]:
+    """The crew of a new run, which is ended on leaving; the services that the pipeline needs stay for the session.
+
+    Raises:
+        ManagerClosed, ServiceStartFailed: It did not begin.
+    """
+    parent = session.parent()
+    session.check_open(parent)
+    if not isinstance(pipeline, Pipeline):
+        raise TypeError(f"run and stream take a Pipeline, not {pipeline!r}; for a single tool there is map")
+    await session.hosting.start_all(pipeline.services)
+    run_id = session.next_run_id()
+    bound = {
+        phase.name: session.bind(phase.tool, phase.policy, pipeline=pipeline.name, phase=phase.name, run_id=run_id)
+        for phase in pipeline.phases
+    }
+    crew = RunCrew(session, pipeline, bound, run_id, items, parent=parent, **options)
+    if session.log is not None:
+        session.log.emit("run.started", run_id=run_id, pipeline=pipeline.name)
+    crew.start()
+    try:
+        yield crew
+    finally:
+        await crew.close()
+        if session.log is not None:
+            session.log.emit(
+                "run.ended", run_id=run_id, pipeline=pipeline.name, items=crew.done, failed=crew.failed,
+                skipped=crew.skipped,
+            )  # fmt: skip

@@ -1,0 +1,46 @@
+"""`OutcomeStream`: what a map or a run gives, one outcome at a time."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from ._crew import Crew
+from ._outcome import Outcome
+
+__all__ = ["OutcomeStream"]
+
+T = TypeVar("T")
+
+
+class OutcomeStream(Generic[T]):
+    """Outcomes as an async iterator; its context manager owns what makes them."""
+
+    def __init__(self, crew: Crew[T]) -> None:
+        self._crew = crew
+
+    def __aiter__(self) -> OutcomeStream[T]:
+        return self
+
+    async def __anext__(self) -> Outcome[T]:
+        """The next outcome.
+
+        Raises:
+            PipelineError: The source raised, or too many failed, after the outcomes until then.
+            CallError: The first failure, with ``on_error="raise"``.
+
+        Cancellation: Takes nothing; the outcomes stay.
+        """
+        crew = self._crew
+        if crew.error is None and (outcome := crew.next_ready()) is not None:
+            return outcome
+        return await crew.next()
+
+    async def take_some(self, most: int) -> list[Outcome[T]]:
+        """The next outcome and those that are ready behind it; none after the last."""
+        try:
+            some = [await self._crew.next()]
+        except StopAsyncIteration:
+            return []
+        while len(some) < most and (outcome := self._crew.next_ready()) is not None:
+            some.append(outcome)
+        return some
