@@ -20,7 +20,7 @@ from ._call import Call, Host
 from ._employer import Employer
 from ._errors import CallError, ManagerClosed, PipelineError
 from ._limits import check_count
-from ._mailbox import Gate, wait_until
+from ._mailbox import Gate, cancels_pending, is_self_inflicted, wait_until
 from ._outcome import Outcome
 from ._report import Progress
 
@@ -98,7 +98,7 @@ class Crew(ABC, Generic[T]):
         self.last_error: BaseException | None = None  # raised after the last outcome
         self._ready: dict[int, Outcome[T]] = {}
         self._queue: deque[Outcome[T]] = deque()
-        self._consumer: Gate | None = None
+        self._consumers: list[Gate] = []  # that wait for an outcome; mostly one
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._workers = 0
@@ -186,11 +186,13 @@ class Crew(ABC, Generic[T]):
                 if last is not None:
                     raise last
                 raise StopAsyncIteration
-            self._consumer = self.home.mailbox.gate()
+            gate = self.home.mailbox.gate()
+            self._consumers.append(gate)
             try:
-                await self._consumer.wait()
+                await gate.wait()
             finally:
-                self._consumer = None
+                if not gate.is_set():
+                    self._consumers.remove(gate)
 
     async def finished(self) -> None:
         """Called once all outcomes were taken; what is left to do for the run as a whole."""
@@ -198,7 +200,7 @@ class Crew(ABC, Generic[T]):
     def _raised(self) -> BaseException:
         error = self.error
         assert error is not None
-        self.error = None
+        self.error = StopAsyncIteration()  # what comes after it
         self.over = True
         self.stop()
         return error
@@ -240,12 +242,12 @@ class Crew(ABC, Generic[T]):
             self._count_failure(outcome)
         if self._ordered:
             self._ready[index] = outcome
-            if index == self.taken and self._consumer is not None:
-                self._consumer.set()
+            if index == self.taken and self._consumers:
+                self._wake_consumers()
         else:
             self._queue.append(outcome)
-            if self._consumer is not None:
-                self._consumer.set()
+            if self._consumers:
+                self._wake_consumers()
         if self._on_progress is not None:
             try:
                 self._on_progress(Progress(self.done, self.failed, self._total, perf_counter() - self._began))
@@ -278,8 +280,7 @@ class Crew(ABC, Generic[T]):
         if self.error is None:
             self.error = error
         self.stop()
-        if self._consumer is not None:
-            self._consumer.set()
+        self._wake_consumers()
 
     def _source_failed(self, error: Exception) -> None:
         """What was pulled goes on to its end; the error is raised after the last outcome."""
@@ -302,11 +303,15 @@ class Crew(ABC, Generic[T]):
         self._workers += 1
         self.home.spawn(self._work)
 
+    def _wake_consumers(self) -> None:
+        waiting, self._consumers = self._consumers, []
+        for gate in waiting:
+            gate.set()
+
     def _wake_all(self) -> None:
         while self._parked:
             self._parked.popleft().set()
-        if self._consumer is not None:
-            self._consumer.set()
+        self._wake_consumers()
 
     async def _work(self) -> None:
         self._hiring = False
@@ -339,6 +344,7 @@ class Crew(ABC, Generic[T]):
         """Units one after another, until there are no more, or until this scope was cancelled for one of them."""
         yielded_ns = perf_counter_ns()
         log = self.home.log
+        pending = cancels_pending()
         while not self.stopped:
             unit = self.take()
             if unit is _PULL:
@@ -353,6 +359,8 @@ class Crew(ABC, Generic[T]):
             await self.process(host, unit)
             if scope.cancel_called:
                 return
+            if pending is not None and pending():
+                await _absorb_own_cancel()
             if host.has_waited:
                 host.has_waited = False
                 yielded_ns = self.last_ended_ns
@@ -393,6 +401,17 @@ class Crew(ABC, Generic[T]):
         self.pulled += 1
         self.open += 1
         return index, item
+
+
+async def _absorb_own_cancel() -> None:
+    """A tool cancelled this task, its own, and ended before that came through: it must not hit the next one."""
+    try:
+        await anyio.lowlevel.checkpoint()
+    except BaseException:
+        if not is_self_inflicted(owned=True):
+            raise
+    else:  # the tool itself has caught it
+        is_self_inflicted(owned=True)
 
 
 _PULL: Final = object()

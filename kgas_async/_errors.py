@@ -28,7 +28,16 @@ __all__ = [
     "ServiceNotRunning",
     "ServiceStartFailed",
     "UnknownTool",
+    "text_of",
 ]
+
+
+def text_of(error: BaseException) -> str:
+    """Its message; of an error that cannot give one (a ``__str__`` that raises) what is the matter."""
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001  (the user's code)
+        return f"(its __str__ raised {type(broken).__name__})"
 
 
 class KgasAsyncError(Exception):

@@ -22,7 +22,7 @@ import sniffio
 import trio
 from anyio.lowlevel import RunVar
 
-__all__ = ["Gate", "Mailbox", "is_on_loop", "is_self_inflicted", "leave_loop", "nested_context", "wait_until"]
+__all__ = ["Gate", "Mailbox", "cancels_pending", "is_on_loop", "is_self_inflicted", "leave_loop", "nested_context", "wait_until"]
 
 _library = sniffio.current_async_library_cvar
 _serials = count(1)
@@ -216,6 +216,14 @@ def nested_context(backend: str) -> Context:
     return context
 
 
+def cancels_pending() -> Callable[[], int] | None:
+    """How to ask for asyncio's own cancellations of this task that nobody has taken back; None on trio."""
+    if sniffio.current_async_library() == "trio":
+        return None
+    task = asyncio.current_task()
+    return None if task is None else task.cancelling
+
+
 def is_self_inflicted(*, owned: bool) -> bool:
     """Whether a cancellation exception was raised by nobody but the tool that it came out of.
 
@@ -227,9 +235,9 @@ def is_self_inflicted(*, owned: bool) -> bool:
     task = asyncio.current_task()
     if task is None:
         return False
-    if owned and task.cancelling():
-        task.uncancel()
-        return True
+    if owned:
+        while task.cancelling():
+            task.uncancel()
     return not task.cancelling()
 
 

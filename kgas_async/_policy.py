@@ -100,7 +100,7 @@ class Policy:
         return isinstance(other, Policy) and self._given == other._given
 
     def __hash__(self) -> int:
-        return hash(tuple(sorted((name, id(value)) for name, value in self._given.items())))
+        return hash(frozenset(self._given.items()))
 
     def __repr__(self) -> str:
         return f"Policy({', '.join(f'{name}={value!r}' for name, value in self._given.items())})"
@@ -147,6 +147,8 @@ def _checked_limits(field: str, value: object, kind: type) -> Any:
         for one in value:
             if not isinstance(one, kind):
                 raise TypeError(f"Policy({field}) as a list takes {kind.__name__} objects, not {one!r}")
+        if len({id(one) for one in value}) < len(value):  # a call would wait for the token that it holds itself
+            raise ValueError(f"Policy({field}) names a limit twice; give each {kind.__name__} once")
         return tuple(value)
     if kind is ConcurrencyLimit:
         return check_count(f"Policy({field})", value)

@@ -12,6 +12,10 @@ from json.encoder import encode_basestring  # escapes just what RFC 8785 wants e
 from time import gmtime, strftime
 from typing import Any, Final
 
+from pydantic import ValidationError
+
+from ._errors import InvalidInputs, text_of
+
 __all__ = ["SCHEMA", "Record", "call_fields", "line_of", "render_call", "render_fields"]
 
 SCHEMA: Final = 1
@@ -24,11 +28,16 @@ _second = (-1, "")
 
 def rfc3339(unix_ns: int) -> str:
     """The time in UTC with microseconds."""
-    global _second
     seconds, rest = divmod(unix_ns, 1_000_000_000)
-    if _second[0] != seconds:  # one formatting a second; the writer's thread is the only one that comes here
-        _second = (seconds, strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)))
-    return f"{_second[1]}.{rest // 1000:06d}Z"
+    return f"{_formatted(seconds)}.{rest // 1000:06d}Z"
+
+
+def _formatted(seconds: int) -> str:
+    global _second
+    second = _second  # read once: each session has a writer's thread of its own, and they share this
+    if second[0] != seconds:  # one formatting a second
+        second = _second = (seconds, strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)))
+    return second[1]
 
 
 def quoted(text: str) -> str:
@@ -55,12 +64,26 @@ def error_fields(error: BaseException) -> dict[str, Any]:
     """Type and message; of invalid inputs type and place, not the value."""
     shown = error.__cause__ if error.__cause__ is not None and hasattr(error, "call_id") else error
     fields: dict[str, Any] = {"type": type(shown).__name__}
-    errors = getattr(error, "errors", None)
-    if isinstance(errors, list):
-        fields["errors"] = [{"field": str(one["field"]), "type": str(one["type"])} for one in errors]
+    errors = _validation_errors(shown)
+    if errors is None:
+        fields["message"] = _bounded(text_of(shown))
     else:
-        fields["message"] = _bounded(str(shown))
+        fields["errors"] = errors
     return fields
+
+
+def _validation_errors(error: BaseException | None) -> list[dict[str, str]] | None:
+    """Of a validation error, or of an error that one is behind of and whose message may repeat it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, InvalidInputs):
+            return [{"field": str(one["field"]), "type": str(one["type"])} for one in error.errors]
+        if isinstance(error, ValidationError):
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            return [{"field": ".".join(map(str, one["loc"])), "type": one["type"]} for one in found]
+        seen.add(id(error))
+        error = error.__cause__
+    return None
 
 
 def _bounded(text: str) -> str:
@@ -92,7 +115,8 @@ def call_fields(call: Any, event: str, error: BaseException | None) -> dict[str,
 
 def end_fields(call: Any) -> dict[str, Any]:
     """The fields of a call's one end."""
-    fields = call_fields(call, _EVENTS[call.status], call.error)
+    # A cancelled call gets an error only if somebody asks for its result, at whatever time; its reason is recorded.
+    fields = call_fields(call, _EVENTS[call.status], None if call.status == "cancelled" else call.error)
     fields.update(status=call.status, run_us=call.run_ns // 1000, wait_us=_wait_us(call), at_ns=call.ended_ns)
     if call.abandoned:
         fields["abandoned"] = True
@@ -113,12 +137,21 @@ def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int
     return _encoded(finished(fields, seq, session, anchor_ns))
 
 
-def _encoded(whole: dict[str, Any]) -> bytes:
+def _encoded(whole: Any) -> bytes:
     text = json.dumps(whole, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").replace(b"\\ud", b"\\\\ud") + b"\n"
+        return _encoded(_valid(whole))
+
+
+def _valid(value: Any) -> Any:
+    """The value with what is no valid Unicode in its strings shown escaped."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_valid(name): _valid(one) for name, one in value.items()}
+    return [_valid(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _template(call: Any) -> tuple[str, str, str]:
@@ -143,7 +176,6 @@ def _template(call: Any) -> tuple[str, str, str]:
 
 def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
     """The line of a call's end."""
-    global _second
     if call.status != "succeeded" or call.reason or call.abandoned:
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
     bound = call.bound
@@ -156,9 +188,7 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
     if call.parent is not None:
         who += ',"parent_id":' + quoted(call.parent.id)
     seconds, rest = divmod(call.ended_ns + anchor_ns, 1_000_000_000)
-    if _second[0] != seconds:
-        _second = (seconds, strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)))
-    values = (call.attempt, call.serial, who, call.run_ns // 1000, seq, _second[1], rest // 1000)
+    values = (call.attempt, call.serial, who, call.run_ns // 1000, seq, _formatted(seconds), rest // 1000)
     if call.waited:
         line = template[1] % (
             *values,

@@ -1,6 +1,8 @@
 """Every async test runs on each event loop that KGAS_TEST_BACKENDS names, and fails rather than hangs.
 
-KGAS_TEST_BACKENDS is a comma list of asyncio, trio, uvloop; the default is "asyncio,trio".
+KGAS_TEST_BACKENDS is a comma list of asyncio, trio, uvloop; the default is "asyncio,trio". With KGAS_TEST_SEED=7 the
+tests run in virtual time and in an order of tasks that the seed chooses; leave those out that need real seconds:
+`KGAS_TEST_SEED=7 python -m pytest -m "anyio and not slow and not real_time"`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any
 
 import anyio
 import pytest
+
+from kgas_async.testing import virtual_backends
 
 GUARD_SECONDS = 60.0
 SLOW_GUARD_SECONDS = 600.0
@@ -31,11 +35,20 @@ def _chosen_backends() -> list[str]:
     return chosen
 
 
-# Session scope, so that async fixtures of any scope can request it. They must: AnyIO reuses one that does not on the
-# next backend, silently.
-@pytest.fixture(scope="session", params=[pytest.param(BACKENDS[name], id=name) for name in _chosen_backends()])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
+SEED = os.environ.get("KGAS_TEST_SEED")
+
+if SEED is None:
+    # Session scope, so that async fixtures of any scope can request it. They must: AnyIO reuses one that does not on
+    # the next backend, silently.
+    @pytest.fixture(scope="session", params=[pytest.param(BACKENDS[name], id=name) for name in _chosen_backends()])
+    def anyio_backend(request: pytest.FixtureRequest) -> Any:
+        return request.param
+
+else:
+
+    @pytest.fixture(params=virtual_backends(_chosen_backends(), seed=int(SEED)))
+    def anyio_backend(request: pytest.FixtureRequest) -> Any:
+        return request.param()  # a clock of its own for each test
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -80,6 +80,7 @@ def page_id(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("page", [page for page in PAGES if program(page)], ids=page_id)
 def test_code_of_page_runs(page: Path, anyio_backend: str | tuple[str, dict[str, object]], tmp_path: Path) -> None:
     backend, options = (anyio_backend, {}) if isinstance(anyio_backend, str) else anyio_backend

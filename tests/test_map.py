@@ -119,10 +119,9 @@ async def test_ordered_outcomes_do_not_keep_others_from_running() -> None:
         return seconds
 
     async with ServiceManager() as manager:
-        async with manager.map(takes, [10, *[1] * 9], arg="seconds", in_flight=2) as outcomes:
-            came = [outcome.value async for outcome in outcomes]
-    assert came == [10, *[1] * 9]
-    assert anyio.current_time() == pytest.approx(10)  # the nine ran beside the first
+        came = [one.value for one in await collect(manager, takes, [10, *[1] * 7], arg="seconds", in_flight=2)]
+    assert came == [10, *[1] * 7]
+    assert anyio.current_time() == pytest.approx(10)  # the others ran beside the first, as far as the window reaches
 
 
 async def test_bare_values_go_to_the_named_input() -> None:
@@ -196,7 +195,7 @@ async def test_a_source_is_pulled_only_for_free_workers_and_for_room_in_the_wind
         async with manager.map(double, source(), in_flight=5) as outcomes:
             await anyio.wait_all_tasks_blocked()
             assert len(pulled) == 20  # four times in_flight ahead of what was taken
-            for taken in range(1, 11):
+            for taken in range(1, 5):
                 await anext(outcomes)
                 await anyio.wait_all_tasks_blocked()
                 assert len(pulled) == 20 + taken
@@ -221,7 +220,6 @@ async def test_an_endless_source_that_is_left_early_is_closed_and_was_at_most_th
                 pulled[0] += 1
                 yield {"x": pulled[0]}
         finally:
-            await checkpoint()
             closed.append(True)
 
     taken = 0
@@ -259,6 +257,23 @@ async def test_what_a_source_gave_before_it_raised_has_its_outcomes_then_the_err
                     values.append(outcome.value)
     assert values == [2 * n for n in range(30)]
     assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_an_async_source_that_waits_at_its_yield_may_await_in_its_clean_up() -> None:
+    closed = []
+
+    async def source() -> AsyncIterator[dict[str, int]]:
+        try:
+            while True:
+                yield {"x": 1}
+        finally:
+            await checkpoint()
+            closed.append(True)
+
+    async with ServiceManager() as manager:
+        async with manager.map(forever, source(), in_flight=2):
+            await anyio.wait_all_tasks_blocked()
+        assert closed == [True]
 
 
 async def test_a_source_that_raises_at_once_gives_only_the_error() -> None:

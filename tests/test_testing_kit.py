@@ -45,6 +45,7 @@ async def test_faults_leave_the_policy_and_count_retries() -> None:
             await manager.execute(faults(patient, at=lambda number: True, error=ConnectionError), x=4)
 
 
+@pytest.mark.real_time
 async def test_faults_delay_in_the_tools_own_place() -> None:
     async with ServiceManager(log=None) as manager:
         outcome = await manager.outcome(faults(halve, at=1, delay=0.05).using(timeout=0.01), x=4)

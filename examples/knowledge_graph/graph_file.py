@@ -115,6 +115,8 @@ class GraphFile:
                 connection.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM kept)")
             connection.execute("DELETE FROM names WHERE id NOT IN (SELECT entity FROM mentions)")
             connection.execute("DROP TABLE kept")
+        # What is committed may still stand in the file beside this one (-wal); who copies the graph copies one file.
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return self.summary()
 
     def summary(self) -> Summary:

@@ -81,11 +81,9 @@ class GraphStore(Service):
     def __init__(self, path: str | None = None) -> None:
         self._path = path
         # sqlite3 refuses a connection in any thread but the one that made it: one thread makes it and does all writing.
-        self._add: ToolAdapter[..., str] = ToolAdapter(
-            factory=self.open, method="add", instances="dedicated", name="graph.add"
-        )
+        self._add = ToolAdapter(factory=self.open, method="add", instances="dedicated", name="graph.add")
         # Once per run, so it may open a connection of its own, in whichever thread it is.
-        self._keep_only: ToolAdapter[..., Summary] = ToolAdapter(self._open_and_keep, name="graph.keep_only")
+        self._keep_only = ToolAdapter(self._open_and_keep, name="graph.keep_only")
 
     @property
     def path(self) -> str:
@@ -103,11 +101,13 @@ class GraphStore(Service):
 
     async def add(self, facts: Facts) -> str:
         self.ensure_running()
-        return await current().execute(self._add, facts=facts)
+        name: str = await current().execute(self._add, facts=facts)
+        return name
 
     async def keep_only(self, documents: list[str]) -> Summary:
         self.ensure_running()
-        return await current().execute(self._keep_only, documents=documents)
+        summary: Summary = await current().execute(self._keep_only, documents=documents)
+        return summary
 
     def _open_and_keep(self, documents: list[str]) -> Summary:
         with self.open() as graph:
