@@ -130,7 +130,13 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             factory = _Once(factory)
         method = None if function is not None else (self._method or "execute")
         return LegacyFunction(
-            function, factory=factory, method=method, model=self._model, error_when=error_when, returns=returns
+            function,
+            factory=factory,
+            method=method,
+            model=self._model,
+            error_when=error_when,
+            returns=returns,
+            lists_iterators=self.instances == "per_thread",
         )
 
     @classmethod

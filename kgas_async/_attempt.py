@@ -7,7 +7,7 @@ gives them back, even when nobody waits for it any more.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import partial
 from time import perf_counter_ns
@@ -26,7 +26,7 @@ from ._offload import refuse_coroutine
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 from ._threads import Work
 
-__all__ = ["DeadlinePassed", "attempt_once", "plain_in_thread"]
+__all__ = ["DeadlinePassed", "attempt_once", "in_thread_of", "plain_in_thread"]
 
 _set_current_work = current_work.set
 
@@ -237,6 +237,34 @@ async def plain_in_thread(call: Call[Any], context: Context) -> BaseException | 
     finally:
         _account(call, work, submitted)
     return _taken(call, work)
+
+
+async def in_thread_of(call: Call[Any], function: Callable[[], object], context: Context) -> None:
+    """Run more of a tool's code for a call that has ended, under the same concurrency tokens; raises what it raises.
+
+    Cancellation: As of an attempt: unstarted work never starts, running work has its grace, then is abandoned.
+    """
+    held: list[ConcurrencyLimit] = []
+    try:
+        for limit in call.bound.limits:
+            await limit.acquire()
+            held.append(limit)
+    except BaseException:
+        _give_back(held)
+        raise
+    home = call.bound.home
+    work = Work(function, context, home.mailbox)
+    context.run(_set_current_work, work)
+    work.on_end = partial(_give_back, held)
+    home.pool_of(call.bound).submit(work)
+    try:
+        await work.done.wait()
+    except BaseException:
+        call.grace_end = None  # the clock of this cancellation, not of the call
+        await _stop(call, work, held, [])
+        raise
+    if work.error is not None:
+        raise work.error
 
 
 def refused_for_abandoned(home: Home) -> CallRejected | None:

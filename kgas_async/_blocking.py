@@ -120,7 +120,7 @@ class BlockingManager:
                     await stop.wait()
                     if self._exc_info[1] is not None:
                         await self._manager.cancel(reason="the with block was left by an error")
-            except Exception as caught:  # noqa: BLE001  (outside of the task group, which would wrap it)
+            except (Exception, KeyboardInterrupt, SystemExit) as caught:  # noqa: BLE001  (raised outside of the group)
                 error = caught
             tasks.cancel_scope.cancel()
         self._mailbox = None

@@ -6,15 +6,17 @@ they are; the writer's thread renders them (`_records`). Knows calls only by the
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Final, Protocol
 
 import anyio
 
-from ._errors import EvidenceError
+from ._errors import EvidenceError, text_of
 from ._mailbox import Mailbox
 from ._records import Record, call_fields, render_call, render_fields
 from ._threads import Signal, start_daemon
@@ -166,12 +168,14 @@ class EvidenceLog:
     def _flush(self) -> None:
         """Write what there is; calls that are still open get their ``call.started`` first."""
         entries: list[Any] = []
+        buffer = self.buffer
+        if not self._seq and buffer:
+            entries.append(buffer.popleft())  # the session's start, also before calls that have begun meanwhile
         if self.announces:
             for call in self._open_now():
                 if not call.announced and not call.ended_ns:
                     call.announced = True
                     entries.append(call_fields(call, "call.started", None) | {"at_ns": call.created_ns})
-        buffer = self.buffer
         entries.extend(buffer.popleft() for _ in range(min(len(buffer), 4 * BATCH)))
         if entries:
             self._write(entries)
@@ -211,31 +215,40 @@ class EvidenceLog:
                     sink.write(
                         [Record.of(entry, seq, self.session, anchor) for seq, entry in enumerate(entries, first)]
                     )
-            except Exception as error:  # noqa: BLE001  (whatever a sink raises makes it a failed sink)
+            except BaseException as error:  # noqa: BLE001  (a failed sink, also by SystemExit: this thread must live)
                 self._sinks.remove(sink)
                 self._fail(sink, error)
-        for sink in self._quiet:
-            wanted = [
-                Record.of(entry, seq, self.session, anchor)
-                for seq, entry in enumerate(entries, first)
-                if sink.wants(entry["event"] if entry.__class__ is dict else "call." + entry.status)
-            ]
-            if wanted:
-                try:
+        for sink in list(self._quiet):
+            try:
+                wanted = [
+                    Record.of(entry, seq, self.session, anchor)
+                    for seq, entry in enumerate(entries, first)
+                    if sink.wants(entry["event"] if entry.__class__ is dict else "call." + entry.status)
+                ]
+                if wanted:
                     sink.write(wanted)
-                except Exception as error:  # noqa: BLE001
-                    self._quiet.remove(sink)
-                    self._fail(sink, error)
-                    break
+            except BaseException as error:  # noqa: BLE001
+                self._quiet.remove(sink)
+                self._fail(sink, error)
 
-    def _fail(self, sink: Any, error: Exception) -> None:
-        failure = EvidenceError(f"evidence sink {sink!r} failed and gets no further records: {error}")
+    def _fail(self, sink: Sink, error: BaseException) -> None:
+        """A sink is out: close it, say so by those that are left, and tell the session."""
+        with suppress(BaseException):
+            sink.close()
+        failure = EvidenceError(f"evidence sink {sink!r} failed and gets no further records: {text_of(error)}")
         failure.__cause__ = error
+        if not self._quiet:  # never silent, also where nothing goes to structlog
+            logging.getLogger("kgas_async").error("%s", failure)
+        # From this thread, so that it is written even if this was the last batch.
+        self.emit("evidence.failed", error={"type": "EvidenceError", "message": str(failure)})
         self._mailbox.put(lambda: self._on_failure(failure))
 
     def _close_sinks(self) -> None:
-        for sink in [*self._sinks, *self._quiet]:
-            try:
-                sink.close()
-            except Exception as error:  # noqa: BLE001
-                self._fail(sink, error)
+        for sinks in (self._sinks, self._quiet):  # the quiet ones last: they say what is wrong with the others
+            while sinks:
+                sink = sinks.pop(0)
+                try:
+                    sink.close()
+                except BaseException as error:  # noqa: BLE001
+                    self._fail(sink, error)
+                    self._flush()

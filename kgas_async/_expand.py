@@ -1,7 +1,8 @@
 """The elements of an expanded result: pulled lazily, and where the iterator was made.
 
 A list is walked on the loop. An iterator that a sync tool made in a worker thread is pulled in a worker thread, a few
-elements at a time, since its code is the tool's. An async iterator is awaited.
+elements at a time, since its code is the tool's; each visit holds the tool's concurrency tokens. An async iterator is
+awaited.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from contextvars import copy_context
 from time import perf_counter
 from typing import Any, Final
 
-from ._bound import Bound, Home
-from ._mailbox import wait_until
-from ._threads import Work
+import anyio
+
+from ._attempt import in_thread_of
+from ._call import Call
+from ._context import current_call
 
 __all__ = ["Elements"]
 
@@ -31,17 +34,20 @@ class Elements:
         pulling: Somebody is pulling.
     """
 
-    def __init__(self, iterator: Iterator[Any] | None, asynchronous: AsyncIterator[Any] | None, bound: Bound) -> None:
+    def __init__(
+        self, iterator: Iterator[Any] | None, asynchronous: AsyncIterator[Any] | None, call: Call[Any]
+    ) -> None:
         self._iterator = iterator
         self._async = asynchronous
-        self._bound = bound
-        self._direct = asynchronous is None and bound.execution.kind != "thread"
+        self._call = call
+        self._direct = asynchronous is None and call.bound.execution.kind != "thread"
+        self._error: Exception | None = None
         self.buffer: deque[Any] = deque()
         self.exhausted = False
         self.pulling = False
 
     @classmethod
-    def of(cls, result: Any, bound: Bound, phase: str) -> Elements:
+    def of(cls, result: Any, call: Call[Any], phase: str) -> Elements:
         """From a phase's result.
 
         Raises:
@@ -51,12 +57,11 @@ class Elements:
             kind = type(result).__name__
             raise TypeError(f"phase {phase!r} expands its result, which must be an iterable of elements, not a {kind}")
         if hasattr(result, "__aiter__"):
-            return cls(None, result.__aiter__(), bound)
+            return cls(None, result.__aiter__(), call)
         if not isinstance(result, Iterable):
-            raise TypeError(
-                f"phase {phase!r} expands its result, which must be an iterable, not {type(result).__name__}"
-            )
-        elements = cls(iter(result), None, bound)
+            kind = type(result).__name__
+            raise TypeError(f"phase {phase!r} expands its result, which must be an iterable, not {kind}")
+        elements = cls(iter(result), None, call)
         if isinstance(result, Sized):  # a container: iterating over it runs no code of the tool
             elements._direct = True
         return elements
@@ -73,8 +78,13 @@ class Elements:
         assert self._iterator is not None
         return next(self._iterator)
 
-    async def pull(self, home: Home) -> None:
-        """Get at least one element into the buffer, or find that there is none."""
+    async def pull(self) -> None:
+        """Get at least one element into the buffer, or find that there is none.
+
+        Cancellation: A thread that is pulling has its call's grace to end.
+        """
+        if self._error is not None:
+            raise self._error
         if self._direct or self.exhausted or self.buffer:
             return
         if self._async is not None:
@@ -83,26 +93,44 @@ class Elements:
             except StopAsyncIteration:
                 self.exhausted = True
             return
-        work = Work(self._pull_some, copy_context(), home.mailbox)
-        home.pool_of(self._bound).submit(work)
-        try:
-            await work.done.wait()
-        except BaseException:
-            if not work.withdraw():
-                await wait_until(work.done, home.grace_until())
-            raise
-        if work.error is not None:
-            raise work.error
-        self.buffer.extend(work.value)
+        await self._visit(self._pull_some)
+        if self._error is not None and not self.buffer:
+            raise self._error
 
-    def _pull_some(self) -> list[Any]:
-        """In a worker thread."""
+    async def _visit(self, function: Any) -> None:
+        context = copy_context()
+        context.run(current_call.set, self._call)
+        await in_thread_of(self._call, function, context)
+
+    def _pull_some(self) -> None:
+        """In a worker thread. What came before an error is kept."""
         assert self._iterator is not None
-        some: list[Any] = []
         until = perf_counter() + PULL_S
-        for element in self._iterator:
-            some.append(element)
-            if len(some) >= PULL_MANY or perf_counter() > until:
-                return some
+        try:
+            for element in self._iterator:
+                self.buffer.append(element)
+                if len(self.buffer) >= PULL_MANY or perf_counter() > until:
+                    return
+        except Exception as error:  # noqa: BLE001  (the tool's; raised where elements are taken)
+            self._error = error
+            return
         self.exhausted = True
-        return some
+
+    async def close(self) -> None:
+        """Have a generator that is left early run its ``finally``, where it was made; in the manager's grace.
+
+        Cancellation: Waited out within the grace.
+        """
+        source: Any = self._async if self._async is not None else self._iterator
+        closing = getattr(source, "aclose" if self._async is not None else "close", None)
+        if closing is None or (self.exhausted and self._error is None):
+            return
+        self.exhausted = True
+        home = self._call.bound.home
+        with anyio.CancelScope(deadline=home.grace_until(), shield=True):
+            if self._async is not None:
+                await closing()
+            elif self._direct:
+                closing()
+            elif not getattr(source, "gi_running", False):  # else an abandoned thread is still in it
+                await self._visit(closing)

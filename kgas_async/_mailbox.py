@@ -22,7 +22,16 @@ import sniffio
 import trio
 from anyio.lowlevel import RunVar
 
-__all__ = ["Gate", "Mailbox", "cancels_pending", "is_on_loop", "is_self_inflicted", "leave_loop", "nested_context", "wait_until"]
+__all__ = [
+    "Gate",
+    "Mailbox",
+    "cancels_pending",
+    "is_on_loop",
+    "is_self_inflicted",
+    "leave_loop",
+    "nested_context",
+    "wait_until",
+]
 
 _library = sniffio.current_async_library_cvar
 _serials = count(1)

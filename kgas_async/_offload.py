@@ -6,9 +6,11 @@ Runs inside worker threads (or inline). Knows nothing of calls.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CoroutineType
 from typing import Any
+
+from ._errors import text_of
 
 __all__ = ["LegacyFunction", "ReturnedError", "refuse_coroutine"]
 
@@ -25,7 +27,7 @@ class ReturnedError(Exception):
     """
 
     def __init__(self, error: BaseException | str, result: object) -> None:
-        super().__init__(str(error))
+        super().__init__(error if isinstance(error, str) else text_of(error))
         self.was_exception = isinstance(error, BaseException)
         self.error = error if isinstance(error, BaseException) else RuntimeError(error)
         self.result = result
@@ -53,6 +55,7 @@ class LegacyFunction:
         model: Where the legacy method takes one request object: its type.
         error_when: Maps a result to an error, or None.
         returns: Maps the result.
+        lists_iterators: Whether an iterator is run to its end at once: no later step would be in the same thread.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class LegacyFunction:
         model: Callable[..., Any] | None = None,
         error_when: Callable[[Any], BaseException | str | None] | None = None,
         returns: Callable[[Any], Any] | None = None,
+        lists_iterators: bool = False,
     ) -> None:
+        self.lists_iterators = lists_iterators
         self.function = function
         self.factory = factory
         self.method = method
@@ -80,7 +85,8 @@ class LegacyFunction:
     def __call__(self, **inputs: Any) -> Any:
         function = self.function or self._bound_method()
         raw = function(**inputs) if self.model is None else function(self.model(**inputs))
-        return self.judge(refuse_coroutine(raw, function))
+        result = self.judge(refuse_coroutine(raw, function))
+        return list(result) if self.lists_iterators and isinstance(result, Iterator) else result
 
     def judge(self, raw: Any) -> Any:
         """The result of what the tool returned.

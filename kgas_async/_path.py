@@ -18,7 +18,7 @@ from ._attempt import DeadlinePassed, attempt_once, plain_in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, drive, resume
-from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs
+from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, text_of
 from ._mailbox import is_self_inflicted
 from ._offload import ReturnedError
 
@@ -205,11 +205,12 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         error.tool, error.call_id, error.attempts = call.name, call.id, call.attempt
         return "rejected", error
     if isinstance(error, ReturnedError):
-        failed = CallFailed(f"tool {call.name!r} returned an error: {error.error}", result=error.result, **known)
+        failed = CallFailed(f"tool {call.name!r} returned an error: {error}", result=error.result, **known)
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = text_of(error)
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     failed = CallFailed(f"tool {call.name!r} failed: {what}", **known)
     failed.__cause__ = error
     _annotate(error, call)

@@ -188,7 +188,9 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
     if call.parent is not None:
         who += ',"parent_id":' + quoted(call.parent.id)
     seconds, rest = divmod(call.ended_ns + anchor_ns, 1_000_000_000)
-    values = (call.attempt, call.serial, who, call.run_ns // 1000, seq, _formatted(seconds), rest // 1000)
+    second = _second
+    date = second[1] if second[0] == seconds else _formatted(seconds)
+    values = (call.attempt, call.serial, who, call.run_ns // 1000, seq, date, rest // 1000)
     if call.waited:
         line = template[1] % (
             *values,

@@ -237,7 +237,7 @@ class RunCrew(Crew[Any]):
     def _expand(self, frame: Frame, planned: PlannedPhase, position: int, call: Any) -> Expansion | None:
         phase = planned.phase
         try:
-            elements = Elements.of(call.value, call.bound, phase.name)
+            elements = Elements.of(call.value, call, phase.name)
         except TypeError as error:
             failure = PipelineError(str(error))
             frame.fail_with(phase.name, failure)
@@ -253,7 +253,7 @@ class RunCrew(Crew[Any]):
         expansion.elements.pulling = True
         self.wake_one()
         try:
-            await expansion.elements.pull(self.home)
+            await expansion.elements.pull()
         except Exception as error:  # noqa: BLE001  (the user's iterator)
             expansion.elements.exhausted = True
             expansion.broken(error)
@@ -291,6 +291,14 @@ class RunCrew(Crew[Any]):
         self.deliver(frame.index, outcome)
 
     # --- once per run
+
+    async def close(self) -> None:
+        """Stop and wait for the workers; generators that were left early are closed where they were made."""
+        try:
+            await super().close()
+        finally:
+            for expansion in self._open_expansions:
+                await expansion.elements.close()
 
     async def finished(self) -> None:
         """Run the run-level phases, once all items have ended."""

@@ -148,13 +148,13 @@ class Session:
         """Register a call: from here on it is owned, and ends exactly once."""
         self._serial = serial = self._serial + 1
         call: Call[Any] = Call(bound, serial, inputs)
-        self.calls_open[serial] = call
-        log = self.log
-        if log is not None and log.announces and not log.armed:
-            log.arm()
         if parent is not None:
             call.parent = parent
             call.deadline_at = parent.deadline_at
+        self.calls_open[serial] = call  # complete: the evidence's thread may announce it at once
+        log = self.log
+        if log is not None and log.announces and not log.armed:
+            log.arm()
         return call
 
     def admit(
@@ -259,7 +259,7 @@ class Session:
 
     def _thread_ended(self, call: Call[Any], work: Work) -> None:
         self.left.pop(work, None)
-        if self.log is not None:
+        if self.log is not None and not self.is_closed:
             self.log.emit(
                 "thread.ended",
                 call_id=call.id,
@@ -391,9 +391,7 @@ class Session:
         await log.begin_close().wait()
 
     def evidence_failed(self, error: EvidenceError) -> None:
-        """A sink failed: stop, or go on without it, as ``on_sink_error`` says; said either way."""
-        if self.log is not None:
-            self.log.emit("evidence.failed", error={"type": "EvidenceError", "message": str(error)})
+        """A sink failed, which the log has said: stop, or go on without it, as ``on_sink_error`` says."""
         if self.on_sink_error == "stop" and not self.is_closed:
             self.crash(error)
         elif self.on_sink_error == "stop" and self.pending is None:

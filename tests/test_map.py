@@ -248,13 +248,11 @@ async def test_what_a_source_gave_before_it_raised_has_its_outcomes_then_the_err
             yield one
 
     values = []
-    async with ServiceManager(threads=3) as manager:
-        async with manager.map(how, source() if kind == "sync" else async_source(), in_flight=4) as outcomes:
-            with pytest.raises(
-                PipelineError, match=r"source .* raised after 30 items: OSError\('disk gone'\)"
-            ) as caught:
-                async for outcome in outcomes:
-                    values.append(outcome.value)
+    items = source() if kind == "sync" else async_source()
+    async with ServiceManager(threads=3) as manager, manager.map(how, items, in_flight=4) as outcomes:
+        with pytest.raises(PipelineError, match=r"raised after 30 items: OSError\('disk gone'\)") as caught:
+            async for outcome in outcomes:
+                values.append(outcome.value)
     assert values == [2 * n for n in range(30)]
     assert isinstance(caught.value.__cause__, OSError)
 
