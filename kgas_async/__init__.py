@@ -5,8 +5,8 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 
 from ._adapter import ToolAdapter
 from ._call import Call
-from ._context import check_cancelled, current
-from ._door import open_door
+from ._context import check_cancelled
+from ._door import current, open_door
 from ._errors import (
     CallAborted,
     CallCancelled,
@@ -43,7 +43,7 @@ from ._service import Service
 from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
 
-open_door(ServiceManager)
+open_door()
 
 __all__ = [
     "Call",

@@ -148,7 +148,7 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
     """An async tool, in this task."""
     bound = call.bound
     assert call.context is not None
-    context = call.context.copy()  # what an attempt sets is not there in the next one
+    context = call.attempt_context = call.context.copy()  # what an attempt sets is not there in the next one
     timeout = bound.timeout
     if timeout is None and call.deadline_at is None:
         try:
@@ -182,7 +182,8 @@ def _inline(call: Call[Any]) -> BaseException | None:
     timeout_at = math.inf if timeout is None else anyio.current_time() + timeout
     failed: BaseException | None = None
     try:
-        call.value = call.context.copy().run(partial(call.bound.function, **call.inputs))
+        call.attempt_context = call.context.copy()
+        call.value = call.attempt_context.run(partial(call.bound.function, **call.inputs))
     except Exception as error:  # noqa: BLE001
         failed = error
     if timeout is None and call.deadline_at is None:
@@ -206,7 +207,8 @@ async def _in_thread(
     assert call.context is not None
     bounded = bound.timeout is not None or call.deadline_at is not None
     call.holds = tuple(held)
-    work, submitted = hand_over(call, call.context.copy(), held, timed=bounded)
+    call.attempt_context = call.context.copy()
+    work, submitted = hand_over(call, call.attempt_context, held, timed=bounded)
     timed_out = False
     try:
         if bounded:

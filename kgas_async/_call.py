@@ -88,6 +88,7 @@ class Call(Generic[R]):
     children: set[Any] | None = None
     holds: tuple[Any, ...] = ()
     context: Context | None = None
+    attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
     _host: Host | None = None
     _done: anyio.Event | None = None
@@ -288,7 +289,7 @@ class Call(Generic[R]):
         if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled")):
             log.append(self)
         if self.context is not None and status == "succeeded":
-            self.context = None  # it refers to the call; without the cycle both are freed at once
+            self.context = self.attempt_context = None  # it refers to the call: both are freed at once
         if self._done is not None:
             self._done.set()
         if self.parent is not None and self.parent.children is not None:

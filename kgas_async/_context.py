@@ -10,7 +10,15 @@ from typing import Any, Protocol
 
 from ._errors import CallAborted
 
-__all__ = ["RunningCall", "check_cancelled", "current", "current_call", "current_work", "door", "running_manager"]
+__all__ = [
+    "RunningCall",
+    "check_cancelled",
+    "current_call",
+    "current_manager",
+    "current_work",
+    "door",
+    "running_manager",
+]
 
 
 class RunningCall(Protocol):
@@ -53,23 +61,10 @@ class _Doors:
 door = _Doors()
 
 
-def current() -> Any:
-    """The manager that this code runs under: inside a call (in its worker thread too) or a service.
-
-    Returns:
-        The `ServiceManager`.
-
-    Raises:
-        RuntimeError: Outside of calls and services.
-    """
+def current_manager() -> Any:
+    """The manager that this code runs under, None outside of calls and services."""
     call = current_call.get()
-    manager = call.manager if call is not None else running_manager.get()
-    if manager is None:
-        raise RuntimeError(
-            "current() was called outside of a call: only tools and services that a ServiceManager runs have a "
-            "current manager"
-        )
-    return manager
+    return running_manager.get() if call is None else call.manager
 
 
 def check_cancelled() -> None:

@@ -1,4 +1,7 @@
-"""The sync door of a tool, ``tool.execute(...)``: a nested call from a worker thread, or a manager for one call."""
+"""What a tool reaches its manager by: ``current()``, and the sync door ``tool.execute(...)``.
+
+In a worker thread the door is a nested call of the thread's manager, elsewhere a manager for one call.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,39 @@ from typing import Any
 import anyio
 
 from ._call import Call
-from ._context import current_call, current_work, door
+from ._context import current_call, current_manager, current_work, door
 from ._drive import drive
 from ._errors import CallAborted, ManagerClosed
 from ._mailbox import is_on_loop, nested_context
+from ._manager import ServiceManager
 from ._service import Service, service_name
 from ._session import Session
 from ._threads import Reply, current_ident
 from ._tool import KGASTool
 
-__all__ = ["open_door"]
+__all__ = ["current", "open_door"]
 
 
-def open_door(manager_class: Any) -> None:
-    """Have the sync door make managers of this class."""
+def current() -> ServiceManager:
+    """The manager that this code runs under: inside a call (in its worker thread too) or a service.
+
+    Returns:
+        The manager, for further calls: ``await current().execute(tool, ...)``.
+
+    Raises:
+        RuntimeError: Outside of calls and services.
+    """
+    manager: ServiceManager | None = current_manager()
+    if manager is None:
+        raise RuntimeError(
+            "current() was called outside of a call: only tools and services that a ServiceManager runs have a "
+            "current manager"
+        )
+    return manager
+
+
+def open_door() -> None:
+    """Open the sync door of all tools."""
 
     def through(tool: KGASTool, inputs: dict[str, Any]) -> Any:
         if is_on_loop():
@@ -31,7 +53,7 @@ def open_door(manager_class: Any) -> None:
         call: Any = current_call.get()
         if call is not None:
             return _nested(call, tool, inputs)
-        return _alone(manager_class, tool, inputs)
+        return _alone(tool, inputs)
 
     door.sync = through
 
@@ -81,7 +103,7 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
     return child.unwrap()
 
 
-def _alone(manager_class: Any, tool: KGASTool, inputs: dict[str, Any]) -> Any:
+def _alone(tool: KGASTool, inputs: dict[str, Any]) -> Any:
     for service in tool.requires:
         if isinstance(service, Service) and service._is_running:
             raise RuntimeError(
@@ -90,7 +112,7 @@ def _alone(manager_class: Any, tool: KGASTool, inputs: dict[str, Any]) -> Any:
             )
 
     async def main() -> Any:
-        async with manager_class(*tool.requires) as manager:
+        async with ServiceManager(*tool.requires) as manager:
             return await manager.execute(tool, **inputs)
 
     return anyio.run(main, backend=tool.backend)

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import anyio
 
 from ._errors import EvidenceError, text_of
+from ._evidence_sinks import JsonlSink
 from ._mailbox import Mailbox
 from ._records import Record, call_fields, render_call, render_fields
 from ._threads import Signal, start_daemon
@@ -201,9 +202,8 @@ class EvidenceLog:
         anchor = self._anchor_ns
         for sink in list(self._sinks):
             try:
-                write_lines = getattr(sink, "write_lines", None)  # the file's: lines, without a mapping per record
-                if write_lines is not None:
-                    write_lines(
+                if isinstance(sink, JsonlSink) and type(sink).write is JsonlSink.write:
+                    sink.write_lines(  # without a mapping per record
                         [
                             render_fields(entry, seq, self.session, anchor)
                             if entry.__class__ is dict
@@ -216,8 +216,7 @@ class EvidenceLog:
                         [Record.of(entry, seq, self.session, anchor) for seq, entry in enumerate(entries, first)]
                     )
             except BaseException as error:  # noqa: BLE001  (a failed sink, also by SystemExit: this thread must live)
-                self._sinks.remove(sink)
-                self._fail(sink, error)
+                self._drop(self._sinks, sink, error)
         for sink in list(self._quiet):
             try:
                 wanted = [
@@ -228,13 +227,16 @@ class EvidenceLog:
                 if wanted:
                     sink.write(wanted)
             except BaseException as error:  # noqa: BLE001
-                self._quiet.remove(sink)
-                self._fail(sink, error)
+                self._drop(self._quiet, sink, error)
 
-    def _fail(self, sink: Sink, error: BaseException) -> None:
-        """A sink is out: close it, say so by those that are left, and tell the session."""
-        with suppress(BaseException):
+    def _drop(self, sinks: list[Any], sink: Any, error: BaseException) -> None:
+        sinks.remove(sink)
+        with suppress(BaseException):  # what is said is why it failed
             sink.close()
+        self._fail(sink, error)
+
+    def _fail(self, sink: Any, error: BaseException) -> None:
+        """Say that a sink is out, by those that are left, and tell the session."""
         failure = EvidenceError(f"evidence sink {sink!r} failed and gets no further records: {text_of(error)}")
         failure.__cause__ = error
         if not self._quiet:  # never silent, also where nothing goes to structlog

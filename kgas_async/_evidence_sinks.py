@@ -14,7 +14,7 @@ from ._context import current_call
 from ._errors import EvidenceError
 from ._records import line_of
 
-__all__ = ["JsonlSink", "MemorySink", "StructlogSink", "as_sinks", "call_context"]
+__all__ = ["JsonlSink", "MemorySink", "StructlogSink", "as_sinks", "call_context", "open_sinks"]
 
 
 class JsonlSink:
@@ -36,12 +36,15 @@ class JsonlSink:
 
     def open(self) -> None:
         """Open the file; a torn last line, left by a crash, is closed so that ours begins on its own."""
+        if self._file is not None:
+            return
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             size = os.fstat(self._file).st_size
             if size and os.pread(self._file, 1, size - 1) != b"\n":
                 os.write(self._file, b"\n")
         except OSError as error:
+            self.close()
             raise EvidenceError(
                 f"evidence cannot be written to {str(self.path)!r}: {error.strerror}; give another evidence= path"
             ) from error
@@ -117,7 +120,7 @@ class StructlogSink:
             suffix = event.rpartition(".")[2]
             say = self._logger.warning if suffix in _ERRORS else self._logger.info
             call = getattr(record, "call", None)
-            context = None if call is None else call.context
+            context = None if call is None else call.attempt_context or call.context
             if context is None:
                 say(event, **fields)
             else:
@@ -149,6 +152,22 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             if value is not None:
                 event_dict.setdefault(name, value)
     return event_dict
+
+
+def open_sinks(sinks: Sequence[Any]) -> None:
+    """Open those that are files, all or none.
+
+    Raises:
+        EvidenceError: One cannot be opened.
+    """
+    files = [sink for sink in sinks if isinstance(sink, JsonlSink)]
+    try:
+        for sink in files:
+            sink.open()
+    except BaseException:
+        for sink in files:
+            sink.close()
+        raise
 
 
 def as_sinks(evidence: Any) -> list[Any]:

@@ -48,7 +48,7 @@ class Lifetime:
         Cancellation: Waited out, as is asyncio's own; raised again afterwards.
         """
         session = self._session
-        session.task_group.start_soon(self._close, exc is not None)
+        session.task_group.start_soon(self._close, exc)
         native = await wait_until(session.closed)
         swallowed = False
         try:
@@ -62,19 +62,22 @@ class Lifetime:
             if session.pending is None and native is None:
                 raise
         finally:
-            self._watch.close()
-        if native is not None:
+            late = self._watch.close()
+            if late is not None and session.pending is None:
+                session.pending = _interrupt(late)
+                raise session.pending
+        if native is not None and not isinstance(session.pending, (KeyboardInterrupt, SystemExit)):
             raise native
         if session.pending is not None:
             raise session.pending from (exc if isinstance(exc, Exception) else session.pending.__cause__)
         return swallowed
 
-    async def _close(self, at_once: bool) -> None:
-        await self._session.close(at_once=at_once)
+    async def _close(self, exc: BaseException | None) -> None:
+        await self._session.close(exc)
 
     def _on_signal(self, number: int, count: int) -> None:
         session = self._session
-        interrupt = SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt()
+        interrupt = _interrupt(number)
         if session.log is not None:
             session.log.emit("session.signal", signal=signal.Signals(number).name, count=count)
         if self._signals and count == 1:
@@ -84,6 +87,10 @@ class Lifetime:
                 session.task_group.start_soon(session.drain)
         else:
             session.crash(interrupt)
+
+
+def _interrupt(number: int) -> BaseException:
+    return SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def _is_same(one: BaseException, other: BaseException | None) -> bool:

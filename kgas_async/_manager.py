@@ -16,7 +16,7 @@ from ._blocking import BlockingManager
 from ._call import Call
 from ._errors import KgasAsyncError, ManagerClosed, PipelineError
 from ._evidence import Sink
-from ._evidence_sinks import JsonlSink, StructlogSink, as_sinks
+from ._evidence_sinks import StructlogSink, as_sinks, open_sinks
 from ._hosting import lifetime_check
 from ._lifetime import Lifetime
 from ._limits import check_count, check_seconds
@@ -107,9 +107,7 @@ class ServiceManager:
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
-        for sink in self._sinks:
-            if isinstance(sink, JsonlSink):
-                sink.open()
+        open_sinks(self._sinks)
         session = self._session = self._last_session = Session(self, **self._options)
         session.record(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
         self._lifetime = Lifetime(session, signals=self._signals)

@@ -5,16 +5,14 @@ Runs inside worker threads (or inline). Knows nothing of calls.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from types import CoroutineType
 from typing import Any
 
 from ._errors import text_of
+from ._threads import instances_here
 
 __all__ = ["LegacyFunction", "ReturnedError", "refuse_coroutine"]
-
-_local = threading.local()
 
 
 class ReturnedError(Exception):
@@ -102,9 +100,7 @@ class LegacyFunction:
 
     def _bound_method(self) -> Callable[..., Any]:
         assert self.factory is not None
-        instances = getattr(_local, "instances", None)
-        if instances is None:
-            instances = _local.instances = {}
+        instances = instances_here()
         instance = instances.get(self)
         if instance is None:
             instance = instances[self] = self.factory()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from typing_extensions import is_typeddict  # knows its own TypedDict too, which pydantic wants below Python 3.12
 
 from ._phase import Phase
 from ._plan import Planner
@@ -60,6 +61,8 @@ class Pipeline:
                 f"pipeline {name!r}: key {key!r} is no item field; there are {', '.join(self.fields)}"
                 f"{nearest(key, self.fields)}"
             )
+        for phase in phases:
+            phase.tool.signature.checker()  # a type without a schema is said here, not at the first call
         self.plan = Planner(name, self.fields, phases).plan()
 
     def __repr__(self) -> str:
@@ -80,7 +83,7 @@ def _fields(pipeline: str, item: Any) -> dict[str, Any] | None:
         return None
     if isinstance(item, type) and issubclass(item, BaseModel):
         return {name: field.annotation for name, field in item.model_fields.items()}
-    if isinstance(item, type) and (dataclasses.is_dataclass(item) or typing.is_typeddict(item)):
+    if isinstance(item, type) and (dataclasses.is_dataclass(item) or is_typeddict(item)):
         return dict(typing.get_type_hints(item))
     if not isinstance(item, (str, type)) and isinstance(item, Iterable):
         names = list(item)

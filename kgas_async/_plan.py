@@ -167,7 +167,7 @@ class Planner:
         if self.fields is None:
             return self._assume(parameter, name, path, optional=optional)
         if name in self.fields:
-            return Binding(parameter, "field", name, tuple(path), ITEM)
+            return Binding(parameter, "field", name, tuple(path), ITEM, optional=optional)
         if optional:
             return None
         raise ValueError(

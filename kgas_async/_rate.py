@@ -126,8 +126,11 @@ class RateLimit:
             self._due = now + max(0.0, owed) if owed > 0 else -math.inf
             self._clock = clock
         self._seen, self._seen_real = now, real
-        # The bucket holds burst tokens when due <= now. A tenth of a nanosecond absorbs the rounding of sums.
-        return self._due - now - (self._burst - tokens) * self._interval - 1e-10
+        # The bucket holds burst tokens when due <= now.
+        delay = self._due - now - (self._burst - tokens) * self._interval
+        # The rounding of sums, and the nanosecond by which asyncio's timers fire early, are no delay: where no clock
+        # moves meanwhile (virtual time), such a rest would be slept for without end.
+        return delay if delay > max(2e-9, 4 * math.ulp(now)) else min(delay, 0.0)
 
     def _take(self, tokens: float, at: float) -> None:
         self._due = max(self._due, at) + tokens * self._interval

@@ -351,14 +351,14 @@ class Session:
                 return
             await waited.wait()
 
-    async def close(self, *, at_once: bool) -> None:
-        """End everything, in order: calls, threads, services, evidence. Runs in a task of the session's own.
+    async def close(self, error: BaseException | None) -> None:
+        """End everything, in order: calls (at once where an error left the body), threads, services, evidence.
 
         The shield has no limit of its own, since every wait in it has one: calls their grace, services their stop.
         """
         try:
             with anyio.CancelScope(shield=True):
-                if not at_once:
+                if error is None:
                     await self.drain()
                 self.is_draining = True
                 self.closing_at = self.grace_until()
@@ -367,9 +367,9 @@ class Session:
                 await self._join_threads()
                 await self.hosting.stop_all()
                 self.is_closed = True
-                await self._close_evidence()
+                await self._close_evidence(error)
                 for pool in self.pools():
-                    pool.close()
+                    await pool.close(self.mailbox).wait()
         finally:
             self.is_closed = True
             self.closed.set()
@@ -378,15 +378,17 @@ class Session:
         while self.left and self.abandoned == "join":
             await next(iter(self.left)).done.wait()
 
-    async def _close_evidence(self) -> None:
+    async def _close_evidence(self, error: BaseException | None) -> None:
         log = self.log
         if log is None:
             return
+        error = self.pending or error
+        status = "succeeded" if error is None and not self.is_cancelled else "cancelled"
         log.emit(
             "session.ended",
             calls=self._serial,
             abandoned=[call.id for call in self.left.values()] or None,
-            status="cancelled" if self.is_cancelled else "succeeded",
+            status="failed" if isinstance(error, Exception) else status,
         )
         await log.begin_close().wait()
 

@@ -35,6 +35,7 @@ class SignalWatch:
         self._all = all_signals
         self._count = 0
         self._previous: dict[int, Any] = {}
+        self._undelivered: list[tuple[int, int]] = []
 
     def open(self) -> None:
         """Take over, where this is the main thread and nobody but Python or the event loop has the signal."""
@@ -46,20 +47,30 @@ class SignalWatch:
                 self._previous[number] = handler
                 signal.signal(number, self._handle)
 
-    def close(self) -> None:
-        """Give them back, in the main thread, to whoever had them."""
+    def close(self) -> int | None:
+        """Give them back, in the main thread, to whoever had them.
+
+        Returns:
+            The number of a signal that came too late for the loop to call back, if there was one.
+        """
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
         self._previous.clear()
+        late, self._undelivered = self._undelivered, []
+        return late[0][0] if late else None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Runs in the main thread between any two bytecodes: it only counts and posts.
         self._count += 1
         if self._all and self._count >= 3:
             os._exit(128 + number)
-        count = self._count
-        self._mailbox.put(lambda: self._on_signal(number, count))
+        self._undelivered.append((number, self._count))
+        self._mailbox.put(self._deliver)
+
+    def _deliver(self) -> None:
+        if self._undelivered:
+            self._on_signal(*self._undelivered.pop(0))
 
 
 def _is_default(handler: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import anyio
 
-from ._mailbox import Mailbox, leave_loop, wait_until
+from ._mailbox import Gate, Mailbox, leave_loop, wait_until
 
 __all__ = [
     "Reply",
@@ -23,6 +23,7 @@ __all__ = [
     "ThreadPool",
     "Work",
     "current_ident",
+    "instances_here",
     "is_main_thread",
     "run_bare",
     "start_daemon",
@@ -158,6 +159,18 @@ class Work:
         self.done.set()
 
 
+_local = threading.local()
+
+
+def instances_here() -> dict[Any, Any]:
+    """What was built for this thread alone; emptied when a thread of a pool ends."""
+    try:
+        instances: dict[Any, Any] = _local.instances
+    except AttributeError:
+        instances = _local.instances = {}
+    return instances
+
+
 class Reply:
     """One answer, given by one thread and waited for by another."""
 
@@ -199,6 +212,7 @@ class ThreadPool:
         self._alive = 0
         self._serial = 0
         self._closed = False
+        self._on_ended: Callable[[], object] | None = None
 
     @property
     def alive(self) -> int:
@@ -246,9 +260,8 @@ class ThreadPool:
             with self._lock:
                 if self._threads > self.slots or (self._closed and not self._queue):
                     self._threads -= 1
-                    self._alive -= 1
                     self._engage()  # the wake-up that this thread took may have been for work
-                    return
+                    break
                 if self._queue:
                     work = self._queue.popleft()
                 else:
@@ -259,6 +272,17 @@ class ThreadPool:
                 work.run()
                 self._leave(work)
                 work.finish()
+
+        instances_here().clear()  # what lives in this thread ends in it, before anybody is told that it has ended
+        with self._lock:
+            self._alive -= 1
+            self._tell_if_ended()
+
+    def _tell_if_ended(self) -> None:
+        """Under the lock."""
+        if self._on_ended is not None and self._alive <= len(self._abandoned):
+            self._on_ended()
+            self._on_ended = None
 
     def _leave(self, work: Work) -> None:
         # Before finish(): who is told of the end must find the pool's counts as they are after it.
@@ -285,12 +309,22 @@ class ThreadPool:
             if change > 0:
                 self._engage()
 
-    def close(self) -> None:
-        """Let idle threads end; one that is busy ends after its work. Does not wait."""
+    def close(self, mailbox: Mailbox) -> Gate:
+        """Let the threads end; the gate opens when none is left but abandoned ones, which end after their work."""
+        ended = mailbox.gate()
+        mailbox.add_busy(1)
+
+        def tell() -> None:
+            mailbox.add_busy(-1)
+            ended.set()
+
         with self._lock:
             self._closed = True
+            self._on_ended = lambda: mailbox.put(tell)
             while self._idle:
                 self._idle.pop().release()
+            self._tell_if_ended()
+        return ended
 
 
 async def run_bare(function: Callable[[], Any], grace: float = 10.0) -> Any:

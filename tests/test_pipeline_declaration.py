@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Literal, Optional, TypedDict, Union
+from typing import Any, Literal, TypedDict
 
 import pytest
 from pydantic import BaseModel
@@ -198,7 +198,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
             Phase("c", anything, bind={"x": "one", "y": "two"}),
         ],
         ValueError,
-        "'c': binds values of two expansions, 'one' and 'two': collect one",
+        "'c': binds values of two expansions, ('one' and 'two'|'two' and 'one'): collect one",
     ),
     ("expand that is no name", lambda: Phase("a", split, expand="a b"), ValueError, "expand= names one element"),
     ("collect that is none", lambda: Phase("a", merge, collect=3), TypeError, "collect= is the name of an expansion"),
@@ -226,13 +226,8 @@ def test_the_key_is_one_of_the_declared_fields() -> None:
 def test_a_phase_or_element_may_not_have_the_name_of_a_declared_field() -> None:
     with pytest.raises(ValueError, match="phase 'text' has the name of an item field"):
         Pipeline("papers", *papers(), item=["path", "text"])
-    with pytest.raises(ValueError, match="element .* has the name of an item field: 'chunk'"):
+    with pytest.raises(ValueError, match=r"element .* has the name of an item field: 'chunk'"):
         Pipeline("papers", *papers(), item=["path", "chunk"])
-
-
-def test_a_name_that_is_taken_for_a_field_may_not_become_a_phase() -> None:
-    with pytest.raises(ValueError, match=r"'text' is both an item field and a phase; declare item="):
-        Pipeline("p", Phase("chunks", split), Phase("text", load))
 
 
 def test_a_phase_may_have_the_name_of_its_own_input() -> None:
@@ -314,11 +309,11 @@ def test_the_element_and_the_list_of_a_collect_are_checked_too() -> None:
         (Any, list[int]),
         (list[int], Any),
         (object, int),
-        (Optional[str], str),
-        (Union[int, str], list[int]),
+        (str | None, str),
+        (int | str, list[int]),
         (int | None, int),
         (str, Literal["a"]),
-        (dict[str, int], Declared),
+        (dict[str, int], Modelled),
         (bool, int),
     ],
 )

@@ -1,0 +1,300 @@
+"""Lazy expansions: pulled as far as there is room, where the iterator was made, closed when left, never in the way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from kgas_async import Phase, Pipeline, PipelineError, Policy, ServiceManager, check_cancelled, current, tool
+
+from .test_expand import forever, run
+
+
+@tool
+async def touch(element: Any) -> Any:
+    await checkpoint()
+    return element
+
+
+def lazily(returns: Callable[[int], Any], *more: Phase, sync: bool = True) -> Pipeline:
+    """A pipeline that expands what ``returns`` gives, from a worker thread or from the loop."""
+
+    @tool(name="makes")
+    def in_thread(n: int) -> Any:
+        return returns(n)
+
+    @tool(name="makes")
+    async def on_loop(n: int) -> Any:
+        return returns(n)
+
+    return Pipeline("p", Phase("makes", in_thread if sync else on_loop, expand="element"), *more, item=["n"])
+
+
+TOUCH = Phase("touch", touch)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_generator_is_pulled_to_its_end_in_order(sync: bool) -> None:
+    def numbers(n: int) -> Iterator[int]:
+        yield from range(n)
+
+    outcomes = await run(lazily(numbers, TOUCH, sync=sync), 0, 1, 200)
+    assert [outcome.value for outcome in outcomes] == [list(range(n)) for n in (0, 1, 200)]
+
+
+async def test_an_async_generator_is_pulled_to_its_end_in_order() -> None:
+    async def numbers(n: int) -> AsyncIterator[int]:
+        for one in range(n):
+            await checkpoint()
+            yield one
+
+    outcomes = await run(lazily(numbers, TOUCH, sync=False), 0, 1, 100)
+    assert [outcome.value for outcome in outcomes] == [list(range(n)) for n in (0, 1, 100)]
+
+
+async def test_a_generator_of_a_sync_tool_runs_in_worker_threads_only() -> None:
+    seen: set[int] = set()
+
+    class Rows:
+        """Lazy, and its code runs when it is iterated over: no generator, but no container either."""
+
+        def __init__(self, n: int) -> None:
+            self.left = n
+
+        def __iter__(self) -> Rows:
+            seen.add(threading.get_ident())
+            return self
+
+        def __next__(self) -> int:
+            seen.add(threading.get_ident())
+            if not self.left:
+                raise StopIteration
+            self.left -= 1
+            return self.left
+
+    def numbers(n: int) -> Iterator[int]:
+        try:
+            for one in range(n):
+                seen.add(threading.get_ident())
+                yield one
+        finally:
+            seen.add(threading.get_ident())
+
+    outcomes = await run(lazily(numbers, TOUCH), 200, 200)
+    assert all(outcome.ok for outcome in outcomes)
+    outcomes = await run(lazily(Rows, TOUCH), 200)
+    assert outcomes[0].value == list(reversed(range(200)))
+    assert seen
+    assert threading.get_ident() not in seen
+
+
+async def test_a_generator_in_a_thread_finds_its_manager() -> None:
+    found = []
+
+    def asks(n: int) -> Iterator[int]:
+        found.append(current())
+        yield n
+
+    await run(lazily(asks, TOUCH), 1)
+    assert len(found) == 1
+
+
+async def test_a_lazy_result_is_pulled_only_as_its_elements_are_taken() -> None:
+    pulled = [0]
+
+    async def endless(n: int) -> AsyncIterator[int]:
+        while True:
+            await checkpoint()
+            pulled[0] += 1
+            yield pulled[0]
+
+    async with ServiceManager() as manager:
+        pipeline = lazily(endless, Phase("f", forever), sync=False)
+        async with manager.stream(pipeline, [{"n": 1}], in_flight=5):
+            await anyio.wait_all_tasks_blocked()
+            assert len(manager.calls) == 5
+            assert pulled[0] <= 6
+
+
+@pytest.mark.parametrize("kind", ["thread", "loop", "async"])
+async def test_a_generator_that_is_left_early_is_closed(kind: str) -> None:
+    closed: list[int] = []
+
+    def numbers(n: int) -> Iterator[int]:
+        try:
+            for one in range(10**9):
+                yield one
+        finally:
+            closed.append(threading.get_ident())
+
+    async def async_numbers(n: int) -> AsyncIterator[int]:
+        try:
+            for one in range(10**9):
+                yield one
+        finally:
+            await checkpoint()
+            closed.append(threading.get_ident())
+
+    made = async_numbers if kind == "async" else numbers
+    async with ServiceManager() as manager:
+        pipeline = lazily(made, Phase("f", forever), sync=kind == "thread")
+        async with manager.stream(pipeline, [{"n": 1}, {"n": 2}], in_flight=3):
+            await anyio.wait_all_tasks_blocked()
+        assert len(closed) in (1, 2)
+        assert (threading.get_ident() in closed) == (kind != "thread")
+
+
+@pytest.mark.parametrize("kind", ["list", "thread", "loop", "async"])
+@pytest.mark.parametrize("children", ["one", "none", "blocked"])
+async def test_an_expansion_into_a_billion_elements_cancels(kind: str, children: str) -> None:
+    async def async_numbers(n: int) -> AsyncIterator[int]:
+        for one in range(10**9):
+            yield one
+
+    makes: dict[str, Callable[[int], Any]] = {
+        "list": lambda n: range(10**9),
+        "thread": lambda n: (one for one in range(10**9)),
+        "loop": lambda n: (one for one in range(10**9)),
+        "async": async_numbers,
+    }
+
+    @tool
+    async def at_once(element: int) -> int:
+        return element
+
+    @tool
+    async def breaks(n: int) -> int:
+        raise OSError
+
+    phases = {
+        "one": [Phase("at_once", at_once)],
+        "none": [],
+        "blocked": [Phase("breaks", breaks), Phase("at_once", at_once, after="breaks")],
+    }[children]
+    async with ServiceManager(log=None) as manager:
+        with anyio.move_on_after(0.05) as scope:
+            await manager.run(lazily(makes[kind], *phases, sync=kind == "thread"), [{"n": 1}], in_flight=4)
+        assert scope.cancelled_caught
+        assert not manager.calls
+
+
+@pytest.mark.parametrize("kind", ["thread", "loop", "async"])
+async def test_an_iterator_that_raises_half_way_fails_its_item_when_its_elements_have_ended(kind: str) -> None:
+    done = []
+
+    def numbers(n: int) -> Iterator[int]:
+        yield from range(n)
+        raise OSError("page torn")
+
+    async def async_numbers(n: int) -> AsyncIterator[int]:
+        for one in numbers(n):
+            yield one
+
+    @tool
+    async def notes(element: int) -> None:
+        await checkpoint()
+        done.append(element)
+
+    @tool
+    async def collects(notes: list[None]) -> None:
+        done.append(-1)
+
+    pipeline = lazily(
+        async_numbers if kind == "async" else numbers,
+        Phase("notes", notes),
+        Phase("collects", collects, collect="element", missing="ignore"),
+        sync=kind == "thread",
+    )
+    (outcome,) = await run(pipeline, 10)
+    assert sorted(done) == list(
+        range(10)
+    )  # half a document is not collected, even where failed elements may be missing
+    assert (outcome.status, outcome.failed_phase) == ("failed", "makes")
+    assert isinstance(outcome.error, PipelineError)
+    assert "the elements of 'element' ended after 10: phase 'makes' raised OSError: page torn" in str(outcome.error)
+
+
+async def test_a_generator_in_a_thread_stops_at_its_next_look_when_the_run_is_cancelled() -> None:
+    inside, out = threading.Event(), threading.Event()
+
+    def endless(n: int) -> Iterator[int]:
+        try:
+            inside.set()
+            while True:
+                check_cancelled()
+                threading.Event().wait(0.002)
+            yield n
+        finally:
+            out.set()
+
+    async with ServiceManager(grace=30) as manager:
+        with anyio.fail_after(5):
+            async with manager.stream(lazily(endless, TOUCH), [{"n": 1}]):
+                await anyio.to_thread.run_sync(inside.wait)
+        assert out.is_set()
+        assert manager.statistics().threads_abandoned == 0
+
+
+async def test_a_generator_in_a_thread_that_never_looks_is_abandoned_after_the_grace_and_on_record() -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def stuck(n: int) -> Iterator[int]:
+        inside.set()
+        release.wait(30)
+        yield n
+
+    async with ServiceManager(grace=0.01) as manager:
+        async with manager.stream(lazily(stuck, TOUCH), [{"n": 1}]):
+            await anyio.to_thread.run_sync(inside.wait)
+        assert manager.statistics().threads_abandoned == 1
+        release.set()
+
+
+async def test_open_items_are_never_more_than_in_flight() -> None:
+    opened: set[str] = set()
+    worst = 0
+
+    @tool
+    async def opens(n: int) -> list[int]:
+        nonlocal worst
+        opened.add(str(n))
+        worst = max(worst, len(opened))
+        await checkpoint()
+        return [n] * (n % 4)
+
+    @tool
+    async def closes(n: int, touch: list[int]) -> None:
+        await checkpoint()
+        opened.discard(str(n))
+
+    pipeline = Pipeline(
+        "p", Phase("opens", opens, expand="element"), TOUCH, Phase("closes", closes, collect="element"), item=["n"]
+    )
+    outcomes = await run(pipeline, *range(300), in_flight=6)
+    assert all(outcome.ok for outcome in outcomes)
+    assert worst <= 6
+
+
+async def test_a_visit_to_a_lazy_generator_holds_the_tools_token() -> None:
+    inside = worst = 0
+
+    def counted(n: int) -> Iterator[int]:
+        nonlocal inside, worst
+        for one in range(20):
+            inside += 1
+            worst = max(worst, inside)
+            threading.Event().wait(0.0005)
+            inside -= 1
+            yield one
+
+    pipeline = lazily(counted, TOUCH)
+    makes = pipeline.phases[0].tool.using(concurrency=2)
+    pipeline = Pipeline("p", Phase("makes", makes, expand="element", policy=Policy()), TOUCH, item=["n"])
+    outcomes = await run(pipeline, *range(8))
+    assert all(outcome.value == list(range(20)) for outcome in outcomes)
+    assert worst <= 2
