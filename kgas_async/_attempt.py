@@ -50,7 +50,7 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     try:
         await _take_concurrency(call, held)
         wanted = await _take_rate(call)
-    except (DeadlinePassed, CallRejected, ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001  (no token in time; or a cost function failed, in whatever way)
         _give_back(held)
         return error
     except BaseException:
@@ -172,6 +172,7 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
     late = _late(call, ended_at, timeout_at, failed)
     if late is not None:
         call.value = None
+        _cancel_children(call)
     return late or failed
 
 
@@ -222,6 +223,7 @@ async def _in_thread(
         call.holds = ()
         _account(call, work, submitted)
     if work.withdrawn:
+        _refund(rates)
         return DeadlinePassed()
     return _thread_result(call, work, timed_out=timed_out)
 

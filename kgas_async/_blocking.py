@@ -20,7 +20,7 @@ from ._mailbox import Mailbox, nested_context
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._report import ManagerStatistics, RunReport
-from ._threads import Reply, start_daemon
+from ._threads import Reply, current_ident, start_daemon
 
 __all__ = ["BlockingCall", "BlockingManager"]
 
@@ -90,6 +90,8 @@ class BlockingManager:
         self._task_group: Any = None
         self._ended = Reply()
         self._exc_info: Any = (None, None, None)
+        self._thread: Any = None
+        self._asked: set[_Request] = set()  # without an answer
 
     def __enter__(self) -> Self:
         ready = Reply()
@@ -103,9 +105,15 @@ class BlockingManager:
                 ready.give(error=error)
             else:
                 self._ended.give()
+            for request in list(self._asked):  # what the loop took and did not come to any more
+                request.answer(error=ManagerClosed("the manager's event loop has ended"))
 
-        start_daemon(run, "kgas-blocking")
-        ready.wait()
+        self._thread = start_daemon(run, "kgas-blocking")
+        try:
+            ready.wait()
+        except Exception:
+            self._thread.join()
+            raise
         return self
 
     async def _main(self, ready: Reply) -> None:
@@ -134,23 +142,50 @@ class BlockingManager:
             mailbox.put(stop.set)
         try:
             self._ended.wait()
+        except KeyboardInterrupt:
+            if mailbox is not None:
+                self._post(mailbox, _Request(self._manager.cancel, (None, "interrupted"), Context()))
+            with suppress(Exception):  # the interrupt is what is raised
+                self._ended.wait()
+            raise
         finally:
             self._mailbox = None
+            if self._ended.given:
+                self._thread.join()
+
+    def _post(self, mailbox: Mailbox, request: _Request) -> bool:
+        """Have a request run on the loop; its answer will come. False if the loop has ended."""
+
+        def start() -> None:
+            try:
+                self._task_group.start_soon(request.run)
+            except RuntimeError:  # the task group has been left
+                request.answer(error=ManagerClosed("the manager was closed while it was asked"))
+
+        self._asked.add(request)
+        return mailbox.put(start)
 
     def _ask(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Run an async function on the loop, in a copy of this thread's context, and wait for it."""
         mailbox = self._mailbox
         if mailbox is None:
             raise ManagerClosed("the manager is not open; use it inside 'with ServiceManager().blocking() as manager:'")
+        if self._thread.ident == current_ident():
+            raise RuntimeError(
+                "this is the thread of the manager's own event loop, which would wait for itself; in a tool use "
+                "'await current().execute(...)'"
+            )
         request = _Request(function, args, nested_context(mailbox.backend))
-        if not mailbox.put(lambda: self._task_group.start_soon(request.run)):
-            raise ManagerClosed("the manager's event loop has ended")
         try:
+            if not self._post(mailbox, request):
+                raise ManagerClosed("the manager's event loop has ended")
             return request.reply.wait()
         except KeyboardInterrupt:
             mailbox.put(request.cancel)
             request.wait_for_end()
             raise
+        finally:
+            self._asked.discard(request)
 
     # --- the manager's names
 
@@ -185,17 +220,19 @@ class BlockingManager:
 
     @contextmanager
     def _iterating(self, make: Callable[[], AbstractAsyncContextManager[Any]]) -> Iterator[Iterator[Outcome[Any]]]:
-        held: list[AbstractAsyncContextManager[Any]] = []
+        entered: list[AbstractAsyncContextManager[Any]] = []
 
         async def enter() -> Any:
-            held.append(make())
-            return await held[0].__aenter__()
+            context = make()
+            stream = await context.__aenter__()
+            entered.append(context)
+            return stream
 
-        stream = self._ask(enter)
         try:
-            yield self._outcomes(stream)
+            yield self._outcomes(self._ask(enter))
         finally:
-            self._ask(held[0].__aexit__, None, None, None)
+            if entered:  # also where Ctrl-C came while it was entered
+                self._ask(entered[0].__aexit__, None, None, None)
 
     def _outcomes(self, stream: Any) -> Iterator[Outcome[Any]]:
         while some := self._ask(stream.take_some, TAKE_MANY):
@@ -238,17 +275,26 @@ class _Request:
         self._context = context
         self.reply = Reply()
         self._scope: anyio.CancelScope | None = None
+        self._is_cancelled = False
 
     def cancel(self) -> None:
-        """On the loop."""
+        """On the loop. Also before it has begun."""
+        self._is_cancelled = True
         if self._scope is not None:
             self._scope.cancel()
+
+    def answer(self, value: Any = None, error: BaseException | None = None) -> None:
+        """Answer, unless it has an answer."""
+        if not self.reply.given:
+            self.reply.give(value, error)
 
     async def run(self) -> None:
         value: Any = None
         failed: BaseException | None = None
         try:
             with anyio.CancelScope() as self._scope:
+                if self._is_cancelled:
+                    self._scope.cancel()
                 try:
                     value = await drive(self._function(*self._args), self._context)
                 except StopAsyncIteration:
@@ -262,7 +308,7 @@ class _Request:
             failed.__cause__ = error
             raise
         finally:
-            self.reply.give(value, failed)
+            self.answer(value, failed)
 
     def wait_for_end(self) -> None:
         """Wait for the answer, whatever it is."""

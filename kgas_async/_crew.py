@@ -125,7 +125,7 @@ class Crew(ABC, Generic[T]):
         """Cancel what is in flight. Who takes the outcomes is told, unless the source had ended."""
         if not self.exhausted:
             why = f": {reason}" if reason else ""
-            self.last_error = PipelineError(f"cancelled after {self.pulled} items, with more to come{why}")
+            self.last_error = PipelineError(f"cancelled after {self.pulled} items, before the end of the source{why}")
         self.stop()
 
     def stop(self) -> None:

@@ -176,7 +176,7 @@ def as_sinks(evidence: Any) -> list[Any]:
         return []
     if isinstance(evidence, (str, os.PathLike)):
         return [JsonlSink(evidence)]
-    if hasattr(evidence, "write") and hasattr(evidence, "close"):
+    if hasattr(evidence, "write") and hasattr(evidence, "close") and not isinstance(evidence, type):
         return [evidence]
     if isinstance(evidence, (list, tuple)):
         return [sink for one in evidence for sink in as_sinks(one)]

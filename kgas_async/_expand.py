@@ -8,7 +8,7 @@ awaited.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sized
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextvars import copy_context
 from time import perf_counter
 from typing import Any, Final
@@ -22,6 +22,7 @@ from ._context import current_call
 __all__ = ["Elements"]
 
 PULL_MANY: Final = 64  # elements per visit to a thread, at the most
+_CONTAINERS: Final = (list, tuple, set, frozenset, deque, range)
 PULL_S: Final = 0.005  # seconds per visit, so that the first elements are not held up by slow ones
 
 
@@ -35,12 +36,14 @@ class Elements:
     """
 
     def __init__(
-        self, iterator: Iterator[Any] | None, asynchronous: AsyncIterator[Any] | None, call: Call[Any]
+        self, iterable: Iterable[Any] | None, asynchronous: AsyncIterator[Any] | None, call: Call[Any]
     ) -> None:
-        self._iterator = iterator
         self._async = asynchronous
         self._call = call
-        self._direct = asynchronous is None and call.bound.execution.kind != "thread"
+        # Iterating over a container runs no code of the tool; what merely has a length may read a disk.
+        self._direct = call.bound.execution.kind != "thread" or isinstance(iterable, _CONTAINERS)
+        self._iterable = iterable
+        self._iterator = iter(iterable) if iterable is not None and self._direct else None
         self._error: Exception | None = None
         self.buffer: deque[Any] = deque()
         self.exhausted = False
@@ -61,15 +64,12 @@ class Elements:
         if not isinstance(result, Iterable):
             kind = type(result).__name__
             raise TypeError(f"phase {phase!r} expands its result, which must be an iterable, not {kind}")
-        elements = cls(iter(result), None, call)
-        if isinstance(result, Sized):  # a container: iterating over it runs no code of the tool
-            elements._direct = True
-        return elements
+        return cls(result, None, call)
 
     @property
     def is_ready(self) -> bool:
         """Whether `next` can be asked now."""
-        return bool(self.buffer) or (self._direct and not self.exhausted)
+        return bool(self.buffer) or (self._iterator is not None and self._direct and not self.exhausted)
 
     def next(self) -> Any:
         """The next element; `StopIteration` after the last."""
@@ -85,13 +85,15 @@ class Elements:
         """
         if self._error is not None:
             raise self._error
-        if self._direct or self.exhausted or self.buffer:
+        if self.exhausted or self.buffer:
             return
         if self._async is not None:
             try:
                 self.buffer.append(await self._async.__anext__())
             except StopAsyncIteration:
                 self.exhausted = True
+            return
+        if self._direct:
             return
         await self._visit(self._pull_some)
         if self._error is not None and not self.buffer:
@@ -104,9 +106,11 @@ class Elements:
 
     def _pull_some(self) -> None:
         """In a worker thread. What came before an error is kept."""
-        assert self._iterator is not None
         until = perf_counter() + PULL_S
         try:
+            if self._iterator is None:
+                assert self._iterable is not None
+                self._iterator = iter(self._iterable)
             for element in self._iterator:
                 self.buffer.append(element)
                 if len(self.buffer) >= PULL_MANY or perf_counter() > until:
@@ -123,7 +127,7 @@ class Elements:
         """
         source: Any = self._async if self._async is not None else self._iterator
         closing = getattr(source, "aclose" if self._async is not None else "close", None)
-        if closing is None or (self.exhausted and self._error is None):
+        if closing is None or self.exhausted:
             return
         self.exhausted = True
         home = self._call.bound.home
@@ -132,5 +136,7 @@ class Elements:
                 await closing()
             elif self._direct:
                 closing()
-            elif not getattr(source, "gi_running", False):  # else an abandoned thread is still in it
+            elif getattr(source, "gi_running", False) or home.pool_of(self._call.bound).is_closed:
+                pass  # an abandoned thread is still in it, or the manager was left before the run
+            else:
                 await self._visit(closing)

@@ -27,6 +27,7 @@ class Frame:
         "error",
         "expansion",
         "expansions",
+        "failed",
         "failed_phase",
         "fields",
         "index",
@@ -56,6 +57,7 @@ class Frame:
         self.expansions: list[Expansion] = []
         self.expansion = expansion
         self.bad: set[str] = set()  # phases that failed or were skipped
+        self.failed: tuple[str, ...] = ()  # those of them that failed
         self.status = "succeeded"
         self.error: BaseException | None = None
         self.failed_phase: str | None = None
@@ -72,6 +74,7 @@ class Frame:
 
     def _failed(self, phase: str, status: str, error: BaseException | None) -> None:
         self.bad.add(phase)
+        self.failed += (phase,)
         if self.status == "succeeded":
             self.status, self.error, self.failed_phase = status, error, phase
 
@@ -83,19 +86,21 @@ class Frame:
             self.status, self.failed_phase = "cancelled", left[0]
             self.error = CallCancelled(f"item {self.key!r} was cancelled before phase {left[0]!r}")
 
-    def take_failure(self, expansion: Expansion) -> None:
+    def settle(self) -> None:
+        """Once all phases have ended: what failed in elements, and no collect goes on without, is this frame's too."""
+        for expansion in self.expansions:
+            if self.status == "succeeded" and (lost := expansion.lost()):
+                self.take_failure(expansion, lost)
+
+    def take_failure(self, expansion: Expansion, failed: list[Frame]) -> None:
         """Fail because of elements that failed: with their error, or a group of their errors."""
         if self.status != "succeeded":
             return
-        failed = [frame for frame in expansion.frames if frame.status != "succeeded"]
         errors = [frame.error for frame in failed if isinstance(frame.error, Exception)]
-        if expansion.error is not None:
-            self._failed(expansion.planned.phase.name, "failed", expansion.error)
-        elif failed:
-            phase = failed[0].failed_phase or expansion.planned.phase.name
-            status = failed[0].status if len({frame.status for frame in failed}) == 1 else "failed"
-            error = errors[0] if len(errors) == 1 else ExceptionGroup(f"{len(errors)} elements failed", errors)
-            self._failed(phase, status, error if errors else failed[0].error)
+        phase = failed[0].failed_phase or expansion.planned.phase.name
+        status = failed[0].status if len({frame.status for frame in failed}) == 1 else "failed"
+        error = ExceptionGroup(f"{len(errors)} elements failed", errors) if len(errors) > 1 else failed[0].error
+        self._failed(phase, status, error)
 
     def is_blocked(self, needs: Iterable[str]) -> bool:
         """Whether a phase that is needed failed or was skipped, here or in what this is an element of."""
@@ -175,18 +180,41 @@ class Expansion:
 
     def cut_short(self) -> None:
         """End it here: what was not pulled or taken is no element."""
-        self.elements.exhausted = True
-        self.elements.buffer.clear()
+        self.closed = True
         self.error = CallCancelled(f"the elements of {self._name!r} were cancelled after {len(self.frames)}")
         self.frame.cut_short(self.position - 1)
 
-    def failed_count(self) -> int:
-        """How many elements did not succeed."""
-        return sum(frame.status != "succeeded" for frame in self.frames)
+    def failed(self) -> list[Frame]:
+        """Elements that did not succeed."""
+        return [frame for frame in self.frames if frame.status != "succeeded"]
+
+    def lost(self) -> list[Frame]:
+        """Those of them that failed in a phase without which no collect goes on (``missing="ignore"``)."""
+        failed = self.failed()
+        excused = self._excused() if failed else set()
+        return [frame for frame in failed if not excused.issuperset(frame.failed or (None,))]
+
+    def _excused(self) -> set[str]:
+        """The phases below this expansion whose results a collect takes, and goes on without."""
+        inner: dict[str, PlannedPhase] = {}
+        queue = list(self.planned.children)
+        while queue:
+            planned = queue.pop()
+            inner[planned.phase.name] = planned
+            queue += planned.children
+        excused: set[str] = set()
+        taking = [p for p in self.frame.steps if p.phase.collect == self._name and p.phase.missing == "ignore"]
+        names = [name for planned in taking for name in planned.needs]
+        while names:
+            name = names.pop()
+            if name in inner and name not in excused:
+                excused.add(name)
+                names += inner[name].needs
+        return excused
 
     def first_error(self) -> BaseException | None:
         """The first failed element's error."""
-        return next((frame.error for frame in self.frames if frame.status != "succeeded"), self.error)
+        return next((frame.error for frame in self.failed()), self.error)
 
     def collected(self, planned: PlannedPhase, frame: Frame) -> tuple[dict[str, Any], int]:
         """The inputs of a collect, lists over the elements in order; and how many elements are missing in them."""
@@ -287,10 +315,7 @@ def key_of(pipeline: Pipeline, item: Any, fields: Mapping[str, Any], index: int)
 
 def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
     """What came of a source item."""
-    for expansion in frame.expansions:
-        failed = expansion.error is not None or expansion.failed_count()
-        if frame.status == "succeeded" and failed and not _was_collected(frame, expansion):
-            frame.take_failure(expansion)
+    frame.settle()
     value: Any = None
     if frame.status == "succeeded":
         leaves = [name for name in plan.leaves if name not in frame.bad]
@@ -311,18 +336,15 @@ def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
     )  # fmt: skip
 
 
-def _was_collected(frame: Frame, expansion: Expansion) -> bool:
-    """Whether a collect has said what failed elements mean (it went on without them)."""
-    name = expansion.planned.phase.expand
-    return any(p.phase.collect == name and p.phase.missing == "ignore" for p in frame.steps)
-
-
 def _leaf(frame: Frame, plan: Plan, name: str) -> Any:
     """A leaf's value; of one below an expansion a list in order, of those elements that have it."""
     planned = plan.phases[name]
     frames = [frame]
     for element in planned.level:
         frames = [inner for one in frames for inner in getattr(one.expansion_of(element), "frames", ())]
+    element = planned.phase.expand
+    if element is not None:  # nothing takes its elements: they are the value
+        return [inner.fields[element] for one in frames for inner in getattr(one.expansion_of(element), "frames", ())]
     if not planned.level:
         return frame.results.get(name)
     return [one.results[name] for one in frames if name in one.results]

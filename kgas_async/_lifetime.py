@@ -65,11 +65,12 @@ class Lifetime:
             late = self._watch.close()
             if late is not None and session.pending is None:
                 session.pending = _interrupt(late)
-                raise session.pending
-        if native is not None and not isinstance(session.pending, (KeyboardInterrupt, SystemExit)):
+            if isinstance(session.pending, (KeyboardInterrupt, SystemExit)):  # goes before any cancellation
+                raise _before(session.pending, exc)
+        if native is not None:
             raise native
         if session.pending is not None:
-            raise session.pending from (exc if isinstance(exc, Exception) else session.pending.__cause__)
+            raise _before(session.pending, exc)
         return swallowed
 
     async def _close(self, exc: BaseException | None) -> None:
@@ -91,6 +92,17 @@ class Lifetime:
 
 def _interrupt(number: int) -> BaseException:
     return SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt()
+
+
+def _before(error: BaseException, body: BaseException | None) -> BaseException:
+    """The error that ended a session, with what the body raised behind it; the error's own reason stays its cause."""
+    if isinstance(body, Exception):
+        if error.__cause__ is None:
+            error.__cause__ = body
+        else:
+            error.__context__ = body
+            error.add_note(f"the body of the 'async with' was left by {body!r}")
+    return error
 
 
 def _is_same(one: BaseException, other: BaseException | None) -> bool:

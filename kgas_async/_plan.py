@@ -139,6 +139,8 @@ class Planner:
                 raise ValueError(self._at(phase, f"after={name!r} is no phase before it{hint}"))
             needs.append(name)
         level = self._level(phase, bindings)
+        if isinstance(phase.collect, str):
+            needs.append(self.expansions[phase.collect].phase.name)  # also where it takes none of the elements
         needs += [
             b.name if b.kind == "result" else self.expansions[b.name].phase.name for b in bindings if b.kind != "field"
         ]

@@ -78,6 +78,7 @@ class RateLimit:
         self.cost = cost
         self._interval = self._per / self._rate
         self._due = -math.inf  # when the bucket would be full again, in the time of the clock below
+        self._paused = -math.inf  # until when nothing is given, in the same time
         self._clock = 0  # a mailbox's serial
         self._seen = 0.0  # the last look at that clock, and at the real one
         self._seen_real = 0.0
@@ -110,7 +111,9 @@ class RateLimit:
         """
         if self.cost is None:
             return 1.0
-        tokens = check_seconds("what RateLimit(cost) returns", self.cost(inputs))
+        return self._possible(check_seconds("what RateLimit(cost) returns", self.cost(inputs)))
+
+    def _possible(self, tokens: float) -> float:
         if tokens > self._burst:
             raise CallRejected(
                 f"the call costs {tokens:g} tokens, {self!r} never holds more than {self._burst:g}: "
@@ -122,12 +125,12 @@ class RateLimit:
         """Seconds until ``tokens`` may be taken. Under the lock."""
         real = monotonic()
         if clock != self._clock:
-            owed = self._due - self._seen - (real - self._seen_real)
-            self._due = now + max(0.0, owed) if owed > 0 else -math.inf
+            moved = now - self._seen - (real - self._seen_real)  # what is past on that clock stays past on this one
+            self._due, self._paused = (at + moved for at in (self._due, self._paused))
             self._clock = clock
         self._seen, self._seen_real = now, real
         # The bucket holds burst tokens when due <= now.
-        delay = self._due - now - (self._burst - tokens) * self._interval
+        delay = max(self._due - now - (self._burst - tokens) * self._interval, self._paused - now)
         # The rounding of sums, and the nanosecond by which asyncio's timers fire early, are no delay: where no clock
         # moves meanwhile (virtual time), such a rest would be slept for without end.
         return delay if delay > max(2e-9, 4 * math.ulp(now)) else min(delay, 0.0)
@@ -161,6 +164,8 @@ class RateLimit:
         now = anyio.current_time()
         with self._lock:
             self._delay(0.0, now, Mailbox.here().serial)
+            self._paused = max(self._paused, now + seconds)
+            # One token is there at the end of the pause, and not a burst for a server that has just complained.
             self._due = max(self._due, now + seconds + (self._burst - 1) * self._interval)
 
     def refund(self, tokens: float = 1.0) -> None:
@@ -172,9 +177,13 @@ class RateLimit:
     async def acquire(self, tokens: float = 1.0) -> None:
         """Take tokens, waiting in line until they are there.
 
+        Raises:
+            CallRejected: More than ``burst``: that many are never there.
+            ValueError: No sensible number.
+
         Cancellation: Leaves the line; nothing was taken.
         """
-        await acquire_rates([(self, tokens)])
+        await acquire_rates([(self, self._possible(check_seconds("acquire(tokens)", tokens)))])
 
     async def __aenter__(self) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()

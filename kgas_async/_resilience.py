@@ -75,7 +75,8 @@ class Retry:
     ) -> None:
         self.attempts = check_count("Retry(attempts)", attempts)
         types = on if isinstance(on, tuple) else (on,)
-        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in types) and not callable(on):
+        is_function = callable(on) and not isinstance(on, type)
+        if not is_function and not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in types):
             raise TypeError(f"Retry(on) is an exception type, a tuple of them, or a function of the error, not {on!r}")
         if isinstance(wait, (int, float)) or not (wait is None or callable(wait)):
             wait = check_seconds("Retry(wait)", wait)

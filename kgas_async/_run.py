@@ -56,6 +56,7 @@ class RunCrew(Crew[Any]):
         self._bound = bound
         self._plan = pipeline.plan
         self._open_expansions: list[Expansion] = []
+        self._unclosed: list[Elements] = []  # lazy ones that were left early
         self._interrupted: list[tuple[Frame, int]] = []  # whose worker was cancelled for a call of theirs
         self._keys: set[str] = set()
         self._verified = False
@@ -86,6 +87,7 @@ class RunCrew(Crew[Any]):
         if isinstance(unit, tuple):
             work = unit if isinstance(unit[0], Frame) else self._admitted(*unit)
         elif isinstance(unit, Frame):
+            self.last_ended_ns = perf_counter_ns()  # as for an item: it may make no call
             work = (unit, 0)
         else:
             work = await self._refill(unit)
@@ -144,7 +146,7 @@ class RunCrew(Crew[Any]):
             planned = steps[position]
             position += 1
             phase = planned.phase
-            if frame.bad and frame.is_blocked(planned.needs):
+            if (frame.bad or frame.parent is not None) and frame.is_blocked(planned.needs):
                 frame.bad.add(phase.name)
                 continue
             inputs = self._gathered(frame, planned)
@@ -183,7 +185,7 @@ class RunCrew(Crew[Any]):
         call.item = frame.key
         cause = expansion.first_error()
         error = CallSkipped(
-            f"phase {planned.phase.name!r} was skipped: {expansion.failed_count()} of {len(expansion.frames)} "
+            f"phase {planned.phase.name!r} was skipped: {len(expansion.failed())} of {len(expansion.frames)} "
             f"elements of {planned.phase.collect!r} failed",
             tool=call.name,
             call_id=call.id,
@@ -192,7 +194,7 @@ class RunCrew(Crew[Any]):
         call.end("skipped", error)
         frame.calls[planned.phase.name] = call
         frame.bad.add(planned.phase.name)
-        frame.take_failure(expansion)
+        frame.take_failure(expansion, expansion.failed())
 
     async def _call(
         self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any], following: int
@@ -222,9 +224,10 @@ class RunCrew(Crew[Any]):
         """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
         while self._interrupted or self._open_expansions:
             if not self._interrupted:
-                expansion = self._open_expansions[-1]
+                expansion = self._open_expansions.pop()
                 expansion.cut_short()
-                work = self._expansion_done(expansion)
+                self._unclosed.append(expansion.elements)
+                work = (expansion.frame, expansion.position)
             else:
                 frame, position = self._interrupted.pop()
                 frame.cut_short(position)
@@ -238,8 +241,9 @@ class RunCrew(Crew[Any]):
         phase = planned.phase
         try:
             elements = Elements.of(call.value, call, phase.name)
-        except TypeError as error:
+        except Exception as error:  # noqa: BLE001  (the user's __iter__)
             failure = PipelineError(str(error))
+            failure.__cause__ = error
             frame.fail_with(phase.name, failure)
             return None
         call.value = None
@@ -275,6 +279,7 @@ class RunCrew(Crew[Any]):
         if parent is None:
             self._item_done(frame)
             return None
+        frame.settle()
         expansion = frame.expansion
         assert expansion is not None
         expansion.running -= 1
@@ -297,8 +302,8 @@ class RunCrew(Crew[Any]):
         try:
             await super().close()
         finally:
-            for expansion in self._open_expansions:
-                await expansion.elements.close()
+            while self._unclosed:
+                await self._unclosed.pop().close()
 
     async def finished(self) -> None:
         """Run the run-level phases, once all items have ended."""

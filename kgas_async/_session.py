@@ -192,6 +192,8 @@ class Session:
         try:
             with anyio.CancelScope() as scope:
                 host.scope = scope
+                if owned and self.log is not None and self.log.behind:  # whoever made it could not wait for it
+                    await self.log.caught_up()
                 await perform(call)
         finally:
             host.call = None
@@ -260,14 +262,11 @@ class Session:
     def _thread_ended(self, call: Call[Any], work: Work) -> None:
         self.left.pop(work, None)
         if self.log is not None and not self.is_closed:
+            run_us = (work.ended_ns - work.started_ns) // 1000
             self.log.emit(
-                "thread.ended",
-                call_id=call.id,
-                tool=call.name,
-                attempt=call.attempt,
-                run_us=(work.ended_ns - work.started_ns) // 1000,
+                "thread.ended", call_id=call.id, tool=call.name, attempt=call.attempt, run_us=run_us,
                 status="failed" if work.error is not None else "succeeded",
-            )
+            )  # fmt: skip
 
     def keep_crew(self, crew: Any) -> None:
         """Own a map or a run: it is drained and cancelled with the session."""

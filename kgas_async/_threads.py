@@ -186,6 +186,11 @@ class Reply:
         self.value, self.error = value, error
         self._event.set()
 
+    @property
+    def given(self) -> bool:
+        """Whether there is an answer."""
+        return self._event.is_set()
+
     def wait(self) -> Any:
         """Wait for the answer: the value, or the error raised. Ctrl-C in the main thread interrupts it."""
         self._event.wait()
@@ -228,6 +233,11 @@ class ThreadPool:
     def queued(self) -> int:
         """Works that wait for a thread."""
         return len(self._queue)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more works."""
+        return self._closed
 
     def submit(self, work: Work) -> None:
         """Hand a work over; on its loop. Never blocks."""

@@ -127,8 +127,7 @@ async def test_a_generator_that_is_left_early_is_closed(kind: str) -> None:
 
     def numbers(n: int) -> Iterator[int]:
         try:
-            for one in range(10**9):
-                yield one
+            yield from range(10**9)
         finally:
             closed.append(threading.get_ident())
 
@@ -140,15 +139,23 @@ async def test_a_generator_that_is_left_early_is_closed(kind: str) -> None:
             await checkpoint()
             closed.append(threading.get_ident())
 
+    begun = anyio.Event()
+
+    @tool
+    async def begins(element: int) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
     made = async_numbers if kind == "async" else numbers
     async with ServiceManager() as manager:
-        pipeline = lazily(made, Phase("f", forever), sync=kind == "thread")
-        async with manager.stream(pipeline, [{"n": 1}, {"n": 2}], in_flight=3):
-            await anyio.wait_all_tasks_blocked()
-        assert len(closed) in (1, 2)
+        pipeline = lazily(made, Phase("begins", begins), sync=kind == "thread")
+        async with manager.stream(pipeline, [{"n": 1}], in_flight=3):
+            await begun.wait()
+        assert len(closed) == 1
         assert (threading.get_ident() in closed) == (kind != "thread")
 
 
+@pytest.mark.real_time  # where nothing ever waits, virtual time stands still
 @pytest.mark.parametrize("kind", ["list", "thread", "loop", "async"])
 @pytest.mark.parametrize("children", ["one", "none", "blocked"])
 async def test_an_expansion_into_a_billion_elements_cancels(kind: str, children: str) -> None:
@@ -298,3 +305,56 @@ async def test_a_visit_to_a_lazy_generator_holds_the_tools_token() -> None:
     outcomes = await run(pipeline, *range(8))
     assert all(outcome.value == list(range(20)) for outcome in outcomes)
     assert worst <= 2
+
+
+async def test_what_merely_has_a_length_is_pulled_in_threads_too() -> None:
+    seen: set[int] = set()
+
+    class Dataset:
+        def __len__(self) -> int:
+            return 5
+
+        def __iter__(self) -> Iterator[int]:
+            for one in range(5):
+                seen.add(threading.get_ident())
+                yield one
+
+    (outcome,) = await run(lazily(lambda n: Dataset(), TOUCH), 1)
+    assert outcome.value == [0, 1, 2, 3, 4]
+    assert threading.get_ident() not in seen
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_result_that_cannot_be_iterated_over_after_all_fails_its_item(sync: bool) -> None:
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise OSError("no cursor")
+
+    (outcome,) = await run(lazily(lambda n: Broken(), TOUCH, sync=sync), 1)
+    assert (outcome.status, outcome.failed_phase) == ("failed", "makes")
+    assert "no cursor" in str(outcome.error)
+
+
+async def test_a_stream_may_be_left_after_its_manager() -> None:
+    begun, closed = anyio.Event(), anyio.Event()
+    manager = ServiceManager()
+
+    @tool
+    async def begins(element: int) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    async def foreign() -> None:
+        pipeline = lazily(lambda n: (one for one in range(10**9)), Phase("begins", begins))
+        async with manager.stream(pipeline, [{"n": 1}], in_flight=2) as outcomes:
+            async for outcome in outcomes:
+                assert outcome.status == "cancelled"
+            await closed.wait()
+
+    async with anyio.create_task_group() as group:
+        with pytest.raises(KeyError):
+            async with manager:
+                group.start_soon(foreign)
+                await begun.wait()
+                raise KeyError
+        closed.set()

@@ -75,7 +75,7 @@ async def test_a_map_of_a_foreign_task_is_told_when_the_manager_ends_by_an_error
 
     async def foreign() -> None:
         async with manager.map(forever, ({} for _ in range(1000)), in_flight=3) as outcomes:
-            with pytest.raises(PipelineError, match="cancelled after 3 items, with more to come: "):
+            with pytest.raises(PipelineError, match="cancelled after 3 items, before the end of the source: "):
                 async for outcome in outcomes:
                     seen.append(outcome.status)
         seen.append("told")
@@ -94,7 +94,7 @@ async def test_a_run_of_a_foreign_task_is_told_when_the_manager_ends_by_an_error
     manager = ServiceManager()
 
     async def foreign() -> None:
-        with pytest.raises(PipelineError, match="with more to come") as caught:
+        with pytest.raises(PipelineError, match="before the end of the source") as caught:
             await manager.run(Pipeline("p", Phase("wait", forever)), ({} for _ in range(1000)), in_flight=3)
         told.append(caught.value.report.cancelled)
 

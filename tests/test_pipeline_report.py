@@ -176,7 +176,7 @@ async def test_cancelling_the_manager_gives_each_pulled_item_its_outcome_and_the
     async def stream(manager: ServiceManager) -> None:
         pipeline = Pipeline("p", Phase("same", same), Phase("f", forever, after="same"))
         async with manager.stream(pipeline, numbers(100), in_flight=3) as outcomes:
-            with pytest.raises(PipelineError, match="cancelled after 3 items, with more to come: enough"):
+            with pytest.raises(PipelineError, match="cancelled after 3 items, before the end of the source: enough"):
                 async for outcome in outcomes:
                     statuses.append((outcome.index, outcome.status, outcome.failed_phase))
 

@@ -197,9 +197,11 @@ async def test_calls_that_wait_for_stacked_limits_get_at_least_99_percent_of_the
     async def limited() -> float:
         return anyio.current_time()
 
-    async with ServiceManager(log=None) as manager:
-        async with manager.map(limited, ({} for _ in range(230)), in_flight=50, ordered=False) as outcomes:
-            starts = [outcome.unwrap() async for outcome in outcomes]
+    async with (
+        ServiceManager(log=None) as manager,
+        manager.map(limited, ({} for _ in range(230)), in_flight=50, ordered=False) as outcomes,
+    ):
+        starts = [outcome.unwrap() async for outcome in outcomes]
     assert_no_window_exceeds(5, 1, [(at, 1) for at in sorted(starts)])
     assert_no_window_exceeds(1, 30, [(at, 1) for at in sorted(starts)])
     assert max(starts) - min(starts) <= (230 - 30) / 0.99
@@ -212,9 +214,8 @@ async def test_the_limit_governs_when_work_starts_and_not_how_long_it_takes() ->
         await anyio.sleep(0.3)
         return began
 
-    async with ServiceManager(log=None) as manager:
-        async with manager.map(slow, ({} for _ in range(40))) as outcomes:
-            starts = [outcome.unwrap() async for outcome in outcomes]
+    async with ServiceManager(log=None) as manager, manager.map(slow, ({} for _ in range(40))) as outcomes:
+        starts = [outcome.unwrap() async for outcome in outcomes]
     # Traps 21: a sleep inside a semaphore gives n times the rate.
     assert_no_window_exceeds(10, 1, [(at, 1) for at in sorted(starts)])
     assert max(starts) - min(starts) == pytest.approx(3.9)
@@ -321,6 +322,7 @@ async def test_a_sync_call_cancelled_before_a_thread_took_it_up_gives_its_token_
 
     async with ServiceManager(log=None, threads=1) as manager:
         first = manager.submit(occupy)
+        await anyio.wait_all_tasks_blocked()
         waiting = manager.submit(limited)
         await anyio.wait_all_tasks_blocked()
         assert limit.statistics().taken == 1
@@ -343,6 +345,7 @@ async def test_a_sync_call_whose_deadline_passes_before_a_thread_took_it_up_give
 
     async with ServiceManager(log=None, threads=1) as manager:
         first = manager.submit(occupy)
+        await anyio.wait_all_tasks_blocked()
         waiting = manager.submit(limited)
         await anyio.wait_all_tasks_blocked()
         assert (await waiting.outcome()).status == "timed_out"
@@ -463,11 +466,13 @@ async def test_in_real_time_the_rate_is_kept_within_2_percent_over_10_seconds_af
     async def limited() -> None:
         starts.append(time.perf_counter())
 
-    async with ServiceManager(log=None) as manager:
-        async with manager.map(limited, itertools.repeat({}), in_flight=50) as outcomes:
-            async for _ in outcomes:
-                if starts[-1] - starts[0] > seconds + 0.5:
-                    break
+    async with (
+        ServiceManager(log=None) as manager,
+        manager.map(limited, itertools.repeat({}), in_flight=50) as outcomes,
+    ):
+        async for _ in outcomes:
+            if starts[-1] - starts[0] > seconds + 0.5:
+                break
     after_the_burst = starts[burst - 1]
     within = sum(1 for at in starts[burst:] if at - after_the_burst <= seconds)
     print(f"asked {rate}/s, got {within / seconds:.2f}/s after a burst of {burst}")

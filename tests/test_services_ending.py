@@ -151,7 +151,7 @@ async def test_a_service_that_ends_by_itself_has_crashed() -> None:
             await anyio.sleep_forever()
 
 
-async def test_the_error_of_the_body_is_the_cause_of_a_crash_at_the_same_time() -> None:
+async def test_a_crash_keeps_its_own_reason_and_notes_the_error_that_the_body_raised_meanwhile() -> None:
     crashing = Crashing("db", [])
     with pytest.raises(ServiceCrashed) as caught:
         async with ServiceManager(crashing):
@@ -160,7 +160,8 @@ async def test_the_error_of_the_body_is_the_cause_of_a_crash_at_the_same_time() 
                 await anyio.sleep_forever()
             finally:
                 raise KeyError("of the body")
-    assert isinstance(caught.value.__cause__, KeyError)
+    assert "connection lost" in repr(caught.value.__cause__)
+    assert any("of the body" in note for note in caught.value.__notes__)
 
 
 # --- tools and their services

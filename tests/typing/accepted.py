@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_type
 
-from kgas_async import Call, KGASTool, Outcome, Policy, ServiceManager, ToolAdapter, tool
+from kgas_async import (
+    Call,
+    KGASTool,
+    Outcome,
+    OutcomeStream,
+    Policy,
+    ServiceManager,
+    ToolAdapter,
+    current,
+    tool,
+)
 
 
 @tool
@@ -27,7 +37,17 @@ def legacy(text: str) -> dict[str, int]:
     return {}
 
 
+async def legacy_async(text: str) -> float:
+    return 0.0
+
+
+class LegacyObject:
+    def execute(self, **inputs: object) -> dict[str, int]:
+        return {}
+
+
 adapted = ToolAdapter(legacy, offload="thread")
+adapted_async = ToolAdapter(legacy_async)
 
 
 async def inputs_and_results_are_inferred(manager: ServiceManager) -> None:
@@ -40,6 +60,29 @@ async def inputs_and_results_are_inferred(manager: ServiceManager) -> None:
     assert_type((await manager.outcome(load, path=Path("a"))).unwrap(), str)
     assert_type(manager.submit(load, path=Path("a")), Call[str])
     assert_type(await manager.submit(load, path=Path("a")).result(), str)
+    assert_type(await manager.execute(adapted_async, text="a"), float)
+    assert_type(await manager.outcome(Link(), path=Path("a"), entities=[]), Outcome[int])
+    assert_type(manager.submit(adapted, text="a"), Call[dict[str, int]])
+    await manager.execute(ToolAdapter(LegacyObject(), params=["text"]), text="a")  # nobody knows its types
+    await manager.execute(ToolAdapter(factory=LegacyObject, instances="per_thread", params=["text"]), text="a")
+
+
+async def outcomes_of_a_map_are_inferred(manager: ServiceManager) -> None:
+    async with manager.map(load, [{"path": Path("a")}]) as loaded:
+        assert_type(loaded, OutcomeStream[str])
+        async for outcome in loaded:
+            assert_type(outcome, Outcome[str])
+            assert_type(outcome.value, str | None)
+            assert_type(outcome.unwrap(), str)
+    async with manager.map(Link(), [], in_flight=3) as linked:
+        assert_type(linked, OutcomeStream[int])
+    async with manager.map(adapted, ["a"], arg="text") as counted:
+        assert_type(counted, OutcomeStream[dict[str, int]])
+
+
+async def inside_a_tool_the_manager_is_known() -> None:
+    assert_type(current(), ServiceManager)
+    assert_type(await current().execute(load, path=Path("a")), str)
 
 
 async def a_copy_is_typed_like_its_original(manager: ServiceManager) -> None:
@@ -54,3 +97,5 @@ async def calling_a_tool_is_calling_the_function() -> None:
 def the_sync_door_is_typed() -> None:
     assert_type(Link().execute(path=Path("a"), entities=[]), int)
     assert_type(load.execute(path=Path("a")), str)
+    assert_type(fetch.execute(url="a", tries=2), bytes)
+    assert_type(adapted.execute(text="a"), dict[str, int])

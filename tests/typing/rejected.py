@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kgas_async import KGASTool, ServiceManager, tool
+from kgas_async import KGASTool, Outcome, Policy, ServiceManager, ToolAdapter, tool
 
 
 @tool
@@ -22,6 +22,13 @@ class Link(KGASTool):
         return len(entities)
 
 
+def legacy(text: str) -> dict[str, int]:
+    return {}
+
+
+adapted = ToolAdapter(legacy)
+
+
 async def inputs(manager: ServiceManager) -> None:
     await manager.execute(load, wrong_name=1)  # rejected
     await manager.execute(load)  # rejected
@@ -31,15 +38,38 @@ async def inputs(manager: ServiceManager) -> None:
     await manager.outcome(load, wrong_name=1)  # rejected
     manager.submit(load, wrong_name=1)  # rejected
     await manager.execute(Path.read_text, self=Path("a"))  # rejected
+    await manager.execute(Link(), path=Path("a"))  # rejected
+    await manager.execute(Link(), path=Path("a"), entities=[], wrong_name=1)  # rejected
+    await manager.execute(adapted, txt="a")  # rejected
+    await manager.execute(adapted, text=1)  # rejected
+    await manager.outcome(fetch)  # rejected
+    manager.submit(fetch, url=1)  # rejected
+    async with manager.map(legacy, []):  # rejected
+        pass
 
 
 async def results(manager: ServiceManager) -> None:
     number: int = await manager.execute(load, path=Path("a"))  # rejected
     text: str = await manager.execute(Link(), path=Path("a"), entities=[])  # rejected
-    print(number, text)
+    outcome: Outcome[int] = await manager.outcome(load, path=Path("a"))  # rejected
+    print(number, text, outcome)
+    async with manager.map(load, []) as outcomes:
+        async for one in outcomes:
+            counted: Outcome[int] = one  # rejected
+            print(counted)
+
+
+def policies() -> None:
+    Policy(time_out=3.0)  # rejected
+    Policy(breaker=None)  # rejected
+    Policy(timeout="3")  # rejected
+    Policy(concurrency=2.5)  # rejected
 
 
 def plain_calls() -> None:
     load(3)  # rejected
     load.execute(wrong_name=1)  # rejected
     Link().execute(path=Path("a"))  # rejected
+    Link().execute(path=3, entities=[])  # rejected
+    adapted.execute(text=3)  # rejected
+    fetch(3)  # rejected
