@@ -130,6 +130,7 @@ class BlockingManager:
                         await self._manager.cancel(reason="the with block was left by an error")
             except (Exception, KeyboardInterrupt, SystemExit) as caught:  # noqa: BLE001  (raised outside of the group)
                 error = caught
+            self._task_group = None
             tasks.cancel_scope.cancel()
         self._mailbox = None
         if error is not None:
@@ -157,9 +158,9 @@ class BlockingManager:
         """Have a request run on the loop; its answer will come. False if the loop has ended."""
 
         def start() -> None:
-            try:
+            if self._task_group is not None:
                 self._task_group.start_soon(request.run)
-            except RuntimeError:  # the task group has been left
+            else:
                 request.answer(error=ManagerClosed("the manager was closed while it was asked"))
 
         self._asked.add(request)

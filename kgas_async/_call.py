@@ -108,6 +108,11 @@ class Call(Generic[R]):
         return f"{self.bound.home.session}-{self.serial}"
 
     @property
+    def session_id(self) -> str:
+        """The id of the session that owns it, also after its manager was left."""
+        return self.bound.home.session
+
+    @property
     def name(self) -> str:
         """The name of the tool."""
         return self.bound.name

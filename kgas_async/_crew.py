@@ -18,27 +18,18 @@ import anyio.lowlevel
 
 from ._call import Call, Host
 from ._employer import Employer
-from ._errors import CallError, ManagerClosed, PipelineError
+from ._errors import ManagerClosed, PipelineError
 from ._limits import check_count
 from ._mailbox import Gate, cancels_pending, is_self_inflicted, wait_until
+from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Progress
 
-__all__ = ["Crew", "check_on_error"]
+__all__ = ["Crew"]
 
 T = TypeVar("T")
 
 YIELD_NS: Final = 250_000  # of units that end without suspending, after which a worker lets others run
-SHARE_FROM: Final = 20  # finished items before a share of failed ones means anything
-
-
-def check_on_error(on_error: object) -> str | float:
-    """``"collect"``, ``"raise"`` or a share from 0 to 1."""
-    if on_error in ("collect", "raise"):
-        return str(on_error)
-    if isinstance(on_error, float) and 0 <= on_error <= 1:
-        return on_error
-    raise ValueError(f"on_error is 'collect', 'raise' or a share of failed items from 0.0 to 1.0, not {on_error!r}")
 
 
 class Crew(ABC, Generic[T]):
@@ -50,7 +41,7 @@ class Crew(ABC, Generic[T]):
         in_flight: Workers at the most.
         ordered: Outcomes in source order, else as they come.
         window: How far the source may be ahead of what was taken.
-        on_error: See `check_on_error`.
+        on_error: See `OnError`.
         on_progress: Called after each outcome.
         parent: The call that this is a part of, if it was started inside one.
     """
@@ -72,7 +63,7 @@ class Crew(ABC, Generic[T]):
         self.in_flight = check_count("in_flight", in_flight)
         self.window = 4 * in_flight if window is None else check_count("ordered_window", window)
         self._ordered = ordered
-        self._on_error = check_on_error(on_error)
+        self._on_error = OnError(on_error)
         self._on_progress = on_progress
         self._total = len(source) if isinstance(source, Sized) else None
         self._iterator: Iterator[Any] | None = None
@@ -261,19 +252,9 @@ class Crew(ABC, Generic[T]):
         self.failed += 1
         if self.stopped:
             return
-        if self._on_error == "raise":
-            self.fail(outcome.error or CallError(f"item {outcome.key} was {outcome.status}"))
-        elif self._share_is_exceeded():
-            self.fail(
-                PipelineError(
-                    f"{self.failed} of {self.done} items have failed, more than on_error={self._on_error} allows; "
-                    f"the last: {outcome.error}"
-                )
-            )
-
-    def _share_is_exceeded(self) -> bool:
-        share = self._on_error
-        return isinstance(share, float) and self.done >= SHARE_FROM and self.failed / self.done > share
+        error = self._on_error.verdict(outcome, self.done, self.failed)
+        if error is not None:
+            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""

@@ -139,8 +139,8 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
     call = current_call.get()
     if call is not None:
         found = {
-            "session": call.manager.session_id,
-            "run": getattr(call, "run_id", None),
+            "session": call.session_id,
+            "run": call.run_id,
             "pipeline": call.pipeline,
             "phase": call.phase,
             "item": call.item,

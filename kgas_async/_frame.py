@@ -342,9 +342,9 @@ def _leaf(frame: Frame, plan: Plan, name: str) -> Any:
     frames = [frame]
     for element in planned.level:
         frames = [inner for one in frames for inner in getattr(one.expansion_of(element), "frames", ())]
-    element = planned.phase.expand
-    if element is not None:  # nothing takes its elements: they are the value
-        return [inner.fields[element] for one in frames for inner in getattr(one.expansion_of(element), "frames", ())]
+    own = planned.phase.expand
+    if own is not None:  # nothing takes its elements: they are the value
+        return [inner.fields[own] for one in frames for inner in getattr(one.expansion_of(own), "frames", ())]
     if not planned.level:
         return frame.results.get(name)
     return [one.results[name] for one in frames if name in one.results]

@@ -222,6 +222,7 @@ class RunCrew(Crew[Any]):
 
     def end_open(self) -> None:
         """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
+        work: tuple[Frame, int] | None
         while self._interrupted or self._open_expansions:
             if not self._interrupted:
                 expansion = self._open_expansions.pop()

@@ -16,11 +16,12 @@ from kgas_async._evidence import BATCH, HIGH_WATER
 
 from .test_evidence import check_whole, double, ends, sink  # noqa: F401  (a fixture)
 
-CALLS = 3 * HIGH_WATER
+CALLS = 3 * HIGH_WATER // 2
 IN_FLIGHT = 50
 # Above the mark there is what was in flight, and what ends between two looks of a worker (a quarter of a millisecond).
 SLACK = IN_FLIGHT + 2 * BATCH
 FLUSH = 4 * BATCH
+PATIENCE_S = 20.0  # else a failed test would wait for its writer when it leaves the manager
 
 real_time = pytest.mark.real_time
 
@@ -33,7 +34,7 @@ class Slow(MemorySink):
         self.permits = threading.Semaphore(0)
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        self.permits.acquire()
+        assert self.permits.acquire(timeout=PATIENCE_S), "a test ended early, or hangs"
         super().write(records)
 
 
@@ -127,7 +128,7 @@ async def test_nested_calls_of_threads_are_held_up_too(slow: Slow) -> None:
 
     @tool
     def many() -> None:
-        for number in range(2 * HIGH_WATER):
+        for number in range(CALLS):
             count.tool.execute(x=number)
 
     async with ServiceManager(evidence=slow, log=None) as manager:
@@ -136,7 +137,7 @@ async def test_nested_calls_of_threads_are_held_up_too(slow: Slow) -> None:
         assert HIGH_WATER - FLUSH <= count.begun <= HIGH_WATER + FLUSH + SLACK
         slow.permits.release(10_000)
         await call.result()
-    assert count.begun == 2 * HIGH_WATER
+    assert count.begun == CALLS
 
 
 @real_time
@@ -182,7 +183,7 @@ async def test_a_sink_that_fails_lets_those_who_wait_for_it_go_on() -> None:
             self.fail = threading.Event()
 
         def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-            self.fail.wait()
+            self.fail.wait(PATIENCE_S)
             raise OSError("gone")
 
         def close(self) -> None:

@@ -242,7 +242,9 @@ async def test_cancel_without_id_ends_maps_and_says_so_to_who_iterates() -> None
 
         async def iterate() -> None:
             async with manager.map(forever, ({} for _ in range(9)), in_flight=2) as outcomes:
-                with pytest.raises(PipelineError, match="cancelled after 2 items, before the end of the source: enough"):
+                with pytest.raises(
+                    PipelineError, match="cancelled after 2 items, before the end of the source: enough"
+                ):
                     async for outcome in outcomes:
                         statuses.append(outcome.status)
 

@@ -25,8 +25,11 @@ LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _threads _system _context _suggest"),
     ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
     ("L2", "_tool _signature _fit _offload _service _journal"),
-    ("L3", "_drive _outcome _bound _call _attempt _path _adapter _function_tool _monitor _phase _plan _pipeline _report"),
-    ("L4", "_run _crew _employer _expand _frame _stream"),
+    (
+        "L3",
+        "_drive _outcome _bound _call _attempt _path _adapter _function_tool _monitor _phase _plan _pipeline _report",
+    ),
+    ("L4", "_run _crew _on_error _employer _expand _frame _stream"),
     ("L5", "_manager _lifetime _running _session _hosting _map _blocking _signals _door"),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),

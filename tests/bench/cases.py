@@ -173,7 +173,10 @@ def item_cases(items: int) -> list[Case]:
         ]
     for loop in ("asyncio", "trio"):
         cases += [
-            Case(f"AnyIO task group + CapacityLimiter ({loop})", partial(on, loop, timed, partial(anyio_group, items), items)),
+            Case(
+                f"AnyIO task group + CapacityLimiter ({loop})",
+                partial(on, loop, timed, partial(anyio_group, items), items),
+            ),
             Case(f"aiometer ({loop})", partial(on, loop, timed, partial(aiometer_run, items), items)),
         ]
     return cases
