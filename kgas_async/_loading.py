@@ -30,8 +30,8 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise LoadError(f"there is no module {module_name!r} in {here} or among what is installed") from None
-        raise LoadError(f"module {module_name!r} needs {error.name!r}, which is not installed") from error
-    except Exception as error:
+        raise LoadError(f"module {module_name!r} needs {error.name or error}, which is not installed") from error
+    except (Exception, SystemExit) as error:  # a script without a main guard exits when it is imported
         raise LoadError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         try:
