@@ -11,6 +11,7 @@ from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from ._bound import Bound
 from ._errors import CallCancelled
@@ -222,6 +223,9 @@ class Call(Generic[R]):
                 self._done = anyio.Event()
             with anyio.move_on_after(timeout):
                 await self._done.wait()
+        if self.status == "cancelled":
+            # What cancelled the call may be about to cancel us: then that is what we are told, and nothing else.
+            await anyio.lowlevel.checkpoint_if_cancelled()
         return self.ended_ns != 0
 
     async def result(self) -> R:

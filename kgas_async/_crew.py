@@ -85,6 +85,7 @@ class Crew(ABC, Generic[T]):
         self.over = False  # no worker will do anything any more
         self.drained = False  # told to pull no more
         self.stopped = False  # told to stop
+        self.has_cancelled = False  # an outcome is that of a cancelled call
         self.error: BaseException | None = None  # raised where the next outcome is taken
         self.last_error: BaseException | None = None  # raised after the last outcome
         self._ready: dict[int, Outcome[T]] = {}
@@ -166,6 +167,9 @@ class Crew(ABC, Generic[T]):
     async def next(self) -> Outcome[T]:
         """The next outcome; `StopAsyncIteration` after the last."""
         while True:
+            if self.has_cancelled or self.over:
+                # What cancelled the others may be about to cancel us: then that is what we are told, and nothing else.
+                await anyio.lowlevel.checkpoint_if_cancelled()
             if self.error is not None:
                 raise self._raised()
             outcome = self.next_ready()
@@ -252,6 +256,8 @@ class Crew(ABC, Generic[T]):
         self.failed += 1
         if self.stopped:
             return
+        if outcome.status == "cancelled":
+            self.has_cancelled = True
         error = self._on_error.verdict(outcome, self.done, self.failed)
         if error is not None:
             self.fail(error)

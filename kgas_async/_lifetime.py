@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from ._mailbox import wait_until
+import anyio
+
+from ._mailbox import NativeCancels, wait_until
 from ._session import Session
 from ._signals import SignalWatch
 
@@ -50,17 +52,21 @@ class Lifetime:
         session = self._session
         session.task_group.start_soon(self._close, exc)
         native = await wait_until(session.closed)
+        native_cancels = NativeCancels()
         swallowed = False
         try:
             swallowed = bool(await session.task_group.__aexit__(exc_type, exc, tb))
         except BaseExceptionGroup as group:
-            # The task group wraps what the body raised; our own tasks raise nothing. It comes out as it was.
-            if group is not exc and len(group.exceptions) == 1 and session.pending is None and native is None:
-                if _is_same(group.exceptions[0], exc):
-                    return False
-                raise group.exceptions[0] from group.exceptions[0].__cause__
+            # The task group wraps what the body raised; our own tasks raise nothing. It comes out as it was, and goes
+            # before a scope's cancellation, which will come again.
+            rest = group.split(anyio.get_cancelled_exc_class())[1]
+            native = native or native_cancels.swallowed()
             if session.pending is None and native is None:
-                raise
+                if group is exc or rest is None or len(rest.exceptions) > 1:
+                    raise
+                if _is_same(rest.exceptions[0], exc):
+                    return False
+                raise rest.exceptions[0] from rest.exceptions[0].__cause__
         finally:
             late = self._watch.close()
             if late is not None and session.pending is None:

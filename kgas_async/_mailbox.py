@@ -25,6 +25,7 @@ from anyio.lowlevel import RunVar
 __all__ = [
     "Gate",
     "Mailbox",
+    "NativeCancels",
     "cancels_pending",
     "is_on_loop",
     "is_self_inflicted",
@@ -231,6 +232,20 @@ def cancels_pending() -> Callable[[], int] | None:
         return None
     task = asyncio.current_task()
     return None if task is None else task.cancelling
+
+
+class NativeCancels:
+    """Whether asyncio's own ``task.cancel()`` came since this was made. On trio there is no such thing."""
+
+    def __init__(self) -> None:
+        self._count = cancels_pending()
+        self._before = self._count() if self._count is not None else 0
+
+    def swallowed(self) -> BaseException | None:
+        """The cancellation to raise, where one came that is no scope's (those are raised again by themselves)."""
+        if self._count is None or self._count() <= self._before or anyio.current_effective_deadline() == -math.inf:
+            return None
+        return anyio.get_cancelled_exc_class()()
 
 
 def is_self_inflicted(*, owned: bool) -> bool:

@@ -12,6 +12,8 @@ from time import perf_counter
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
+import anyio.lowlevel
+
 from ._blocking import BlockingManager
 from ._call import Call
 from ._errors import KgasAsyncError, ManagerClosed, PipelineError
@@ -190,6 +192,8 @@ class ServiceManager:
             await session.log.caught_up()
         call = session.admit(tool, args, inputs)
         await session.host_call(call)
+        if call.status == "cancelled":
+            await anyio.lowlevel.checkpoint_if_cancelled()  # as in `Call.wait`
         return call
 
     def submit(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> Call[R]:

@@ -31,7 +31,7 @@ class OutcomeStream(Generic[T]):
         Cancellation: Takes nothing; the outcomes stay.
         """
         crew = self._crew
-        if crew.error is None and (outcome := crew.next_ready()) is not None:
+        if crew.error is None and not crew.has_cancelled and (outcome := crew.next_ready()) is not None:
             return outcome
         return await crew.next()
 
