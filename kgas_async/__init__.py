@@ -4,6 +4,7 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
 from ._adapter import ToolAdapter
+from ._blocking import BlockingCall, BlockingManager
 from ._call import Call
 from ._context import check_cancelled
 from ._door import current, open_door
@@ -30,13 +31,13 @@ from ._errors import (
 from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._function_tool import FunctionTool, tool
-from ._limits import ConcurrencyLimit
+from ._limits import ConcurrencyLimit, LimitStatistics
 from ._manager import ServiceManager
 from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
 from ._policy import Policy
-from ._rate import RateLimit
+from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential
 from ._service import Service
@@ -46,6 +47,8 @@ from ._tool import KGASTool, Toolbox
 open_door()
 
 __all__ = [
+    "BlockingCall",
+    "BlockingManager",
     "Call",
     "CallAborted",
     "CallCancelled",
@@ -61,6 +64,7 @@ __all__ = [
     "JsonlSink",
     "KGASTool",
     "KgasAsyncError",
+    "LimitStatistics",
     "LoadError",
     "ManagerClosed",
     "ManagerStatistics",
@@ -73,6 +77,7 @@ __all__ = [
     "Policy",
     "Progress",
     "RateLimit",
+    "RateStatistics",
     "Retry",
     "RunReport",
     "Service",

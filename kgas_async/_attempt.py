@@ -273,7 +273,7 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
 
 def refused_for_abandoned(home: Home) -> CallRejected | None:
     """The error of a sync call where too many abandoned threads still run."""
-    if home.abandoned_count() < home.max_abandoned:
+    if len(home.left) < home.max_abandoned:
         return None
     return CallRejected(
         f"{home.max_abandoned} abandoned threads still run (max_abandoned): no further sync call is admitted until "
@@ -374,7 +374,7 @@ def _abandon(call: Call[Any], work: Work) -> bool:
     if not work.pool.abandon(work):
         return False
     call.abandoned = True
-    call.bound.home.left_behind(call, work)
+    call.bound.home.left.add(call, work)
     return True
 
 

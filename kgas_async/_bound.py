@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ._evidence import EvidenceLog
+from ._left import LeftBehind
 from ._limits import ConcurrencyLimit
 from ._mailbox import Mailbox
 from ._policy import Policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
-from ._threads import ThreadPool, Work
+from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
 __all__ = ["Bound", "Home", "ToolState"]
@@ -32,14 +33,13 @@ class Home(Protocol):
     grace: float
     max_abandoned: int
     log: EvidenceLog | None
+    left: LeftBehind
     calls_open: dict[int, Any]
     closing_at: float
     random: Callable[[], float]
 
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
-    def abandoned_count(self) -> int: ...
-    def left_behind(self, call: Any, work: Work) -> None: ...
     def grace_until(self) -> float: ...
 
 

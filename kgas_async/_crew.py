@@ -20,7 +20,7 @@ from ._call import Call, Host
 from ._employer import Employer
 from ._errors import ManagerClosed, PipelineError
 from ._limits import check_count
-from ._mailbox import Gate, cancels_pending, is_self_inflicted, wait_until
+from ._mailbox import Gate, absorb_own_cancel, cancels_pending, wait_until
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Progress
@@ -347,7 +347,7 @@ class Crew(ABC, Generic[T]):
             if scope.cancel_called:
                 return
             if pending is not None and pending():
-                await _absorb_own_cancel()
+                await absorb_own_cancel()
             if host.has_waited:
                 host.has_waited = False
                 yielded_ns = self.last_ended_ns
@@ -388,17 +388,6 @@ class Crew(ABC, Generic[T]):
         self.pulled += 1
         self.open += 1
         return index, item
-
-
-async def _absorb_own_cancel() -> None:
-    """A tool cancelled this task, its own, and ended before that came through: it must not hit the next one."""
-    try:
-        await anyio.lowlevel.checkpoint()
-    except BaseException:
-        if not is_self_inflicted(owned=True):
-            raise
-    else:  # the tool itself has caught it
-        is_self_inflicted(owned=True)
 
 
 _PULL: Final = object()

@@ -89,13 +89,11 @@ class Frame:
     def settle(self) -> None:
         """Once all phases have ended: what failed in elements, and no collect goes on without, is this frame's too."""
         for expansion in self.expansions:
-            if self.status == "succeeded" and (lost := expansion.lost()):
+            if lost := expansion.lost():
                 self.take_failure(expansion, lost)
 
     def take_failure(self, expansion: Expansion, failed: list[Frame]) -> None:
         """Fail because of elements that failed: with their error, or a group of their errors."""
-        if self.status != "succeeded":
-            return
         errors = [frame.error for frame in failed if isinstance(frame.error, Exception)]
         phase = failed[0].failed_phase or expansion.planned.phase.name
         status = failed[0].status if len({frame.status for frame in failed}) == 1 else "failed"

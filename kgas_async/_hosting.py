@@ -138,7 +138,7 @@ class Hosting:
             if hosted.stop_scope.cancelled_caught and began:
                 hosted.error = ServiceError(f"service {hosted.name!r} did not stop in time", service=hosted.name)
         except Exception as error:  # noqa: BLE001  (whatever a service raises is its failure)
-            hosted.error = error
+            hosted.error = _singled(error)
         finally:
             self._mark(hosted, running=False)
             self._ended(hosted, began=began)
@@ -219,6 +219,13 @@ def _start_failed(hosts: Sequence[_Hosted]) -> ServiceStartFailed:
     text += "".join(f"; service {one.name!r} did not start either: {one.error!r}" for one in others)
     error = ServiceStartFailed(text, service=first.name)
     error.__cause__ = first.error
+    return error
+
+
+def _singled(error: Exception) -> Exception:
+    """What a task group of the service has wrapped, where it is one error."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
     return error
 
 

@@ -73,8 +73,10 @@ class Outcome(Generic[R]):
 
     @property
     def key(self) -> str:
-        """The item's key; its index where it has none."""
-        return str(self.index) if self._key is None else self._key
+        """The item's key; its index where it has none; nothing for a single call."""
+        if self._key is not None:
+            return self._key
+        return str(self.index) if self.index >= 0 else ""
 
     @property
     def wait_s(self) -> float:

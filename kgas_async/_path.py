@@ -193,7 +193,10 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         error.tool, error.call_id = call.name, call.id
         return "failed", error
     if isinstance(error, DeadlinePassed):
-        timeout = CallTimeout(f"tool {call.name!r} did not end within its deadline of {_given_deadline(call)}", **known)
+        what = f"tool {call.name!r} did not end within its deadline of {_given_deadline(call)}"
+        if call.bound.execution.serial and call.bound.home.left.holds(call.bound.state):
+            what += "; its one instance (instances='serial') is held by an abandoned thread that has not ended"
+        timeout = CallTimeout(what, **known)
         timeout.__cause__ = error.cause or last
         return "timed_out", timeout
     if isinstance(error, CallTimeout) and error.call_id == call.id:

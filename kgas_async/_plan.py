@@ -108,8 +108,9 @@ class Planner:
         for level, steps in by_level.items():
             if level != RUN:
                 by_level[level][:] = self._ordered(steps)
+        collected = {p.phase.collect for p in self.planned.values() if isinstance(p.phase.collect, str)}
         taken = {b.name for p in self.planned.values() if p.level != RUN for b in p.bindings if b.kind == "result"}
-        taken |= {p.phase.name for p in self.planned.values() if p.children}
+        taken |= {p.phase.name for p in self.planned.values() if p.children or p.phase.expand in collected}
         leaves = tuple(n for n, p in self.planned.items() if p.level != RUN and n not in taken)
         return Plan(by_level[ITEM], by_level[RUN], tuple(self.assumed), leaves, self.planned)
 
@@ -141,9 +142,10 @@ class Planner:
         level = self._level(phase, bindings)
         if isinstance(phase.collect, str):
             needs.append(self.expansions[phase.collect].phase.name)  # also where it takes none of the elements
-        needs += [
-            b.name if b.kind == "result" else self.expansions[b.name].phase.name for b in bindings if b.kind != "field"
-        ]
+        needs += [b.name for b in bindings if b.kind == "result"]
+        # What runs per element has its element, whatever becomes of the expansion after it.
+        elements = [b.name for b in bindings if b.kind == "element" and b.name not in level]
+        needs += [self.expansions[name].phase.name for name in elements]
         return PlannedPhase(phase, level, tuple(bindings), tuple(dict.fromkeys(needs)))
 
     def _bind(self, phase: Phase, parameter: str, later: set[str]) -> Binding | None:

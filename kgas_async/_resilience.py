@@ -40,6 +40,12 @@ class exponential:  # noqa: N801  (reads as the function that it stands for; a c
     def __repr__(self) -> str:
         return f"exponential({self.first:g}, {self.factor:g}, cap={self.cap:g}, jitter={self.jitter:g})"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, exponential) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.factor, self.cap, self.jitter))
+
     def __call__(self, attempt: int, draw: Callable[[], float]) -> float:
         try:
             full = min(self.cap, self.first * self.factor ** (attempt - 1))
@@ -89,6 +95,12 @@ class Retry:
 
     def __repr__(self) -> str:
         return f"Retry({self.attempts}, on={self.on!r}, wait={self.wait!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Retry) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.attempts, self.while_running))
 
     def wants(self, error: BaseException) -> bool:
         """Whether this error is worth another attempt."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 from ._errors import ServiceNotRunning
 
@@ -22,6 +22,16 @@ class Service:
     """
 
     _is_running: bool = False
+    _constructed: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self._constructed = (args, kwargs)  # a service that is not started pickles by its constructor's arguments
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        args, kwargs = self._constructed
+        return (_rebuilt, (type(self), args, kwargs))
 
     @property
     def requires(self) -> tuple[Any, ...]:
@@ -52,6 +62,10 @@ class Service:
                 f"await manager.start(service)",
                 service=service_name(self),
             )
+
+
+def _rebuilt(cls: type[Service], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Service:
+    return cls(*args, **kwargs)
 
 
 def service_name(service: object) -> str:

@@ -18,11 +18,12 @@ from ._context import current_call
 from ._errors import EvidenceError, ManagerClosed
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
+from ._left import LeftBehind
 from ._mailbox import Mailbox, wait_until
 from ._path import perform
 from ._policy import DEFAULTS, Policy
 from ._report import ManagerStatistics
-from ._threads import ThreadPool, Work
+from ._threads import ThreadPool
 from ._tool import KGASTool
 
 __all__ = ["Session"]
@@ -65,7 +66,7 @@ class Session:
         self.calls_open: dict[int, Call[Any]] = {}
         self.states: dict[str, ToolState] = {}
         self.crews: set[Any] = set()
-        self.left: dict[Work, Call[Any]] = {}
+        self.left = LeftBehind(self)
         self.hosting = Hosting(self)
         self.closing_at = float("inf")
         self.pending: BaseException | None = None
@@ -250,24 +251,6 @@ class Session:
         self._runs += 1
         return f"{self.session}-run{self._runs}"
 
-    def abandoned_count(self) -> int:
-        """Abandoned threads that still run."""
-        return len(self.left)
-
-    def left_behind(self, call: Call[Any], work: Work) -> None:
-        """A thread was abandoned: on record until it ends."""
-        self.left[work] = call
-        work.on_done = lambda: self._thread_ended(call, work)
-
-    def _thread_ended(self, call: Call[Any], work: Work) -> None:
-        self.left.pop(work, None)
-        if self.log is not None and not self.is_closed:
-            run_us = (work.ended_ns - work.started_ns) // 1000
-            self.log.emit(
-                "thread.ended", call_id=call.id, tool=call.name, attempt=call.attempt, run_us=run_us,
-                status="failed" if work.error is not None else "succeeded",
-            )  # fmt: skip
-
     def keep_crew(self, crew: Any) -> None:
         """Own a map or a run: it is drained and cancelled with the session."""
         self.crews.add(crew)
@@ -386,7 +369,7 @@ class Session:
         log.emit(
             "session.ended",
             calls=self._serial,
-            abandoned=[call.id for call in self.left.values()] or None,
+            abandoned=self.left.ids() or None,
             status="failed" if isinstance(error, Exception) else status,
         )
         await log.begin_close().wait()

@@ -59,6 +59,10 @@ def polite() -> None:
 def deaf(seconds: float = 60) -> None:
     time.sleep(seconds)
 
+@tool(on_cancel="abandon")
+def left_behind(seconds: float = 60) -> None:
+    time.sleep(seconds)
+
 @tool
 async def nap(x: int) -> int:
     await anyio.sleep(0.05)
@@ -73,11 +77,13 @@ class Program:
         code: What it runs, after a preamble: `say`, `run`, `raised`, the package's names, some tools.
         loop: The event loop that its ``run`` takes.
         command: Instead of code: arguments of the interpreter.
+        patience_s: After which it is killed.
     """
 
     def __init__(
-        self, code: str = "", *args: str, loop: str = "asyncio", command: list[str] | None = None, cwd: Path = ROOT
-    ) -> None:
+        self, code: str = "", *args: str, loop: str = "asyncio", command: list[str] | None = None, cwd: Path = ROOT,
+        patience_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "KGAS_LOOP": loop, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe could fill)
@@ -85,7 +91,7 @@ class Program:
             [sys.executable, *(command if command is not None else ["-c", PREAMBLE + TOOLS + dedent(code)]), *args],
             stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=cwd, env=environment, start_new_session=True,
         )  # fmt: skip
-        self._watchdog = threading.Timer(PATIENCE_S, self._hangs)
+        self._watchdog = threading.Timer(patience_s, self._hangs)
         self._watchdog.start()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the sweeps' tests share: managers that are looked at when they have been left, and sources that count themselves."""
+"""What the tests of the sweeps share: managers that are looked at once they were left, sources that count themselves."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
@@ -17,7 +19,7 @@ from kgas_async import (
     ServiceStartFailed,
     tool,
 )
-from kgas_async.testing import explore
+from kgas_async.testing import FakeService, explore
 
 from .test_services import Asks, BadStop, Crashing, HangingStop, Recorded, Refusing
 
@@ -246,3 +248,17 @@ async def test_a_run_whose_service_does_not_start_pulls_nothing() -> None:
             await manager.run(Pipeline("p", Phase("asks", Asks(Refusing("graph", [])))), items())
         assert pulled == []
         assert manager.statistics().services == []
+
+
+async def test_a_crash_inside_a_services_task_group_is_told_as_the_one_error_that_it_is() -> None:
+    service = FakeService("db")
+    with pytest.raises(ServiceCrashed, match="disk") as caught:
+        async with ServiceManager(service, log=None):
+            service.crash(OSError("disk"))
+            await anyio.sleep(60)
+    assert type(caught.value.__cause__) is OSError
+
+
+def test_a_service_pickles_by_its_constructors_arguments() -> None:
+    copy = pickle.loads(pickle.dumps(FakeService("db", start_s=1.5)))
+    assert (copy.name, copy._start_s, copy.log) == ("db", 1.5, [])

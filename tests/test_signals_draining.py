@@ -27,7 +27,7 @@ DRAINS = """
     async def work(x: int) -> int:
         global begun, ended
         begun += 1
-        if begun == 50:
+        if begun == 20:
             say("ready")
         await anyio.sleep(0.1)
         ended += 1
@@ -136,7 +136,7 @@ def test_the_second_signal_cancels(
 STUCK = {
     "a thread": "await manager.execute(deaf)",
     "the event loop": "time.sleep(60)",
-    "threads that are joined": "await manager.outcome(joined.using(timeout=0.05), seconds=60)",
+    "threads that are joined": "await manager.outcome(left_behind.using(timeout=0.05))",
 }
 
 
@@ -146,8 +146,6 @@ STUCK = {
 )
 def test_the_third_signal_ends_the_process_at_once(loop: str, where: str, number: signal.Signals) -> None:
     code = f"""
-    joined = tool(time.sleep, params=["seconds"], name="joined", on_cancel="abandon")
-
     async def main():
         async with ServiceManager(log=None, signals=True, grace=60, abandoned="join") as manager:
             say("ready")
