@@ -260,6 +260,7 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
     work = Work(function, context, home.mailbox)
     context.run(_set_current_work, work)
     work.on_end = partial(_give_back, held)
+    call.holds = tuple(held)
     home.pool_of(call.bound).submit(work)
     try:
         await work.done.wait()
@@ -267,6 +268,8 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
         call.grace_end = None  # the clock of this cancellation, not of the call
         await _stop(call, work, held, [])
         raise
+    finally:
+        call.holds = ()
     if work.error is not None:
         raise work.error
 

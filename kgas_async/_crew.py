@@ -20,7 +20,7 @@ from ._call import Call, Host
 from ._employer import Employer
 from ._errors import ManagerClosed, PipelineError
 from ._limits import check_count
-from ._mailbox import Gate, absorb_own_cancel, cancels_pending, wait_until
+from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted, wait_until
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Progress
@@ -78,9 +78,7 @@ class Crew(ABC, Generic[T]):
         self.exhausted = False
         self.pulled = 0
         self.taken = 0  # by the consumer
-        self.done = 0
-        self.failed = 0
-        self.skipped = 0
+        self.done = self.failed = self.skipped = 0
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
         self.drained = False  # told to pull no more
@@ -269,7 +267,7 @@ class Crew(ABC, Generic[T]):
         self.stop()
         self._wake_consumers()
 
-    def _source_failed(self, error: Exception) -> None:
+    def _source_failed(self, error: BaseException) -> None:
         """What was pulled goes on to its end; the error is raised after the last outcome."""
         self.exhausted = True
         failure = PipelineError(f"the source of items raised after {self.pulled} items: {error!r}")
@@ -309,6 +307,8 @@ class Crew(ABC, Generic[T]):
                 with anyio.CancelScope() as scope:
                     host.scope = scope
                     await self._serve(host, scope)
+        except (KeyboardInterrupt, SystemExit) as error:  # in a source, an iterator, a callback: for the whole session
+            self.home.crash(error)
         finally:
             self._hosts.discard(host)
             self._workers -= 1
@@ -379,6 +379,11 @@ class Crew(ABC, Generic[T]):
             return None
         except Exception as error:  # noqa: BLE001  (the user's source)
             self._source_failed(error)
+            return None
+        except anyio.get_cancelled_exc_class() as error:
+            if not is_self_inflicted(owned=True):
+                raise
+            self._source_failed(error)  # else the next look would find an ended source, and nobody would miss the rest
             return None
         finally:
             self._puller = None

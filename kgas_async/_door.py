@@ -77,7 +77,8 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
 
     def begin() -> None:
         try:
-            if parent.ended_ns or (work is not None and work.aborted):
+            # A call that has ended may still have its lazy result pulled, in a work of ours.
+            if work.aborted if work is not None else parent.ended_ns:
                 raise CallAborted(f"call {parent.id}, which this thread works for, has ended")
             child = session.admit(tool, (), inputs, parent)
             session.adopt(child)

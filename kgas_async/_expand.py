@@ -118,6 +118,10 @@ class Elements:
         except Exception as error:  # noqa: BLE001  (the tool's; raised where elements are taken)
             self._error = error
             return
+        except BaseException as error:  # noqa: BLE001  (SystemExit too is this call's failure, not the session's)
+            self._error = RuntimeError(repr(error))
+            self._error.__cause__ = error
+            return
         self.exhausted = True
 
     async def close(self) -> None:

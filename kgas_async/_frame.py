@@ -244,6 +244,9 @@ def follow(value: Any, path: tuple[str, ...]) -> Any:
             value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         except (KeyError, AttributeError):
             raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r})") from None
+        except Exception as error:
+            of = f"{type(value).__name__} (of {'.'.join(path)!r})"
+            raise PipelineError(f"{part!r} of {of} cannot be read: {error!r}") from error
     return value
 
 

@@ -139,6 +139,9 @@ class Hosting:
                 hosted.error = ServiceError(f"service {hosted.name!r} did not stop in time", service=hosted.name)
         except Exception as error:  # noqa: BLE001  (whatever a service raises is its failure)
             hosted.error = _singled(error)
+        except (KeyboardInterrupt, SystemExit) as error:  # on the loop's own thread: meant for the whole session
+            hosted.error = error
+            self._session.crash(error)
         finally:
             self._mark(hosted, running=False)
             self._ended(hosted, began=began)

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from time import perf_counter_ns
 from typing import Any
 
+import anyio
+
 from ._bound import Bound
 from ._call import Host
 from ._crew import Crew
@@ -18,6 +20,7 @@ from ._employer import Employer
 from ._errors import CallSkipped, PipelineError
 from ._expand import Elements
 from ._frame import Expansion, Frame, follow, inputs_for, item_fields, item_outcome, key_of
+from ._mailbox import is_self_inflicted
 from ._outcome import Outcome
 from ._path import perform
 from ._pipeline import Pipeline
@@ -178,6 +181,11 @@ class RunCrew(Crew[Any]):
         except PipelineError as error:
             frame.fail_with(phase.name, error)
             return None
+        except Exception as error:  # noqa: BLE001  (a mapping or a property of the user's)
+            failure = PipelineError(f"phase {phase.name!r}: its inputs cannot be read: {error!r}")
+            failure.__cause__ = error
+            frame.fail_with(phase.name, failure)
+            return None
 
     def _skip(self, frame: Frame, planned: PlannedPhase, expansion: Any) -> None:
         """Half a document is no document: the collect is skipped and its parent fails."""
@@ -262,6 +270,11 @@ class RunCrew(Crew[Any]):
         except Exception as error:  # noqa: BLE001  (the user's iterator)
             expansion.elements.exhausted = True
             expansion.broken(error)
+        except anyio.get_cancelled_exc_class() as error:
+            if not is_self_inflicted(owned=True):
+                raise
+            expansion.elements.exhausted = True  # as with a source: it has not come to its end
+            expansion.broken(error)
         finally:
             expansion.elements.pulling = False
         self.wake_one()
@@ -317,7 +330,13 @@ class RunCrew(Crew[Any]):
             if any(need in bad for need in planned.needs) or not self._may_collect(planned):
                 bad.add(name)
                 continue
-            call = self.home.new_call(self._bound[name], self._run_inputs(planned), self.parent)
+            try:
+                inputs = self._run_inputs(planned)
+            except PipelineError as error:
+                self.run_outcomes[name] = Outcome("failed", None, error, name, -1)
+                bad.add(name)
+                continue
+            call = self.home.new_call(self._bound[name], inputs, self.parent)
             await self.home.host_call(call)
             self.run_outcomes[name] = call.to_outcome()
             if call.status == "succeeded":

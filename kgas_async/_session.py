@@ -193,8 +193,8 @@ class Session:
         try:
             with anyio.CancelScope() as scope:
                 host.scope = scope
-                if owned and self.log is not None and self.log.behind:  # whoever made it could not wait for it
-                    await self.log.caught_up()
+                if owned and self.log is not None and self.log.behind and not call.cancel_requested:
+                    await self.log.caught_up()  # whoever made it could not wait for it
                 await perform(call)
         finally:
             host.call = None

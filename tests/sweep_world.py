@@ -1,4 +1,5 @@
-"""What the tests of the sweeps share: managers that are looked at once they were left, sources that count themselves."""
+"""What the tests of the sweeps share: managers that are looked at once they were left, sources that count
+themselves."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -164,6 +166,36 @@ async def test_a_crash_keeps_its_own_reason_and_notes_the_error_that_the_body_ra
                 raise KeyError("of the body")
     assert "connection lost" in repr(caught.value.__cause__)
     assert any("of the body" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("when", ["start", "stop", "running"])
+async def test_an_exit_in_a_service_ends_the_session_and_comes_out_bare(when: str) -> None:
+    class Leaves(Service):
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            await self.maybe("start")
+            try:
+                yield
+            except BaseException:
+                raise
+            finally:
+                await self.maybe("stop")
+
+        async def maybe(self, now: str) -> None:
+            await checkpoint()
+            if now == when:
+                raise SystemExit(9)
+
+    class Tool(Asks):
+        async def execute_async(self) -> str:
+            raise SystemExit(9)
+
+    service = Leaves()
+    with pytest.raises(SystemExit) as caught:
+        async with ServiceManager(service) as manager:
+            if when == "running":
+                await manager.execute(Tool(service))
+    assert caught.value.code == 9
 
 
 # --- tools and their services

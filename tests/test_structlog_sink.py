@@ -72,7 +72,7 @@ async def test_events_are_failures_retries_and_runs_but_not_what_goes_well(lines
     said = [line["event"] for line in lines]
     assert sorted(said) == [
         "call.failed", "call.failed", "call.failed", "call.retried", "call.timed_out", "run.ended", "run.started",
-        "thread.ended",
+        "thread.abandoned", "thread.ended",
     ]  # fmt: skip
     order = [record["event"] for record in kept.records if record["event"] in said]
     assert said == order
