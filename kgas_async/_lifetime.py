@@ -62,11 +62,12 @@ class Lifetime:
             rest = group.split(anyio.get_cancelled_exc_class())[1]
             native = native or native_cancels.swallowed()
             if session.pending is None and native is None:
-                if group is exc or rest is None or len(rest.exceptions) > 1:
+                alone: list[BaseException] = [] if rest is None else list(rest.exceptions)
+                if group is exc or len(alone) != 1:
                     raise
-                if _is_same(rest.exceptions[0], exc):
+                if _is_same(alone[0], exc):
                     return False
-                raise rest.exceptions[0] from rest.exceptions[0].__cause__
+                raise alone[0] from alone[0].__cause__
         finally:
             late = self._watch.close()
             if late is not None and session.pending is None:
