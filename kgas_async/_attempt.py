@@ -23,20 +23,13 @@ from ._errors import CallAborted, CallRejected, CallTimeout
 from ._limits import ConcurrencyLimit
 from ._mailbox import wait_until
 from ._offload import refuse_coroutine
-from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
+from ._rate import RateLimit
 from ._threads import Work
+from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rate
 
-__all__ = ["DeadlinePassed", "attempt_once", "in_thread_of", "plain_in_thread"]
+__all__ = ["attempt_once", "in_thread_of", "plain_in_thread"]
 
 _set_current_work = current_work.set
-
-
-class DeadlinePassed(Exception):
-    """The call's deadline passed, before or while the tool ran."""
-
-    def __init__(self, cause: BaseException | None = None) -> None:
-        super().__init__("the deadline has passed")
-        self.cause = cause
 
 
 async def attempt_once(call: Call[Any]) -> BaseException | None:
@@ -48,13 +41,13 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     held: list[ConcurrencyLimit] = []
     call.work = None
     try:
-        await _take_concurrency(call, held)
-        wanted = await _take_rate(call)
+        await take_concurrency(call, held)
+        wanted = await take_rate(call)
     except Exception as error:  # noqa: BLE001  (no token in time; or a cost function failed, in whatever way)
-        _give_back(held)
+        give_back(held)
         return error
     except BaseException:
-        _give_back(held)
+        give_back(held)
         raise
     kind = call.bound.execution.kind
     if kind == "thread":
@@ -68,62 +61,7 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     finally:
         call.run_ns += perf_counter_ns() - began
         call.holds = ()
-        _give_back(held)
-
-
-def _give_back(held: Sequence[ConcurrencyLimit]) -> None:
-    for limit in reversed(held):
-        limit.release()
-
-
-async def _take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> None:
-    for limit in call.bound.limits:
-        if call.parent is not None:
-            _refuse_own_chain(call, limit)
-        if not limit.acquire_nowait():
-            began = perf_counter_ns()
-            call.waits()
-            try:
-                with anyio.CancelScope(deadline=_deadline(call)) as scope:
-                    await limit.acquire()
-            finally:
-                call.wait_concurrency_ns += perf_counter_ns() - began
-            if scope.cancelled_caught:
-                raise DeadlinePassed
-        held.append(limit)
-
-
-def _refuse_own_chain(call: Call[Any], limit: ConcurrencyLimit) -> None:
-    ancestor = call.parent
-    while ancestor is not None:
-        if limit in ancestor.holds:
-            raise CallRejected(
-                f"tool {call.name!r} wants a token of {limit!r}, which tool {ancestor.name!r} holds while it waits for "
-                f"this call: they would wait for each other; give the two tools limits of their own"
-            )
-        ancestor = ancestor.parent
-
-
-async def _take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:
-    rates = call.bound.rates
-    if not rates:
-        return []
-    wanted = [(limit, limit.tokens(call.inputs)) for limit in rates]
-    if not acquire_rates_nowait(wanted):
-        began = perf_counter_ns()
-        call.waits()
-        try:
-            with anyio.CancelScope(deadline=_deadline(call)) as scope:
-                await acquire_rates(wanted)
-        finally:
-            call.wait_rate_ns += perf_counter_ns() - began
-        if scope.cancelled_caught:
-            raise DeadlinePassed
-    return wanted
-
-
-def _deadline(call: Call[Any]) -> float:
-    return math.inf if call.deadline_at is None else call.deadline_at
+        give_back(held)
 
 
 def _timeout(call: Call[Any]) -> CallTimeout:
@@ -137,11 +75,11 @@ def _timeout(call: Call[Any]) -> CallTimeout:
 
 def _late(call: Call[Any], ended_at: float, timeout_at: float, cause: BaseException | None) -> BaseException | None:
     """The error of an attempt that ended too late, if it did."""
-    if ended_at > timeout_at and timeout_at <= _deadline(call):
+    if ended_at > timeout_at and timeout_at <= deadline_of(call):
         late = _timeout(call)
         late.__cause__ = cause
         return late
-    return DeadlinePassed(cause) if ended_at > _deadline(call) else None
+    return DeadlinePassed(cause) if ended_at > deadline_of(call) else None
 
 
 async def _on_loop(call: Call[Any]) -> BaseException | None:
@@ -158,7 +96,7 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
         return None
     timeout_at = math.inf if timeout is None else anyio.current_time() + timeout
     failed: BaseException | None = None
-    scope = anyio.CancelScope(deadline=min(timeout_at, _deadline(call)))
+    scope = anyio.CancelScope(deadline=min(timeout_at, deadline_of(call)))
     try:
         with scope:
             try:
@@ -168,7 +106,7 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
     except Exception as error:  # noqa: BLE001  (what was left of a group when the scope had taken its cancellation out)
         failed = error
     # Outside the scope, where its own cancellation is gone; late is late, also where nothing was interrupted.
-    ended_at = min(timeout_at, _deadline(call)) + 1 if scope.cancelled_caught else anyio.current_time()
+    ended_at = min(timeout_at, deadline_of(call)) + 1 if scope.cancelled_caught else anyio.current_time()
     late = _late(call, ended_at, timeout_at, failed)
     if late is not None:
         call.value = None
@@ -202,8 +140,8 @@ async def _in_thread(
     bound = call.bound
     home = bound.home
     if (full := refused_for_abandoned(home)) is not None:
-        _give_back(held)
-        _refund(rates)
+        give_back(held)
+        refund(rates)
         return full
     assert call.context is not None
     bounded = bound.timeout is not None or call.deadline_at is not None
@@ -223,7 +161,7 @@ async def _in_thread(
         call.holds = ()
         _account(call, work, submitted)
     if work.withdrawn:
-        _refund(rates)
+        refund(rates)
         return DeadlinePassed()
     return _thread_result(call, work, timed_out=timed_out)
 
@@ -254,12 +192,12 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
             await limit.acquire()
             held.append(limit)
     except BaseException:
-        _give_back(held)
+        give_back(held)
         raise
     home = call.bound.home
     work = Work(function, context, home.mailbox)
     context.run(_set_current_work, work)
-    work.on_end = partial(_give_back, held)
+    work.on_end = partial(give_back, held)
     call.holds = tuple(held)
     home.pool_of(call.bound).submit(work)
     try:
@@ -303,17 +241,12 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit
     context.run(_set_current_work, work)
     work.is_timed = timed
     if held:
-        work.on_end = partial(_give_back, held)
+        work.on_end = partial(give_back, held)
     submitted = perf_counter_ns()
     bound.state.thread_starts += 1
     home.pool_of(bound).submit(work)
     call.waits()
     return work, submitted
-
-
-def _refund(rates: list[tuple[RateLimit, float]]) -> None:
-    for limit, tokens in rates:
-        limit.refund(tokens)
 
 
 def _account(call: Call[Any], work: Work, submitted: int) -> None:
@@ -327,7 +260,7 @@ def _account(call: Call[Any], work: Work, submitted: int) -> None:
 async def _wait_bounded(call: Call[Any], work: Work) -> bool:
     """Wait for a thread under timeout and deadline. Whether they passed before its end."""
     bound = call.bound
-    scope = anyio.CancelScope(deadline=_deadline(call))
+    scope = anyio.CancelScope(deadline=deadline_of(call))
     if bound.timeout is not None:
         timeout = bound.timeout
 
@@ -359,7 +292,7 @@ def _thread_result(call: Call[Any], work: Work, *, timed_out: bool) -> BaseExcep
         timeout_at = math.inf if timeout is None else work.started_at + timeout
         ended_at = work.ended_at
         if timed_out:
-            ended_at = max(ended_at, min(timeout_at, _deadline(call)) + 1)
+            ended_at = max(ended_at, min(timeout_at, deadline_of(call)) + 1)
         late = _late(call, ended_at, timeout_at, None if isinstance(error, CallAborted) else error)
         if late is not None:
             return late
@@ -391,7 +324,7 @@ async def _stop(
         return
     if work.withdraw():
         work.give_back()
-        _refund(rates)
+        refund(rates)
         return
     if call.bound.execution.abandon and _abandon(call, work):
         return

@@ -14,13 +14,14 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
-from ._attempt import DeadlinePassed, attempt_once, plain_in_thread
+from ._attempt import attempt_once, plain_in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, drive, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, text_of
 from ._mailbox import is_self_inflicted
 from ._offload import ReturnedError
+from ._tokens import DeadlinePassed
 
 __all__ = ["perform"]
 
