@@ -83,8 +83,8 @@ class EvidenceLog:
 
     @property
     def behind(self) -> bool:
-        """Whether the writer lags so far that no new call may be admitted."""
-        return len(self.buffer) > HIGH_WATER
+        """Whether the writer lags so far that no new call may be admitted: until it has caught up, if some wait."""
+        return len(self.buffer) > HIGH_WATER or bool(self._waiters)
 
     def append(self, entry: Any) -> None:
         """Take an ended call or a record's fields. Never blocks."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Awaitable, Callable, Generator
 from inspect import iscoroutinefunction
 from typing import Any
@@ -49,6 +50,13 @@ else:
     @pytest.fixture(params=virtual_backends(_chosen_backends(), seed=int(SEED)))
     def anyio_backend(request: pytest.FixtureRequest) -> Any:
         return request.param()  # a clock of its own for each test
+
+
+def pytest_configure() -> None:
+    # A shell without job control starts what runs in the background with SIGINT ignored, which would go on to the
+    # children that the tests send real signals to.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -74,6 +74,7 @@ async def test_events_are_failures_retries_and_runs_but_not_what_goes_well(lines
         "call.failed", "call.failed", "call.failed", "call.retried", "call.timed_out", "run.ended", "run.started",
         "thread.abandoned", "thread.ended",
     ]  # fmt: skip
+    assert of(lines, "thread.abandoned")["level"] == "warning"
     order = [record["event"] for record in kept.records if record["event"] in said]
     assert said == order
 
