@@ -27,6 +27,7 @@ from kgas_async import (
     current,
     tool,
 )
+from kgas_async._evidence import EvidenceLog
 from kgas_async.testing import assert_clean
 
 from .test_evidence import Records, check_whole, double, ends, forever, named, only, sink  # noqa: F401  (a fixture)
@@ -134,6 +135,22 @@ async def test_the_sessions_start_comes_before_calls_that_are_open_at_the_first_
         await manager.cancel()
 
 
+async def test_a_call_is_complete_at_the_moment_from_which_it_may_be_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[tuple[str, str | None, str | None]] = set()
+
+    def arm(self: EvidenceLog) -> None:  # the writer's thread, as if it came at once
+        seen.update((call.name, call.item, call.parent and call.parent.name) for call in self._open_calls.values())
+
+    @tool
+    async def outer(x: int) -> int:
+        return await current().execute(double, x=x)
+
+    monkeypatch.setattr(EvidenceLog, "arm", arm)
+    async with ServiceManager(evidence=MemorySink(), log=None) as manager:
+        await manager.run(Pipeline("p", Phase("one", outer), item=["x"], key="x"), [{"x": 7}])
+    assert seen == {("outer", "7", None), ("double", None, "outer")}
+
+
 KILLED = """
 import sys, time, anyio
 from kgas_async import *
@@ -166,6 +183,15 @@ anyio.run(main, backend=sys.argv[2], backend_options={"use_uvloop": True} if sys
 """
 
 
+def in_flight(file: Path) -> list[tuple[Any, ...]]:
+    """Tool, phase and item of the calls that have a start and no end, in whole lines."""
+    text = file.read_text() if file.exists() else ""
+    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    over = {record["call_id"] for record in ends(records)}
+    open_ones = [record for record in named(records, "call.started") if record["call_id"] not in over]
+    return sorted((record["tool"], record.get("phase"), record.get("item")) for record in open_ones)
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
 def test_a_killed_session_shows_what_was_in_flight(tmp_path: Path, loop: str) -> None:
     file = tmp_path / "evidence.jsonl"
@@ -173,24 +199,22 @@ def test_a_killed_session_shows_what_was_in_flight(tmp_path: Path, loop: str) ->
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(file), *backend])
     try:
         until_s = time.monotonic() + 30
-        while not (file.exists() and file.read_bytes().count(b'"call.started"') >= 5):
+        while len(in_flight(file)) != 5 or ("forever", "second", "2") not in in_flight(file):
             assert child.poll() is None
-            assert time.monotonic() < until_s
+            assert time.monotonic() < until_s, f"this is what is shown: {in_flight(file)}"
             time.sleep(0.01)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    over = {record["call_id"] for record in ends(records)}
-    open_ones = [record for record in named(records, "call.started") if record["call_id"] not in over]
-    assert sorted((record["tool"], record.get("phase"), record.get("item")) for record in open_ones) == [
+    assert in_flight(file) == [
         ("forever", "second", "0"),
         ("forever", "second", "1"),
         ("forever", "second", "2"),
         ("in_thread", None, None),
         ("nesting", None, None),
     ]
-    assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
+    numbers = [json.loads(line)["seq"] for line in file.read_text().splitlines()]
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 # --- abandoned threads
