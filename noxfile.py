@@ -48,6 +48,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def seeds(session: nox.Session) -> None:
+    """The suite in virtual time, under ten orders of tasks."""
+    install(session, "test", "types")
+    for seed in range(1, 11):
+        session.env["KGAS_TEST_SEED"] = str(seed)
+        session.run("python", "-m", "pytest", "-q", "-m", "anyio and not slow and not real_time")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The measurements, against plain loops and aiometer in the same run."""
     install(session, "test", "bench")

@@ -105,8 +105,9 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
                 failed = error
     except Exception as error:  # noqa: BLE001  (what was left of a group when the scope had taken its cancellation out)
         failed = error
-    # Outside the scope, where its own cancellation is gone; late is late, also where nothing was interrupted.
-    ended_at = min(timeout_at, deadline_of(call)) + 1 if scope.cancelled_caught else anyio.current_time()
+    # Outside the scope, where its own cancellation is gone; late is late, also where nothing was interrupted, or where
+    # the tool made something else of the cancellation.
+    ended_at = min(timeout_at, deadline_of(call)) + 1 if scope.cancel_called else anyio.current_time()
     late = _late(call, ended_at, timeout_at, failed)
     if late is not None:
         call.value = None
@@ -147,6 +148,7 @@ async def _in_thread(
     bounded = bound.timeout is not None or call.deadline_at is not None
     call.holds = tuple(held)
     call.attempt_context = call.context.copy()
+    call.status = "running"
     work, submitted = hand_over(call, call.attempt_context, held, timed=bounded)
     timed_out = False
     try:
@@ -272,7 +274,8 @@ async def _wait_bounded(call: Call[Any], work: Work) -> bool:
             begin()
     with scope:
         await work.done.wait()
-    if work.done.is_set():
+    if work.ended_ns:  # the loop may hear of it only now: whether it was in time, `ended_at` says
+        await work.done.wait()
         return False
     work.aborted = True
     _cancel_children(call)

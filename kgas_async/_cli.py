@@ -5,8 +5,10 @@ Exit codes: 0 all items succeeded, 1 some failed, 2 could not start, 130 or 143 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +16,7 @@ from typing import Any, NoReturn
 
 import anyio
 
-from ._errors import KgasAsyncError, LoadError
+from ._errors import KgasAsyncError, LoadError, text_of
 from ._loading import load
 from ._manager import ServiceManager
 from ._pipeline import Pipeline
@@ -24,9 +26,11 @@ from ._threads import would_block_exit
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ModuleNotFoundError as missing:  # the extra is not installed
-    sys.exit(f"kgas-async needs {missing.name}: pip install 'kgas-async[cli]'")
+    sys.stderr.write(f"error: kgas-async needs {missing.name}: pip install 'kgas-async[cli]'\n")
+    sys.exit(2)
 
 __all__ = ["app", "main"]
 
@@ -66,48 +70,60 @@ def run(
             raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}")
         if found.source is None:
             raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
-        items = found.source() if input is None else found.source(input)
-    except (KgasAsyncError, OSError, TypeError, ValueError) as error:
+    except KgasAsyncError as error:
         _fail(str(error))
+    try:
+        items = found.source() if input is None else found.source(input)
+    except Exception as error:  # noqa: BLE001  (the user's function)
+        given = "" if input is None else f" with --input {input!r}"
+        _fail(f"the source of {pipeline!r} could not be called{given}: {type(error).__name__}: {text_of(error)}")
     raise typer.Exit(_run(found, items, backend, evidence))
+
+
+class _Session:
+    """What came of running: whether the manager opened, and what the run gave."""
+
+    opened = False
+    report: RunReport | None = None
 
 
 def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None) -> int:
     name, options = BACKENDS[backend]
-    reports: list[RunReport] = []
+    session = _Session()
     code = 0
     try:
         with _progress(pipeline.name) as on_progress:
             anyio.run(
-                partial(_execute, pipeline, items, evidence, on_progress, reports),
+                partial(_execute, pipeline, items, evidence, on_progress, session),
                 backend=name, backend_options=options,
             )  # fmt: skip
     except KeyboardInterrupt:
         code = 130
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except LookupError as error:  # the event loop is not installed
-        _fail(str(error))
+    except SystemExit as stop:  # SIGTERM, or a tool's own, which has ended the session
+        code = stop.code if isinstance(stop.code, int) and stop.code else 1
+        if code != 143:
+            _say(f"error: a tool ended the session by {stop!r}")
+    except (LookupError, ModuleNotFoundError) as error:  # the event loop is not installed
+        _fail(f"--backend {backend} cannot be used: {error}")
     except KgasAsyncError as error:
-        partial_report = getattr(error, "report", None)
-        if partial_report is None and not reports:
+        session.report = session.report or getattr(error, "report", None)
+        if not session.opened:
             _fail(str(error))
-        if partial_report is not None:
-            reports.append(partial_report)
         _say(f"error: {error}")
         code = 1
-    for report in reports:
-        _show(report)
+    if session.report is not None:
+        _show(session.report)
     if evidence is not None:
         _say(f"evidence: {evidence}")
-    return code or (0 if all(report.ok for report in reports) else 1)
+    return code or (0 if session.report is not None and session.report.ok else 1)
 
 
 async def _execute(
-    pipeline: Pipeline, items: Any, evidence: str | None, on_progress: Any, reports: list[RunReport]
-) -> None:
-    async with ServiceManager(evidence=evidence, log=None, signals=True) as manager:
-        reports.append(await manager.run(pipeline, items, on_progress=on_progress))
+    pipeline: Pipeline, items: Any, evidence: str | None, on_progress: Any, session: _Session
+) -> None:  # fmt: skip
+    async with ServiceManager(*pipeline.services, evidence=evidence, log=None, signals=True) as manager:
+        session.opened = True
+        session.report = await manager.run(pipeline, items, on_progress=on_progress)
 
 
 @contextmanager
@@ -130,7 +146,8 @@ def _progress(name: str) -> Iterator[Any]:
             return
         last = progress.elapsed_s
         shown = True
-        console.print(line(progress), end="\r" if console.is_terminal else "\n", highlight=False, soft_wrap=True)
+        end = "\r" if console.is_terminal else "\n"
+        console.print(line(progress), end=end, highlight=False, markup=False, soft_wrap=True)
 
     try:
         yield on_progress
@@ -157,14 +174,20 @@ def _show(report: RunReport) -> None:
 def _show_result(console: Console, phase: str, result: Any) -> None:
     rows = result if isinstance(result, list) else None
     if not rows or not all(isinstance(row, dict) for row in rows):
-        console.print(f"{phase}: {result!r}", highlight=False)
+        console.print(f"{phase}: {result!r}", highlight=False, markup=False)
         return
     table = Table(title=phase, title_justify="left")
     for column, value in rows[0].items():
-        table.add_column(str(column), justify="right" if isinstance(value, (int, float)) else "left")
+        table.add_column(escape(str(column)), justify="right" if isinstance(value, (int, float)) else "left")
     for row in rows[:ROWS_SHOWN]:
-        table.add_row(*[f"{value:.6f}" if isinstance(value, float) else str(value) for value in row.values()])
+        table.add_row(*[_cell(row.get(column, "")) for column in rows[0]])
     console.print(table)
+    if len(rows) > ROWS_SHOWN:
+        console.print(f"... and {len(rows) - ROWS_SHOWN} more rows", highlight=False)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else escape(str(value))  # no markup: it is the user's text
 
 
 def _say(line: str) -> None:
@@ -178,11 +201,17 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """The entry point: ends the process even where a legacy tool has left threads that would keep it."""
-    code = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         app()
+        code = 0
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # noqa: BLE001  (a fault of ours: told, and the process ends all the same)
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     if would_block_exit():

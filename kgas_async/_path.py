@@ -174,6 +174,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         if bound.home.log is not None:
             bound.home.log.retried(call, asked, delay)
         slept = perf_counter_ns()
+        call.status = "waiting"
         call.waits()
         await anyio.sleep(delay)
         call.wait_retry_ns += perf_counter_ns() - slept

@@ -189,8 +189,7 @@ class RunCrew(Crew[Any]):
 
     def _skip(self, frame: Frame, planned: PlannedPhase, expansion: Any) -> None:
         """Half a document is no document: the collect is skipped and its parent fails."""
-        call = self.home.new_call(self._bound[planned.phase.name], {}, self.parent)
-        call.item = frame.key
+        call = self.home.new_call(self._bound[planned.phase.name], {}, self.parent, frame.key)
         cause = expansion.first_error()
         error = CallSkipped(
             f"phase {planned.phase.name!r} was skipped: {len(expansion.failed())} of {len(expansion.frames)} "
@@ -208,8 +207,7 @@ class RunCrew(Crew[Any]):
         self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any], following: int
     ) -> Any:
         bound = self._bound[planned.phase.name]
-        call = self.home.new_call(bound, inputs, self.parent)
-        call.item = frame.key
+        call = self.home.new_call(bound, inputs, self.parent, frame.key)
         call.index = frame.index
         frame.calls[planned.phase.name] = call
         call._host = host

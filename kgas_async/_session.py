@@ -145,10 +145,13 @@ class Session:
         if parent is None and (self.is_draining or self.is_cancelled):
             raise ManagerClosed("the manager is draining; no new calls are admitted")
 
-    def new_call(self, bound: Bound, inputs: Mapping[str, Any], parent: Call[Any] | None = None) -> Call[Any]:
+    def new_call(
+        self, bound: Bound, inputs: Mapping[str, Any], parent: Call[Any] | None = None, item: str | None = None
+    ) -> Call[Any]:
         """Register a call: from here on it is owned, and ends exactly once."""
         self._serial = serial = self._serial + 1
         call: Call[Any] = Call(bound, serial, inputs)
+        call.item = item
         if parent is not None:
             call.parent = parent
             call.deadline_at = parent.deadline_at

@@ -225,6 +225,25 @@ async def test_cancelling_one_who_waits_for_an_outcome_takes_none() -> None:
         assert [outcome.value async for outcome in outcomes] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("shielded", [True, False])
+async def test_one_who_is_cancelled_with_its_calls_is_not_given_their_outcomes(shielded: bool) -> None:
+    @tool
+    async def first_ends(x: int) -> None:
+        await (checkpoint() if x == 0 else anyio.sleep_forever())
+
+    seen = []
+    with anyio.CancelScope() as scope:
+        async with ServiceManager() as manager, manager.map(first_ends, [{"x": n} for n in range(3)]) as outcomes:
+            async for outcome in outcomes:
+                seen.append(outcome.status)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+                with anyio.CancelScope(shield=shielded):
+                    await anyio.sleep(0.01)
+    assert scope.cancelled_caught
+    assert seen == ["succeeded"]
+
+
 async def test_two_tasks_may_share_the_outcomes() -> None:
     shares: list[list[int]] = [[], []]
     items = ({"x": n} for n in range(100))

@@ -1,0 +1,324 @@
+"""`kgas-async run`: exit codes, messages, what is printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kgas_async import Progress, _cli
+from kgas_async._cli import app
+
+from .programs import LOOPS, Program
+
+Run = Callable[..., Any]
+
+PIPELINES = """
+import sys, threading, time
+from contextlib import asynccontextmanager
+from kgas_async import Phase, Pipeline, Service, check_cancelled, tool
+import anyio
+
+@tool
+async def double(x: int) -> int:
+    return 2 * x
+
+@tool
+def picky(x: int) -> int:
+    if x % 2:
+        raise LookupError(f"{x} is odd")
+    return x
+
+@tool
+async def table(xs: list[int]) -> list[dict]:
+    return [{"name": f"n{x}", "score": x / 3, "count": x} for x in xs]
+
+@tool
+async def total(xs: list[int]) -> int:
+    return sum(xs)
+
+def numbers(upto="3"):
+    return [{"x": x} for x in range(int(upto))]
+
+def nothing_given():
+    return [{"x": 1}]
+
+async def slowly():
+    for x in range(3):
+        yield {"x": x}
+
+def torn():
+    yield {"x": 0}
+    yield {"x": 2}
+    raise OSError("the disk is gone")
+
+def refusing():
+    raise PermissionError("not for you")
+
+good = Pipeline("good", Phase("twice", double), Phase("sum", total, collect=True, bind={"xs": "twice"}),
+                item=["x"], key="x", source=numbers)
+tabled = Pipeline("tabled", Phase("twice", double), Phase("rows", table, collect=True, bind={"xs": "twice"}),
+                  item=["x"], source=numbers)
+failing = Pipeline("failing", Phase("check", picky), item=["x"], key="x", source=numbers)
+streamed = Pipeline("streamed", Phase("twice", double), item=["x"], source=slowly)
+fixed = Pipeline("fixed", Phase("twice", double), item=["x"], source=nothing_given)
+broken_source = Pipeline("broken_source", Phase("twice", double), item=["x"], source=torn)
+refused = Pipeline("refused", Phase("twice", double), item=["x"], source=refusing)
+sourceless = Pipeline("sourceless", Phase("twice", double), item=["x"])
+no_pipeline = 5
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(PIPELINES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the command line here; what it imports is forgotten again."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+
+    def invoke(*arguments: str, more: str = "") -> Any:
+        with (folder / "mine.py").open("a") as file:
+            file.write(dedent(more))
+        return CliRunner().invoke(app, ["run", *arguments])
+
+    yield invoke
+    for name in set(sys.modules) - before:
+        if name == "mine":
+            del sys.modules[name]
+
+
+def report_of(result: Any) -> str:
+    return result.stderr.splitlines()[-1]
+
+
+# --- exit codes and what is printed
+
+
+@pytest.mark.parametrize("backend", LOOPS)
+def test_0_where_all_succeeded_with_the_results_and_a_report(run: Run, backend: str) -> None:
+    result = run("mine:good", "--backend", backend)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "sum: 6\n"
+    assert report_of(result).startswith("good: 3 items in ")
+    assert report_of(result).endswith(": 3 succeeded")
+
+
+def test_the_input_is_given_to_the_source(run: Run) -> None:
+    result = run("mine:good", "--input", "5")
+    assert (result.exit_code, result.stdout) == (0, "sum: 20\n")
+    result = run("mine:good", "--input", "0")
+    assert (result.exit_code, result.stdout) == (0, "sum: 0\n")
+    assert "0 items" in report_of(result)
+
+
+def test_an_async_source_is_taken(run: Run) -> None:
+    result = run("mine:streamed")
+    assert (result.exit_code, report_of(result)[:17]) == (0, "streamed: 3 items")
+
+
+def test_1_where_some_failed_with_the_first_of_them(run: Run) -> None:
+    result = run("mine:failing", "--input", "4")
+    assert result.exit_code == 1
+    first, second, report = result.stderr.splitlines()
+    assert first == "failed: 1 in phase check: tool 'picky' failed: LookupError: 1 is odd"
+    assert second.startswith("failed: 3 in phase check")
+    assert report.endswith("2 succeeded, 2 failed")
+
+
+def test_of_many_failures_ten_are_shown_and_the_others_counted(run: Run) -> None:
+    result = run("mine:failing", "--input", "3000")
+    lines = result.stderr.splitlines()
+    assert [line.startswith("failed: ") for line in lines].count(True) == 10
+    assert "... and 1490 more that did not succeed" in lines
+    assert report_of(result).endswith("1500 succeeded, 1500 failed")
+
+
+def test_1_where_a_phase_of_the_run_failed(run: Run) -> None:
+    more = """
+    @tool
+    async def bad(xs: list[int]) -> int:
+        raise LookupError("no rank")
+
+    ranked = Pipeline("ranked", Phase("twice", double), Phase("rank", bad, collect=True, bind={"xs": "twice"}),
+                      item=["x"], source=numbers)
+    """
+    result = run("mine:ranked", more=more)
+    assert result.exit_code == 1
+    assert "3 succeeded; phase 'rank' failed: tool 'bad' failed: LookupError: no rank" in report_of(result)
+
+
+def test_1_where_the_source_broke_off_with_what_was_done_until_then(run: Run) -> None:
+    result = run("mine:broken_source")
+    assert result.exit_code == 1
+    assert "error: the source of items raised after 2 items: OSError('the disk is gone')" in result.stderr
+    assert report_of(result).endswith("2 succeeded")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing:x"], "there is no module 'missing'"),
+        (["mine:goood"], "module 'mine' has no 'goood'; did you mean 'good'?"),
+        (["mine"], "'mine' is not of the form module:attribute"),
+        (["mine:no_pipeline"], "'mine:no_pipeline' is no Pipeline but int"),
+        (["mine:sourceless"], "'mine:sourceless' has no source="),
+        (["mine:good", "--backend", "curio"], "--backend 'curio' is not known; use one of asyncio, uvloop, trio"),
+        (["mine:good", "--evidence", "nowhere/run.jsonl"], "nowhere/run.jsonl': No such file or directory"),
+        (["mine:fixed", "--input", "x"], "the source of 'mine:fixed' could not be called with --input 'x': TypeError"),
+        (["mine:refused"], "could not be called: PermissionError: not for you"),
+        (["mine:good", "--input", "many"], "with --input 'many': ValueError: invalid literal for int()"),
+    ],
+)
+def test_2_where_it_could_not_start_with_the_reason(run: Run, arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["mine:good", "--backend"], []])
+def test_2_where_the_command_is_wrong(run: Run, arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_2_where_a_service_does_not_start(run: Run) -> None:
+    more = """
+    class Store(Service):
+        @asynccontextmanager
+        async def running(self):
+            raise ConnectionError("nobody listens")
+            yield
+
+    stored = Pipeline("stored", Phase("twice", double), item=["x"], source=numbers)
+    double.store = Store()
+    """
+    result = run("mine:stored", more=more)
+    assert result.exit_code == 2
+    assert "error: service 'Store' did not start: ConnectionError('nobody listens')" in result.stderr
+
+
+def test_2_where_the_event_loop_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    result = run("mine:good", "--backend", "uvloop")
+    assert result.exit_code == 2
+    assert "error: --backend uvloop cannot be used" in result.stderr
+
+
+def test_2_where_the_extra_is_not_installed(folder: Path) -> None:
+    code = "import sys; sys.modules['typer'] = None; sys.argv[0] = 'kgas-async'; import kgas_async.__main__"
+    with Program(command=["-c", code], cwd=folder) as program:
+        assert program.code() == 2
+        assert program.errors() == "error: kgas-async needs typer: pip install 'kgas-async[cli]'\n"
+
+
+def test_1_and_not_2_where_the_evidence_breaks_off_later(run: Run) -> None:
+    result = run("mine:good", "--evidence", "/dev/full", "--input", "100000")
+    assert result.exit_code == 1
+    assert "error: evidence sink JsonlSink('/dev/full') failed" in result.stderr
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_1_at_least_where_a_tool_ends_the_session(run: Run, code: int) -> None:
+    more = f"""
+    @tool
+    async def leave(x: int) -> int:
+        sys.exit({code})
+
+    leaving = Pipeline("leaving", Phase("leave", leave), item=["x"], source=numbers)
+    """
+    result = run("mine:leaving", more=more)
+    assert result.exit_code == (code or 1)
+    assert f"error: a tool ended the session by SystemExit({code})" in result.stderr
+
+
+def test_the_evidence_is_written_and_continued(run: Run, folder: Path) -> None:
+    for _ in range(2):
+        result = run("mine:good", "--evidence", "run.jsonl")
+        assert result.exit_code == 0
+        assert "evidence: run.jsonl" in result.stderr
+    records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+    assert [record["event"] for record in records].count("call.succeeded") == 8
+    assert len({record["session_id"] for record in records}) == 2
+
+
+# --- tables
+
+
+def test_rows_are_printed_as_a_table(run: Run) -> None:
+    lines = [line.strip() for line in run("mine:tabled").stdout.splitlines()]
+    assert lines[0] == "rows"
+    assert [cell.strip() for cell in lines[2].strip("┃").split("┃")] == ["name", "score", "count"]
+    assert [cell.strip() for cell in lines[6].strip("│").split("│")] == ["n4", "1.333333", "4"]
+    assert len(lines) == 8
+
+
+def test_of_many_rows_fifty_are_printed_and_the_others_counted(run: Run) -> None:
+    out = run("mine:tabled", "--input", "200").stdout
+    assert "n98 " in out
+    assert "n100 " not in out
+    assert "... and 150 more rows" in out
+
+
+def test_what_looks_like_markup_is_the_users_text(run: Run) -> None:
+    more = """
+    @tool
+    async def named(xs: list[int]) -> list[dict]:
+        return [{"[red]a": "[/b] x", "b": 1}, {"b": 2, "[red]a": "[bold]", "c": 3}, {"b": 3}]
+
+    @tool
+    async def plain(xs: list[int]) -> list[str]:
+        return ["[/b]", "[bold]y"]
+
+    marked = Pipeline("marked", Phase("twice", double), Phase("rows", named, collect=True, bind={"xs": "twice"}),
+                      Phase("list", plain, collect=True, bind={"xs": "twice"}), item=["x"], source=numbers)
+    """
+    result = run("mine:marked", more=more)
+    assert result.exit_code == 0
+    assert "['[/b]', '[bold]y']" in result.stdout
+    lines = [line.replace("┃", "│") for line in result.stdout.splitlines() if "┃" in line or "│" in line]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert cells == [["[red]a", "b"], ["[/b] x", "1"], ["[bold]", "2"], ["", "3"]]
+
+
+# --- the line of progress
+
+
+def test_progress_is_plain_lines_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with _cli._progress("p[x]") as on_progress:
+        for done in range(1, 131):
+            on_progress(Progress(done, done // 10, 200 if done < 100 else None, done / 10))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "p[x]: 50 of 200 items, 5 failed, 10/s, 5 s",
+        "p[x]: 100 items, 10 failed, 10/s, 10 s",
+    ]
+
+
+def test_on_a_terminal_the_line_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with _cli._progress("p") as on_progress:
+        for done in range(1, 11):
+            on_progress(Progress(done, 0, 10, done / 8))
+    err = capsys.readouterr().err
+    assert err.count("\r") == 5
+    assert err.count("\n") == 1
+    assert "p: 10 of 10 items, 8/s, 1 s\r" in err

@@ -1,0 +1,249 @@
+"""`kgas-async run` as a process: signals, threads that tools leave behind, terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from .programs import LOOPS, Program
+from .test_evidence import check_whole, ends, named
+
+on_every_loop = pytest.mark.parametrize("loop", LOOPS)
+
+MINE = """
+import itertools, threading, time
+import anyio
+from kgas_async import Phase, Pipeline, check_cancelled, tool
+
+@tool
+async def nap(x: int) -> int:
+    await anyio.sleep(0.02)
+    return x
+
+@tool
+def sleepy(x: int) -> int:
+    time.sleep(0.02)
+    return x
+
+@tool
+async def total(xs: list[int]) -> int:
+    return sum(xs)
+
+@tool
+def deaf(x: int) -> int:
+    time.sleep(60)
+    return x
+
+@tool
+def leaky(x: int) -> int:
+    threading.Thread(target=time.sleep, args=[60], name="leaked").start()
+    return x
+
+def endless():
+    for x in itertools.count():
+        if x == 10:
+            print("ready", flush=True)
+        yield {"x": x}
+
+def one():
+    print("ready", flush=True)
+    return [{"x": 1}]
+
+def slow_to_open():
+    print("ready", flush=True)
+    time.sleep(60)
+
+def odd_names():
+    return [{"x": "caf\\xe9 \\udc80 \\u2603"}]
+
+@tool
+async def echo(x: str) -> list[dict]:
+    return [{"name": x}]
+
+@tool
+async def refuse(x: str) -> None:
+    raise LookupError(x)
+
+@tool
+async def flat(rows: list[list[dict]]) -> list[dict]:
+    return [row for some in rows for row in some]
+
+steady = Pipeline("steady", Phase("nap", nap), Phase("sleep", sleepy, bind={"x": "nap"}),
+                  Phase("sum", total, collect=True, bind={"xs": "sleep"}), item=["x"], source=endless)
+stuck = Pipeline("stuck", Phase("deaf", deaf), item=["x"], source=one)
+leaking = Pipeline("leaking", Phase("leaky", leaky), item=["x"], source=one)
+unopened = Pipeline("unopened", Phase("nap", nap), item=["x"], source=slow_to_open)
+odd = Pipeline("odd", Phase("echo", echo), Phase("flat", flat, collect=True, bind={"rows": "echo"}),
+               item=["x"], key="x", source=odd_names)
+odd_failure = Pipeline("odd_failure", Phase("refuse", refuse), item=["x"], key="x", source=odd_names)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def command(name: str, loop: str = "asyncio", *more: str) -> list[str]:
+    return ["-m", "kgas_async", "run", f"mine:{name}", "--backend", loop, "--evidence", "run.jsonl", *more]
+
+
+def report_of(program: Program) -> str:
+    return program.errors().splitlines()[-2]
+
+
+@on_every_loop
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_drains_and_reports(folder: Path, loop: str, number: signal.Signals, code: int) -> None:
+    with Program(command=command("steady", loop), cwd=folder) as program:
+        program.until("ready")
+        program.kill(number)
+        assert program.code() == code
+        assert program.rest() == []  # no sum: run-level phases do not start
+        errors = program.errors().splitlines()
+        assert "interrupted: what was in flight has ended; the rest of the source was not begun" in errors
+        assert errors[-1] == "evidence: run.jsonl"
+        assert "Traceback" not in program.errors()
+    records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+    check_whole(records)
+    assert {record["status"] for record in ends(records)} == {"succeeded"}
+    items = len(named(records, "call.succeeded")) // 2
+    assert report_of_items(errors) == (items, items)
+
+
+def report_of_items(errors: list[str]) -> tuple[int, int]:
+    """All items, and those that succeeded, of the report."""
+    words = errors[-2].split()
+    return int(words[1]), int(words[words.index("succeeded") - 1])
+
+
+@on_every_loop
+def test_the_second_signal_cancels(folder: Path, loop: str) -> None:
+    (folder / "mine.py").write_text(MINE.replace("time.sleep(60)\n    return x", "while True: check_cancelled()"))
+    with Program(command=command("stuck", loop), cwd=folder) as program:
+        program.until("ready")
+        wait_for(folder, "call.started")
+        for _ in range(2):
+            program.kill()
+            time.sleep(0.1)
+        assert program.code() == 130
+        assert "Traceback" not in program.errors()
+    records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+    check_whole(records)
+    assert [record["status"] for record in ends(records)] == ["cancelled"]
+
+
+def test_the_third_signal_ends_the_process_at_once(folder: Path) -> None:
+    with Program(command=command("stuck"), cwd=folder) as program:
+        program.until("ready")
+        wait_for(folder, "call.started")
+        for _ in range(3):
+            program.kill()
+            time.sleep(0.1)
+        began = time.monotonic()
+        assert program.code() == 130
+        assert time.monotonic() - began < 3
+
+
+def wait_for(folder: Path, event: str) -> None:
+    until = time.monotonic() + 20
+    while event not in ((folder / "run.jsonl").read_text() if (folder / "run.jsonl").exists() else ""):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_ctrl_c_before_the_session_is_130_too(folder: Path) -> None:
+    with Program(command=command("unopened"), cwd=folder) as program:
+        program.until("ready")
+        program.kill()
+        assert program.code() == 130
+        assert "Traceback" not in program.errors()
+
+
+def test_a_thread_that_a_legacy_tool_leaves_does_not_keep_the_process(folder: Path) -> None:
+    began = time.monotonic()
+    with Program(command=command("leaking"), cwd=folder) as program:
+        assert program.code() == 0
+        assert time.monotonic() - began < 20
+        assert "1 succeeded" in report_of(program)
+        assert program.rest() == ["ready"]
+    check_whole([json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()])
+
+
+def test_a_thread_left_behind_does_not_keep_a_process_that_could_not_start(folder: Path) -> None:
+    more = """
+    def leaking_source():
+        threading.Thread(target=time.sleep, args=[60]).start()
+        raise OSError("no")
+
+    bad = Pipeline("bad", Phase("nap", nap), item=["x"], source=leaking_source)
+    """
+    (folder / "mine.py").write_text(MINE + dedent(more))
+    with Program(command=command("bad"), cwd=folder) as program:
+        assert program.code() == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_cannot_be_shown_are_shown_escaped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    with Program(command=command("odd"), cwd=folder) as program:
+        out = "\n".join(program.rest())
+        assert program.code() == 0, program.errors()
+        assert "\\udc80" in out
+        assert ("\\xe9" in out) == ("\\u2603" in out) == (encoding == "ascii")
+    with Program(command=command("odd_failure"), cwd=folder) as program:
+        assert program.code() == 1
+        assert "failed: caf" in program.errors()
+        assert "Traceback" not in program.errors()
+
+
+def test_on_a_terminal_there_is_a_line_that_is_rewritten(folder: Path) -> None:
+    more = """
+    def a_while():
+        return ({"x": x} for x in range(2000))
+
+    long = Pipeline("long", Phase("nap", nap), item=["x"], source=a_while)
+    """
+    (folder / "mine.py").write_text(MINE + dedent(more))
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, *command("long")], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                some = os.read(ours, 4096)
+            except OSError:  # the other side is closed
+                break
+            if not some:
+                break
+            shown += some
+    os.close(ours)
+    assert process.returncode == 0
+    assert shown.count(b"items, ") >= 1
+    assert b"/s, 0 s\r" in shown
+    assert b"long: 2000 items in" in shown
+
+
+def test_the_module_and_the_command_are_the_same(folder: Path) -> None:
+    script = Path(sys.executable).parent / "kgas-async"
+    if not script.exists():
+        pytest.skip("installed without scripts")
+    for start in ([sys.executable, "-m", "kgas_async"], [str(script)]):
+        ended = subprocess.run([*start, "run", "--help"], cwd=folder, capture_output=True, text=True, timeout=30)
+        assert ended.returncode == 0
+        assert "Run a pipeline over its source" in ended.stdout
