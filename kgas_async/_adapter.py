@@ -15,8 +15,8 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 from pydantic import BaseModel
 
 from ._offload import LegacyFunction
-from ._policy import Policy
-from ._signature import Signature
+from ._policy import POLICY_FIELDS, Policy
+from ._signature import Signature, request_builder
 from ._suggest import nearest
 from ._threads import run_bare
 from ._tool import Execution, KGASTool
@@ -90,32 +90,31 @@ class ToolAdapter(KGASTool, Generic[P, R]):
     def __init__(self, legacy: object = None, /, **options: Any) -> None:
         unknown = [name for name in options if name not in _OPTIONS]
         if unknown:
-            raise TypeError(
-                f"{type(self).__name__} has no option {unknown[0]!r}; it has {', '.join(_OPTIONS)}"
-                f"{nearest(unknown[0], _OPTIONS)}"
-            )
+            raise _no_option(type(self).__name__, unknown[0])
         get = options.get
         self._legacy = legacy
         self._inner = legacy if isinstance(legacy, KGASTool) else None
         self._method: str | None = get("method")
         self._params: Sequence[str] | None = get("params")
         self._model: type[BaseModel] | None = get("inputs")
-        self.offload: str = get("offload", "thread")
-        self.on_cancel: str = get("on_cancel", "wait")
-        self.instances: str = get("instances", "shared")
+        # A sync tool that is wrapped runs where and as it would by itself.
+        self._sync = legacy if isinstance(legacy, ToolAdapter) and not legacy._is_async else None
+        self.offload: str = get("offload", "thread" if self._sync is None else self._sync.offload)
+        self.on_cancel: str = get("on_cancel", "wait" if self._sync is None else self._sync.on_cancel)
+        self.instances: str = get("instances", "shared" if self._sync is None else self._sync.instances)
         factory = get("factory")
         _check_target(self, legacy, factory)
         target = factory if legacy is None else legacy
-        self._factory: Callable[[], Any] | None = factory
-        self._is_async = self._inner is not None or _is_async(legacy, self._method)
-        self.name = get("name") or _name_of(target, self._method)
+        self._factory: Callable[[], Any] | None = factory if self._sync is None else self._sync._factory
+        self._is_async: bool = self._sync is None if self._inner is not None else _is_async(legacy, self._method)
+        self.name = _name_of(target, self._method) if get("name") is None else _checked_name(options["name"])
         self.version = get("version", "0")
         self.description = get("description") or _describe(target)
         self.idempotent = bool(get("idempotent", False))
         self.backend = get("backend", "asyncio")
-        inner_policy = self._inner.policy if self._inner is not None else Policy()
-        self.policy = inner_policy.overlaid(get("policy"))
         _check_options(self, options)
+        inner_policy = Policy() if self._inner is None else self._inner.policy.overlaid(self._inner._using)
+        self.policy = inner_policy.overlaid(get("policy"))
         self._function = self._make_function(get("returns"), get("error_when"))
         _ = self.signature  # names that cannot be found fail here, not at the first call
 
@@ -123,7 +122,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         function: Any = None
         factory = self._factory
         if self._inner is not None:
-            function = self._inner.execute_async
+            function = self._inner.execute_async if self._sync is None else self._sync._function
         elif self._legacy is not None:
             function = _method_of(self._legacy, self._method)
         elif self.instances in ("shared", "serial"):
@@ -133,7 +132,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             function,
             factory=factory,
             method=method,
-            model=self._model,
+            model=None if self._model is None else request_builder(self._model),
             error_when=error_when,
             returns=returns,
             lists_iterators=self.instances == "per_thread",
@@ -142,11 +141,16 @@ class ToolAdapter(KGASTool, Generic[P, R]):
     @classmethod
     def preset(cls, **options: Any) -> Preset:
         """The same options for many: ``wrap = ToolAdapter.preset(method="run"); a, b = wrap(A()), wrap(B())``."""
+        for name in options:
+            if name not in _OPTIONS:
+                raise _no_option(cls.__name__, name)
         return Preset(cls, options)
 
     async def execute_async(self, *args: P.args, **inputs: P.kwargs) -> R:
         """The function itself in a worker thread, without policy, limits and evidence."""
         named = self.signature.named(args, inputs)
+        if self._model is not None:
+            named = self.signature.validate(named)  # what builds the request object no longer checks it
         execution = self._execution()
         if execution.kind == "async":
             result: R = await execution.function(**named)
@@ -159,27 +163,27 @@ class ToolAdapter(KGASTool, Generic[P, R]):
     def _read_signature(self) -> Signature:
         if self._model is not None:
             return Signature.of_model(self.name, self._model)
-        if self._params is not None:
-            return Signature.of_names(self.name, self._params)
-        if self._inner is not None:
+        if self._inner is not None and self._params is None:
             return self._inner.signature
-        if self._function.function is not None:
-            return Signature.of_callable(self.name, self._function.function)
-        return Signature.of_callable(self.name, _method_of_class(self._factory, self._method or "execute", self.name))
+        function = self._function.function
+        if function is None:
+            function = _method_of_class(self, named=self._params is not None)
+        if self._params is not None:
+            return Signature.of_names(self.name, self._params, function)
+        assert function is not None
+        return Signature.of_callable(self.name, function)
 
     def _execution(self) -> Execution:
         if self._is_async:
             mapped = self._function
-            if mapped.error_when is None and mapped.returns is None and mapped.model is None:
-                assert mapped.function is not None
-                return Execution("async", mapped.function)
-            return Execution("async", functools.partial(_awaited, mapped))
+            function: Any = mapped.function if mapped.is_bare else functools.partial(_awaited, mapped)
+            return Execution("async", function, serial=self.instances == "serial")
         if self.offload == "inline":
             return Execution("inline", self._function)
-        function = self._function
+        function = self._function.function if self._function.is_bare else self._function
         return Execution(
             "thread",
-            function.function if function.is_bare else function,  # type: ignore[arg-type]
+            function,
             factory=self._factory,
             dedicated=self.instances == "dedicated",
             serial=self.instances == "serial",
@@ -188,6 +192,8 @@ class ToolAdapter(KGASTool, Generic[P, R]):
 
     def _origin(self) -> object:
         target: Any = self._legacy if self._legacy is not None else self._factory
+        while isinstance(target, functools.partial):
+            target = target.func
         if isinstance(target, KGASTool):
             return target._origin()
         return target if inspect.isroutine(target) or isinstance(target, type) else type(target)
@@ -237,7 +243,7 @@ class _Once:
             return self._made[0]
 
 
-async def _awaited(mapped: LegacyFunction, **inputs: Any) -> Any:
+async def _awaited(mapped: LegacyFunction, /, **inputs: Any) -> Any:
     assert mapped.function is not None
     raw = await (mapped.function(**inputs) if mapped.model is None else mapped.function(mapped.model(**inputs)))
     return mapped.judge(raw)
@@ -269,19 +275,35 @@ def _method_of(legacy: object, method: str | None) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _method_of_class(factory: Any, method: str, tool: str) -> Callable[..., Any]:
-    """The unbound method that the factory's objects will have, as a bound one: for its signature only."""
+def _method_of_class(tool: ToolAdapter[..., Any], *, named: bool) -> Callable[..., Any] | None:
+    """The unbound method that the factory's objects will have, as a bound one: for its signature only.
+
+    None where nobody knows before the factory runs, and nobody needs to (``named``).
+    """
+    factory: Any = tool._factory
+    while isinstance(factory, functools.partial):
+        factory = factory.func
     cls = factory if isinstance(factory, type) else getattr(factory, "__annotations__", {}).get("return")
     if isinstance(cls, str):
         cls = getattr(sys.modules.get(getattr(factory, "__module__", "")), cls, None)
     if not isinstance(cls, type):
+        if named:
+            return None
         raise TypeError(
-            f"tool {tool!r}: what {factory!r} builds is not known before it runs; name its inputs: params=[...], or "
-            f"annotate the factory's return type"
+            f"tool {tool.name!r}: what {factory!r} builds is not known before it runs; name its inputs: params=[...], "
+            f"or annotate the factory's return type"
         )
+    method = tool._method or "execute"
     function = getattr(cls, method, None)
     if not callable(function):
-        raise TypeError(f"tool {tool!r}: {cls.__name__} has no method {method!r}; say which: ToolAdapter(method=...)")
+        raise TypeError(
+            f"tool {tool.name!r}: {cls.__name__} has no method {method!r}; say which: ToolAdapter(method=...)"
+        )
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"tool {tool.name!r}: {cls.__name__}.{method} is async: pass an object, ToolAdapter({cls.__name__}(...)); "
+            f"a factory builds its objects in threads, for sync code"
+        )
     static = inspect.getattr_static(cls, method)
     return function if isinstance(static, (staticmethod, classmethod)) else functools.partial(function, None)
 
@@ -293,14 +315,20 @@ def _check_target(tool: ToolAdapter[..., Any], legacy: object, factory: object) 
         raise TypeError(f"ToolAdapter(factory) is a callable without arguments, not {factory!r}")
     if isinstance(legacy, type) and tool._method is None and hasattr(legacy, "execute"):
         raise TypeError(f"{legacy.__name__} is a class with .execute; pass an object, or factory={legacy.__name__}")
+    if tool._method is not None and not isinstance(tool._method, str):
+        raise TypeError(f"method= is a name, not {tool._method!r}")
     if tool._inner is not None and tool._method is not None:
         raise TypeError("method= does not apply to a KGASTool")
+    if tool._sync is not None and tool._model is not None:
+        raise TypeError("inputs= does not apply to a sync tool, which names its inputs; give it to the tool itself")
 
 
 def _check_options(tool: ToolAdapter[..., Any], options: dict[str, Any]) -> None:
     offload, on_cancel, instances = tool.offload, tool.on_cancel, tool.instances
-    if tool.policy is None or not isinstance(tool.policy, Policy):
-        raise TypeError(f"policy= is a Policy(...), not {tool.policy!r}")
+    if not isinstance(options.get("policy"), (Policy, type(None))):
+        raise TypeError(f"policy= is a Policy(...), not {options['policy']!r}")
+    if tool.backend not in ("asyncio", "trio"):
+        raise TypeError(f"backend= is 'asyncio' or 'trio', not {tool.backend!r}")
     if tool._is_async and ("offload" in options or "on_cancel" in options):
         raise TypeError(f"tool {tool.name!r} is async: offload= and on_cancel= do not apply to it")
     if offload not in ("thread", "inline"):
@@ -339,7 +367,22 @@ def _name_of(target: object, method: str | None) -> str:
     return str(name) if method is None or inspect.isroutine(target) else f"{name}.{method}"
 
 
+def _no_option(what: str, name: str) -> TypeError:
+    mend = nearest(name, _OPTIONS)
+    if name in POLICY_FIELDS:
+        mend = f"; it is a field of the policy: policy=Policy({name}=...)"
+    return TypeError(f"{what} has no option {name!r}; it has {', '.join(_OPTIONS)}{mend}")
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"name= is a non-empty string, not {name!r}")
+    return name
+
+
 def _describe(target: object) -> str:
+    while isinstance(target, functools.partial):
+        target = target.func
     if isinstance(target, KGASTool):
         return target.description
     return (inspect.getdoc(target) or "").partition("\n")[0]

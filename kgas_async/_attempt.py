@@ -7,7 +7,7 @@ gives them back, even when nobody waits for it any more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from functools import partial
 from time import perf_counter_ns
@@ -21,13 +21,13 @@ from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
 from ._limits import ConcurrencyLimit
-from ._mailbox import wait_until
+from ._mailbox import OpenScopes, wait_until
 from ._offload import refuse_coroutine
 from ._rate import RateLimit
 from ._threads import Work
 from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rate
 
-__all__ = ["attempt_once", "in_thread_of", "plain_in_thread"]
+__all__ = ["attempt_once", "contained", "in_thread_of", "plain_in_thread"]
 
 _set_current_work = current_work.set
 
@@ -100,7 +100,7 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
     try:
         with scope:
             try:
-                call.value = await drive(context.run(partial(bound.function, **call.inputs)), context, call.waits)
+                call.value = await contained(call, context.run(partial(bound.function, **call.inputs)), context)
             except Exception as error:  # noqa: BLE001
                 failed = error
     except Exception as error:  # noqa: BLE001  (what was left of a group when the scope had taken its cancellation out)
@@ -113,6 +113,16 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
         call.value = None
         _cancel_children(call)
     return late or failed
+
+
+async def contained(call: Call[Any], awaitable: Awaitable[Any], context: Context) -> Any:
+    """Await code of a tool's under a scope of ours, in ``context``: scopes that it leaves open end with it."""
+    scopes = OpenScopes()
+    try:
+        return await drive(awaitable, context, call.waits)
+    finally:
+        if scopes.has_more():
+            await call.bound.home.close_leaked(scopes, call)
 
 
 def _inline(call: Call[Any]) -> BaseException | None:

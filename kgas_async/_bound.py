@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ._evidence import EvidenceLog
 from ._left import LeftBehind
 from ._limits import ConcurrencyLimit
-from ._mailbox import Mailbox
+from ._mailbox import Mailbox, OpenScopes
 from ._policy import Policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
@@ -41,6 +41,7 @@ class Home(Protocol):
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
+    async def close_leaked(self, scopes: OpenScopes, call: Any = None) -> None: ...
 
 
 class ToolState:

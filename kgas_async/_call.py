@@ -15,7 +15,7 @@ import anyio.lowlevel
 
 from ._bound import Bound
 from ._errors import CallCancelled
-from ._mailbox import wait_until
+from ._mailbox import OpenScopes, wait_until
 from ._outcome import Outcome
 from ._threads import Work
 from ._tool import KGASTool
@@ -32,9 +32,11 @@ class Host:
         owned: Whether the task is the manager's own, and not that of the caller.
         on_wait: Called when a call begins to wait for something: others could work meanwhile.
         has_waited: Whether that happened since somebody last looked: then others had their turn.
+        was_cancelled: Whether its scope was cancelled, by us; the scope itself takes long to say.
+        scopes: The scopes that it is in by rights.
     """
 
-    __slots__ = ("call", "has_waited", "on_wait", "owned", "scope")
+    __slots__ = ("call", "has_waited", "on_wait", "owned", "scope", "scopes", "was_cancelled")
 
     def __init__(self, *, owned: bool, on_wait: Callable[[], object] | None = None) -> None:
         self.on_wait = on_wait
@@ -42,6 +44,19 @@ class Host:
         self.scope: anyio.CancelScope | None = None
         self.call: Any = None
         self.owned = owned
+        self.was_cancelled = False
+
+    def enter(self, scope: anyio.CancelScope) -> None:
+        """Its task has just entered this scope."""
+        self.scope = scope
+        self.was_cancelled = False
+        self.scopes = OpenScopes()
+
+    def cancel(self) -> None:
+        """Cancel what runs in it."""
+        if self.scope is not None:
+            self.was_cancelled = True
+            self.scope.cancel()
 
     def waits(self) -> None:
         """The call begins to wait."""
@@ -203,8 +218,8 @@ class Call(Generic[R]):
             self.reason = reason
         host = self._host
         # Checked before it is applied: a shared worker's scope must not be cancelled for a call it has left.
-        if host is not None and host.call is self and host.scope is not None:
-            host.scope.cancel()
+        if host is not None and host.call is self:
+            host.cancel()
         return True
 
     async def wait(self, timeout: float | None = None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
 from time import perf_counter, perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
@@ -24,12 +24,13 @@ from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicte
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Progress
+from ._source import close_source, open_source
 
 __all__ = ["Crew"]
 
 T = TypeVar("T")
 
-YIELD_NS: Final = 250_000  # of units that end without suspending, after which a worker lets others run
+YIELD_NS: Final = 1_000_000  # of units that end without suspending, after which a worker lets others run
 
 
 class Crew(ABC, Generic[T]):
@@ -66,14 +67,7 @@ class Crew(ABC, Generic[T]):
         self._on_error = OnError(on_error)
         self._on_progress = on_progress
         self._total = len(source) if isinstance(source, Sized) else None
-        self._iterator: Iterator[Any] | None = None
-        self._async_iterator: AsyncIterator[Any] | None = None
-        if isinstance(source, AsyncIterable):
-            self._async_iterator = aiter(source)
-        elif isinstance(source, Iterable):
-            self._iterator = iter(source)
-        else:
-            raise TypeError(f"items is an iterable or an async iterable, not {source!r}")
+        self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
         self.exhausted = False
         self.pulled = 0
@@ -107,8 +101,8 @@ class Crew(ABC, Generic[T]):
     def drain(self) -> None:
         """Pull no more; what is in flight ends, and the outcomes end with it."""
         self.exhausted = self.drained = True
-        if self._puller is not None and self._puller.scope is not None:
-            self._puller.scope.cancel()  # nobody knows how long the source would have taken
+        if self._puller is not None:
+            self._puller.cancel()  # nobody knows how long the source would have taken
         self._wake_all()
 
     def cut(self, reason: str) -> None:
@@ -122,8 +116,7 @@ class Crew(ABC, Generic[T]):
         """Cancel what is in flight."""
         self.stopped = self.exhausted = True
         for host in list(self._hosts):
-            if host.scope is not None:
-                host.scope.cancel()
+            host.cancel()
         self._wake_all()
 
     async def close(self) -> None:
@@ -134,30 +127,19 @@ class Crew(ABC, Generic[T]):
         self.stop()
         native = await wait_until(self._left)
         self.home.drop_crew(self)
-        await self._close_source()
+        await close_source(self._iterator, self._async_iterator, self.home.grace)
         if native is not None:
             raise native
 
-    async def _close_source(self) -> None:
-        source: Any = self._async_iterator or self._iterator
-        closing = getattr(source, "aclose" if self._async_iterator is not None else "close", None)
-        if closing is None:
-            return
-        if self._async_iterator is None:
-            if hasattr(source, "gi_frame") and not source.gi_running:
-                closing()
-            return
-        with anyio.CancelScope(deadline=anyio.current_time() + self.home.grace, shield=True):
-            await closing()
-
     def next_ready(self) -> Outcome[T] | None:
         """The next outcome if it is there already."""
+        taken = self.taken
         if self._ordered:
-            outcome = self._ready.pop(self.taken, None)
+            outcome = self._ready.pop(taken, None)
         else:
             outcome = self._queue.popleft() if self._queue else None
         if outcome is not None:
-            self.taken += 1
+            self.taken = taken + 1
             if self._parked:
                 self._parked.popleft().set()
         return outcome
@@ -201,8 +183,8 @@ class Crew(ABC, Generic[T]):
     # --- for subclasses
 
     @abstractmethod
-    def process(self, host: Host, unit: Any) -> Awaitable[None]:
-        """Run one unit to its end."""
+    def process(self, host: Host, unit: Any) -> Awaitable[None] | None:
+        """Run one unit: None if it has ended, else the rest of it."""
 
     def take(self) -> Any:
         """The next unit, or None where there is none now."""
@@ -305,8 +287,12 @@ class Crew(ABC, Generic[T]):
         try:
             while not (self.over or self.stopped):
                 with anyio.CancelScope() as scope:
-                    host.scope = scope
-                    await self._serve(host, scope)
+                    host.enter(scope)
+                    try:
+                        await self._serve(host)
+                    finally:
+                        if host.scopes.has_more():
+                            await self.home.close_leaked(host.scopes)
         except (KeyboardInterrupt, SystemExit) as error:  # in a source, an iterator, a callback: for the whole session
             self.home.crash(error)
         finally:
@@ -327,7 +313,7 @@ class Crew(ABC, Generic[T]):
                 self.last_error = ManagerClosed("the manager was cancelled while outcomes were still to come")
         self._wake_all()
 
-    async def _serve(self, host: Host, scope: anyio.CancelScope) -> None:
+    async def _serve(self, host: Host) -> None:
         """Units one after another, until there are no more, or until this scope was cancelled for one of them."""
         yielded_ns = perf_counter_ns()
         log = self.home.log
@@ -343,9 +329,13 @@ class Crew(ABC, Generic[T]):
                     return
                 await self._park()
                 continue
-            await self.process(host, unit)
-            if scope.cancel_called:
+            rest = self.process(host, unit)
+            if rest is not None:
+                await rest
+            if host.was_cancelled:
                 return
+            if host.scopes.has_more():
+                await self.home.close_leaked(host.scopes)
             if pending is not None and pending():
                 await absorb_own_cancel()
             if host.has_waited:

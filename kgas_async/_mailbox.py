@@ -26,6 +26,7 @@ __all__ = [
     "Gate",
     "Mailbox",
     "NativeCancels",
+    "OpenScopes",
     "absorb_own_cancel",
     "cancels_pending",
     "is_on_loop",
@@ -264,6 +265,57 @@ def is_self_inflicted(*, owned: bool) -> bool:
         while task.cancelling():
             task.uncancel()
     return not task.cancelling()
+
+
+class OpenScopes:
+    """The cancel scopes that this task is in, as of now: whether code that it ran has left others open behind it.
+
+    No event loop and no AnyIO tells in public; where what is read here is not there any more, nothing is ever found.
+    """
+
+    __slots__ = ("_attribute", "_holder", "_nurseries", "_top")
+
+    def __init__(self) -> None:
+        self._nurseries = 0
+        if sniffio.current_async_library() == "trio":
+            self._holder: Any = trio.lowlevel.current_task()
+            self._attribute = "_cancel_status"
+            self._nurseries = len(self._holder.child_nurseries)
+        else:
+            self._holder = _asyncio_task_states().get(asyncio.current_task())
+            self._attribute = "cancel_scope"
+        self._top = getattr(self._holder, self._attribute, None)
+
+    def has_more(self) -> bool:
+        """Whether there are scopes now that were not there then."""
+        return getattr(self._holder, self._attribute, None) is not self._top
+
+    async def close_others(self, seconds: float) -> None:
+        """Cancel what runs in the scopes that were left open, wait for it, ``seconds`` at the most, and close them."""
+        holder, attribute = self._holder, self._attribute
+        if attribute == "cancel_scope":
+            while (scope := getattr(holder, attribute)) is not self._top:
+                scope.cancel()
+                with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds):
+                    while len(scope._tasks) + len(scope._child_scopes) > 1:  # noqa: ASYNC110  (nobody tells us)
+                        await anyio.sleep(0.001)
+                scope.__exit__(None, None, None)
+            return
+        while len(holder.child_nurseries) > self._nurseries:
+            nursery = holder.child_nurseries[-1]
+            nursery.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds):
+                while nursery.child_tasks:  # noqa: ASYNC110
+                    await anyio.sleep(0.001)
+            await nursery._nested_child_finished(None)
+        while (status := getattr(holder, attribute)) is not self._top:
+            status._scope.__exit__(None, None, None)
+
+
+def _asyncio_task_states() -> Any:
+    from anyio._backends import _asyncio  # noqa: PLC0415  (private: only where asyncio runs)
+
+    return getattr(_asyncio, "_task_states", {})
 
 
 async def absorb_own_cancel() -> None:

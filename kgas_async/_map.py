@@ -10,7 +10,7 @@ from ._call import Call, Host
 from ._crew import Crew
 from ._employer import Employer
 from ._outcome import Outcome
-from ._path import perform
+from ._path import begin
 
 __all__ = ["MapCrew"]
 
@@ -28,7 +28,7 @@ class MapCrew(Crew[Any]):
 
     take = Crew.next_item
 
-    def process(self, host: Host, unit: Any) -> Awaitable[None]:
+    def process(self, host: Host, unit: Any) -> Awaitable[None] | None:
         """One call; its outcome is delivered as it ends."""
         index, inputs = unit
         if self._arg is not None:
@@ -38,7 +38,7 @@ class MapCrew(Crew[Any]):
         call.on_end = self._ended
         call._host = host
         host.call = call
-        return self.home.run_isolated(call) if self._bound.isolated else perform(call)
+        return self.home.run_isolated(call) if self._bound.isolated else begin(call)
 
     def _ended(self, call: Call[Any]) -> None:
         host = call._host

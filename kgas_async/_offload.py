@@ -50,7 +50,7 @@ class LegacyFunction:
         function: Called with the inputs; None where there is a factory.
         factory: Builds an instance; each thread that calls gets one of its own, which never leaves it.
         method: The method of the instance.
-        model: Where the legacy method takes one request object: its type.
+        model: Where the legacy method takes one request object: what builds it from the inputs.
         error_when: Maps a result to an error, or None.
         returns: Maps the result.
         lists_iterators: Whether an iterator is run to its end at once: no later step would be in the same thread.
@@ -80,7 +80,7 @@ class LegacyFunction:
         """Whether nothing is done but calling the function."""
         return self.function is not None and self.model is self.error_when is self.returns is None
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, /, **inputs: Any) -> Any:
         function = self.function or self._bound_method()
         raw = function(**inputs) if self.model is None else function(self.model(**inputs))
         result = self.judge(refuse_coroutine(raw, function))

@@ -6,6 +6,7 @@ cancellation; how the call ended is on the call.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from functools import partial
 from time import perf_counter_ns
@@ -14,16 +15,16 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
-from ._attempt import attempt_once, plain_in_thread
+from ._attempt import attempt_once, contained, plain_in_thread
 from ._call import Call
 from ._context import current_call
-from ._drive import as_coroutine, drive, resume
+from ._drive import as_coroutine, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, text_of
 from ._mailbox import is_self_inflicted
 from ._offload import ReturnedError
 from ._tokens import DeadlinePassed
 
-__all__ = ["perform"]
+__all__ = ["begin", "perform"]
 
 _set_current_call = current_call.set
 
@@ -34,27 +35,29 @@ async def perform(call: Call[Any]) -> None:
     Cancellation: Passed on after the call has ended as ``cancelled`` and what it held was given back; a thread of
     its has the call's grace to end.
     """
+    rest = begin(call)
+    if rest is not None:
+        await rest
+
+
+def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
+    """Run a registered call as far as it goes without waiting: None if it has ended, else the rest, to be awaited.
+
+    An item of a large map that does not wait costs no coroutine but its tool's.
+    """
     bound = call.bound
     if not bound.plain or call.deadline_at is not None or call.cancel_requested:
-        return await _perform_fully(call)
+        return _perform_fully(call)
+    if bound.plain_thread:
+        return _perform_in_thread(call)
     # The same path where nothing bounds the call, written flat: this is what an item of a large map costs.
-    begun = call.created_ns
     context = None
     try:
         inputs = call.inputs = bound.check(call.inputs)
         call.attempt = 1
-        if not bound.plain_thread:
-            call.begun_ns = begun  # there was nothing to wait for
+        call.begun_ns = call.created_ns  # there was nothing to wait for
         context = copy_context()
         context.run(_set_current_call, call)
-        if bound.plain_thread:
-            failed = await plain_in_thread(call, context)
-            if failed is None:
-                call.end("succeeded")
-            else:
-                call.context = context
-                call.end(*_failure(call, failed, None))
-            return None
         if bound.is_coroutine_function:
             coroutine = bound.function(**inputs)  # runs no code yet
         else:
@@ -64,23 +67,67 @@ async def perform(call: Call[Any]) -> None:
         except StopIteration as stop:  # it never suspended, and there is nothing to drive
             call.value = stop.value
         else:
-            host = call._host
-            if host is not None:
-                host.waits()
-            call.value = await resume(coroutine, context, step)
+            return _resume(call, coroutine, context, step)
         ended = perf_counter_ns()
-        call.run_ns = ended - begun
+        call.run_ns = ended - call.created_ns
         call.end("succeeded", None, ended)
     except Exception as error:  # noqa: BLE001  (any error is the call's; cancellation is none)
-        _note_run(call)
         call.context = context
-        status, failure = _failure(call, error, None)
-        call.end(status, failure)
+        _end_failed(call, error)
     except BaseException as error:
         _note_run(call)
         _cancel_children(call)
         if not _ended_by_tool(call, error):
             raise
+    return None
+
+
+async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any) -> None:
+    """Go on with a plain call whose tool has suspended."""
+    try:
+        host = call._host
+        if host is not None:
+            host.waits()
+        call.value = await resume(coroutine, context, step)
+        ended = perf_counter_ns()
+        call.run_ns = ended - call.begun_ns
+        call.end("succeeded", None, ended)
+    except Exception as error:  # noqa: BLE001
+        call.context = context
+        _end_failed(call, error)
+    except BaseException as error:
+        _note_run(call)
+        _cancel_children(call)
+        if not _ended_by_tool(call, error):
+            raise
+
+
+async def _perform_in_thread(call: Call[Any]) -> None:
+    """A plain call of a sync tool."""
+    try:
+        call.inputs = call.bound.check(call.inputs)
+        call.attempt = 1
+        context = copy_context()
+        context.run(_set_current_call, call)
+        failed = await plain_in_thread(call, context)
+        if failed is None:
+            call.end("succeeded")
+        else:
+            call.context = context
+            call.end(*_failure(call, failed, None))
+    except Exception as error:  # noqa: BLE001
+        _end_failed(call, error)
+    except BaseException as error:
+        _note_run(call)
+        _cancel_children(call)
+        if not _ended_by_tool(call, error):
+            raise
+
+
+def _end_failed(call: Call[Any], error: Exception) -> None:
+    _note_run(call)
+    status, failure = _failure(call, error, None)
+    call.end(status, failure)
 
 
 def _note_run(call: Call[Any]) -> None:
@@ -129,7 +176,7 @@ async def _validated(call: Call[Any]) -> BaseException | None:
         else:
             call.waits()
             with anyio.CancelScope(deadline=_deadline(call)) as scope:
-                call.inputs = await drive(bound.tool.validate_inputs(**call.inputs), _context(call))
+                call.inputs = await contained(call, bound.tool.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
                 return DeadlinePassed()
     except Exception as error:  # noqa: BLE001
@@ -266,7 +313,7 @@ async def _clean_up(call: Call[Any], error: BaseException) -> None:
         return
     with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
         try:
-            await drive(call.bound.tool.cleanup_resources(call), _context(call))
+            await contained(call, call.bound.tool.cleanup_resources(call), _context(call))
         except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
             error.add_note(f"cleanup_resources of tool {call.name!r} failed too: {broken!r}")
     if scope.cancelled_caught:

@@ -13,7 +13,7 @@ from ._rate import RateLimit
 from ._resilience import Retry
 from ._suggest import nearest
 
-__all__ = ["DEFAULTS", "UNSET", "Policy"]
+__all__ = ["DEFAULTS", "POLICY_FIELDS", "UNSET", "Policy"]
 
 
 class _Unset:
@@ -26,7 +26,7 @@ class _Unset:
 
 UNSET: Final[Any] = _Unset()
 
-_FIELDS: Final = ("timeout", "deadline", "retry", "concurrency", "rate", "grace", "isolated")
+POLICY_FIELDS: Final = ("timeout", "deadline", "retry", "concurrency", "rate", "grace", "isolated")
 
 
 class Policy:
@@ -57,8 +57,10 @@ class Policy:
     def __new__(cls, **fields: Any) -> Self:
         # Here and not in __init__, whose signature is what type checkers see: the message names the nearest field.
         for name in fields:
-            if name not in _FIELDS:
-                raise TypeError(f"Policy has no field {name!r}; it has {', '.join(_FIELDS)}{nearest(name, _FIELDS)}")
+            if name not in POLICY_FIELDS:
+                raise TypeError(
+                    f"Policy has no field {name!r}; it has {', '.join(POLICY_FIELDS)}{nearest(name, POLICY_FIELDS)}"
+                )
         return super().__new__(cls)
 
     def __init__(
@@ -92,8 +94,10 @@ class Policy:
         raise AttributeError(f"a Policy is frozen; lay another one over it: policy.overlaid(Policy({name}=...))")
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _FIELDS:
-            raise AttributeError(f"Policy has no field {name!r}; it has {', '.join(_FIELDS)}{nearest(name, _FIELDS)}")
+        if name not in POLICY_FIELDS:
+            raise AttributeError(
+                f"Policy has no field {name!r}; it has {', '.join(POLICY_FIELDS)}{nearest(name, POLICY_FIELDS)}"
+            )
         return self._given.get(name, _FALLBACK.get(name))
 
     def __eq__(self, other: object) -> bool:

@@ -22,7 +22,7 @@ from ._expand import Elements
 from ._frame import Expansion, Frame, follow, inputs_for, item_fields, item_outcome, key_of
 from ._mailbox import is_self_inflicted
 from ._outcome import Outcome
-from ._path import perform
+from ._path import begin
 from ._pipeline import Pipeline
 from ._plan import PlannedPhase
 
@@ -216,7 +216,9 @@ class RunCrew(Crew[Any]):
             if bound.isolated:
                 await self.home.run_isolated(call)
             else:
-                await perform(call)
+                rest = begin(call)
+                if rest is not None:
+                    await rest
         except BaseException:
             frame.fail(planned.phase.name, call)
             self._interrupted.append((frame, following))  # only this call was cancelled, unless we are all to stop

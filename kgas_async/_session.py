@@ -19,7 +19,7 @@ from ._errors import EvidenceError, ManagerClosed
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
-from ._mailbox import Mailbox, wait_until
+from ._mailbox import Mailbox, OpenScopes, wait_until
 from ._path import perform
 from ._policy import DEFAULTS, Policy
 from ._report import ManagerStatistics
@@ -151,7 +151,8 @@ class Session:
         """Register a call: from here on it is owned, and ends exactly once."""
         self._serial = serial = self._serial + 1
         call: Call[Any] = Call(bound, serial, inputs)
-        call.item = item
+        if item is not None:
+            call.item = item
         if parent is not None:
             call.parent = parent
             call.deadline_at = parent.deadline_at
@@ -195,14 +196,28 @@ class Session:
         call._host = host
         try:
             with anyio.CancelScope() as scope:
-                host.scope = scope
-                if owned and self.log is not None and self.log.behind and not call.cancel_requested:
-                    await self.log.caught_up()  # whoever made it could not wait for it
-                await perform(call)
+                host.enter(scope)
+                try:
+                    if owned and self.log is not None and self.log.behind and not call.cancel_requested:
+                        await self.log.caught_up()  # whoever made it could not wait for it
+                    await perform(call)
+                finally:
+                    if host.scopes.has_more():
+                        await self.close_leaked(host.scopes, call)
         finally:
             host.call = None
             if not call.ended_ns:  # the task was cancelled before its first step
                 call.end("cancelled")
+
+    async def close_leaked(self, scopes: OpenScopes, call: Call[Any] | None = None) -> None:
+        """A tool has left cancel scopes or task groups open: end what runs in them, and say so.
+
+        Cancellation: Waited out, for a grace at the most.
+        """
+        if self.log is not None:
+            tool, call_id = (None, None) if call is None else (call.name, call.id)
+            self.log.emit("scope.leaked", tool=tool, call_id=call_id)
+        await scopes.close_others(self.grace)
 
     async def _host_owned(self, call: Call[Any]) -> None:
         call.status = "running"

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NotRequired, Required
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
 
 from ._errors import InvalidInputs
 from ._suggest import nearest
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "request_builder"]
 
 _EMPTY = inspect.Parameter.empty
+_VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -71,19 +73,29 @@ class Signature:
         return cls(tool, types, required, hints.get("return", Any) if returns is _EMPTY else returns)
 
     @classmethod
-    def of_names(cls, tool: str, names: Sequence[str], *, returns: Any = Any) -> Signature:
-        """Inputs of any type, all required."""
+    def of_names(
+        cls, tool: str, names: Sequence[str], function: Callable[..., Any] | None = None, *, returns: Any = Any
+    ) -> Signature:
+        """Inputs of any type, all required; those that ``function`` takes, if it is known.
+
+        Raises:
+            TypeError: No names, or names that the function does not take.
+            ValueError: A name twice.
+        """
         if isinstance(names, str) or not all(isinstance(name, str) and name.isidentifier() for name in names):
             raise TypeError(f"tool {tool!r}: params is a list of names, not {names!r}")
         if len(set(names)) != len(names):
             raise ValueError(f"tool {tool!r}: params names an input twice: {list(names)}")
+        if function is not None:
+            _check_names(tool, names, function)
         return cls(tool, dict.fromkeys(names, Any), names, returns)
 
     @classmethod
     def of_model(cls, tool: str, model: type[BaseModel], *, returns: Any = Any) -> Signature:
         """The fields of the request object that a legacy tool takes."""
-        types = {name: field.annotation for name, field in model.model_fields.items()}
-        required = [name for name, field in model.model_fields.items() if field.is_required()]
+        fields = [(_asked_as(name, field), field) for name, field in model.model_fields.items()]
+        types = {asked_as: field.annotation for asked_as, field in fields}
+        required = [asked_as for asked_as, field in fields if field.is_required()]
         return cls(tool, types, required, returns, model=model)
 
     @cached_property
@@ -114,11 +126,16 @@ class Signature:
         check = self._check
         if self.model is None:
             return check
-        names = tuple(self.types)
+        model = self.model
+        names = [(_asked_as(name, field), name) for name, field in model.model_fields.items()]
+        # Pydantic's default is to drop what it does not know.
+        known = None if model.model_config.get("extra") == "allow" else {name for pair in names for name in pair}
 
         def check_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            if known is not None and not known.issuperset(inputs):
+                raise self.unknown([name for name in inputs if name not in known], inputs)
             checked = check(inputs)
-            return {name: getattr(checked, name) for name in names}
+            return {asked_as: getattr(checked, name) for asked_as, name in names} | (checked.model_extra or {})
 
         return check_model
 
@@ -141,9 +158,7 @@ class Signature:
             field = ".".join(str(part) for part in found["loc"])
             entry = {"field": field, "type": found["type"], "message": found["msg"], "value": found["input"]}
             if found["type"] == "extra_forbidden":
-                entry["message"] = (
-                    f"no such input; it takes {', '.join(self.types) or 'none'}{nearest(field, self.types)}"
-                )
+                entry["message"] = self._no_such_input(field)
                 lines.append(f"{field}: {entry['message']}")
             elif found["type"] == "missing":
                 entry["message"] = "missing"
@@ -154,6 +169,18 @@ class Signature:
         return InvalidInputs(
             f"invalid inputs for tool {self.tool!r}: " + "; ".join(lines), tool=self.tool, errors=errors
         )
+
+    def unknown(self, names: Sequence[str], inputs: Mapping[str, Any]) -> InvalidInputs:
+        """The error of inputs that the tool does not have."""
+        errors = [
+            {"field": name, "type": "extra_forbidden", "message": self._no_such_input(name), "value": inputs[name]}
+            for name in names
+        ]
+        lines = "; ".join(f"{one['field']}: {one['message']}" for one in errors)
+        return InvalidInputs(f"invalid inputs for tool {self.tool!r}: {lines}", tool=self.tool, errors=errors)
+
+    def _no_such_input(self, name: str) -> str:
+        return f"no such input; it takes {', '.join(self.types) or 'none'}{nearest(name, self.types)}"
 
     def named(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Positional arguments given their names."""
@@ -180,6 +207,44 @@ class Signature:
         """JSON Schema of the result; an empty one where it is not annotated."""
         kind = type(None) if self.returns is None else self.returns
         return TypeAdapter(kind, config=None).json_schema(mode="serialization") if kind is not Any else {}
+
+
+def request_builder(model: type[BaseModel]) -> Callable[..., BaseModel]:
+    """What makes a request object of inputs that a `Signature.of_model` has checked, without checking them again."""
+    names = {_asked_as(name, field): name for name, field in model.model_fields.items()}
+
+    def build(**inputs: Any) -> BaseModel:
+        return model.model_construct(**{names.get(asked_as, asked_as): value for asked_as, value in inputs.items()})
+
+    return build
+
+
+def _asked_as(name: str, field: FieldInfo) -> str:
+    """The name of the input for a model's field: its alias if it has one, as in its JSON schema."""
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
+    return alias if isinstance(alias, str) else name
+
+
+def _check_names(tool: str, names: Sequence[str], function: Callable[..., Any]) -> None:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return  # a builtin, say: nobody knows
+    required = [one.name for one in parameters if one.default is _EMPTY and one.kind not in _VARIABLE]
+    fixed = [one.name for one in parameters if one.kind is one.POSITIONAL_ONLY and one.name in required]
+    if fixed:
+        raise TypeError(f"tool {tool!r}: {function!r} takes {fixed[0]!r} by position only; wrap it in a function")
+    taken = [one.name for one in parameters if one.kind not in _VARIABLE]
+    unknown = [name for name in names if name not in taken]
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        raise TypeError(
+            f"tool {tool!r}: params={list(names)}, but {function!r} does not take {unknown[0]!r}"
+            f"{nearest(unknown[0], taken)}"
+        )
+    if missing := [name for name in required if name not in names]:
+        raise TypeError(f"tool {tool!r}: params={list(names)}, but {function!r} needs {missing[0]!r} too")
 
 
 def _kind(parameter: inspect.Parameter) -> str:

@@ -91,18 +91,26 @@ async def test_a_call_sees_the_callers_context_and_changes_only_its_own() -> Non
 
 
 async def test_an_isolated_call_has_a_task_of_its_own() -> None:
+    tasks: list[int] = []
+    meeting = anyio.Event()
+
     @tool
-    async def which() -> int:
-        await anyio.sleep(0.01)
-        return anyio.get_current_task().id
+    async def which(number: int) -> int:
+        tasks.append(anyio.get_current_task().id)
+        if len(tasks) == 20:
+            meeting.set()
+        await (meeting.wait() if number else checkpoint())  # all at once, so that no id is used again
+        return tasks[-1]
 
     async with ServiceManager() as manager:
         here = anyio.get_current_task().id
-        assert await manager.execute(which) == here
-        assert await manager.execute(which.using(isolated=True)) != here
-        async with manager.map(which.using(isolated=True), ({} for _ in range(20)), in_flight=20) as outcomes:
-            tasks = [outcome.value async for outcome in outcomes]
-    assert len(set(tasks)) == 20  # all at once, so that no id is used again
+        assert await manager.execute(which, number=0) == here
+        assert await manager.execute(which.using(isolated=True), number=0) != here
+        tasks.clear()
+        items = ({"number": 1} for _ in range(20))
+        async with manager.map(which.using(isolated=True), items, in_flight=20) as outcomes:
+            assert len([outcome async for outcome in outcomes]) == 20
+    assert len(set(tasks)) == 20
     assert here not in tasks
 
 

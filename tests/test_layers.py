@@ -30,7 +30,7 @@ LAYERS: list[tuple[str, str]] = [
         "_drive _outcome _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor _phase _plan "
         "_pipeline _report",
     ),
-    ("L4", "_run _crew _on_error _employer _expand _frame _stream"),
+    ("L4", "_run _crew _on_error _employer _expand _frame _source _stream"),
     ("L5", "_manager _lifetime _running _session _hosting _map _blocking _signals _door"),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),
@@ -61,9 +61,7 @@ THREADING_FOR_ALL = {"Lock", "RLock", "local", "get_ident"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 # "kgas_async/_x.py" or "kgas_async/_x.py::Class.function": why it is better long than cut in two.
-REASONS: dict[str, str] = {
-    "kgas_async/_path.py::perform": "what each item of a map costs: written flat, a coroutine and a call less per item",
-}
+REASONS: dict[str, str] = {}
 
 
 class Import(NamedTuple):

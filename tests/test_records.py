@@ -33,12 +33,10 @@ from kgas_async._records import Record, call_fields, error_fields, line_of, rend
 
 NANOS = st.integers(0, 10**16)
 TIMES = st.integers(0, 4_000_000_000 * 10**9)
-# Weighted to what breaks templates, JSON and UTF-8; lone surrogates are what undecodable file names have.
-TEXT = st.text(
-    st.one_of(st.sampled_from('%{}"\\/\x00\x1f\x7f\x80\u2028\ud800\udc80\udfff\ue000😀dux80s'), st.characters()),
-    min_size=1,
-    max_size=20,
-)
+# Weighted to what breaks templates, JSON and UTF-8; lone surrogates are what undecodable file names have. Not st.text:
+# it makes one set of both and all but forgets the rare ones.
+ODD = st.sampled_from('%{}"\\/\x00\x1f\x7f\x80\u2028\ud800\udc80\udfff\ue000😀dux80s')
+TEXT = st.lists(ODD | st.characters(), min_size=1, max_size=12).map("".join)
 ENDS = st.sampled_from(("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"))
 SESSION = "0123456789ab"
 
@@ -68,8 +66,8 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         item=draw(st.none() | TEXT),
         parent=draw(st.none() | st.builds(lambda n: SimpleNamespace(id=f"{SESSION}-{n}"), st.integers(1, 99))),
         error=None if ended == "succeeded" else draw(st.none() | st.builds(ValueError, TEXT)),
-        reason=draw(st.just("") | TEXT),
-        abandoned=draw(st.booleans()),
+        reason="" if ended == "succeeded" else draw(st.just("") | TEXT),
+        abandoned=ended != "succeeded" and draw(st.booleans()),
         waited=waited,
         wait_concurrency_ns=waits[0],
         wait_rate_ns=waits[1],
@@ -105,7 +103,7 @@ def escaped(text: str) -> str:
 
 
 @settings(deadline=None)
-@given(calls(), st.integers(1, 2**53 - 1))
+@given(calls(st.just("succeeded")) | calls(), st.integers(1, 2**53 - 1))
 def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any, seq: int) -> None:
     line = render_call(call, seq, 0)
     record = parsed(line)

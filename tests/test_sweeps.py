@@ -18,6 +18,7 @@ from kgas_async import (
     Phase,
     Pipeline,
     Policy,
+    RateLimit,
     Retry,
     Service,
     ServiceStartFailed,
@@ -124,6 +125,28 @@ async def test_an_async_call_with_every_policy(world: World) -> None:
             await manager.execute(Thorough(world), x=1)
 
     await swept(world, use, least=8)
+
+
+@pytest.mark.parametrize("how", ["async", "thread"])
+async def test_a_call_that_waits_for_a_token_for_the_rate_and_for_a_thread(world: World, how: str) -> None:
+    policy = Policy(concurrency=[world.limit], rate=[world.rate, RateLimit(0.5)])
+
+    @tool(policy=policy)
+    async def holds(x: int) -> None:
+        await anyio.sleep(1)
+
+    waits = (double if how == "async" else in_thread).using(concurrency=policy.concurrency, rate=policy.rate)
+
+    async def use() -> None:
+        async with world.manager() as manager:
+            held = [manager.submit(holds, x=n) for n in range(2)]
+            await checkpoint()
+            await manager.execute(waits, x=1)
+            await manager.execute(waits, x=2)
+            for call in held:
+                await call.wait()
+
+    await swept(world, use, least=6)
 
 
 async def test_calls_that_wait_for_each_others_tokens(world: World) -> None:
