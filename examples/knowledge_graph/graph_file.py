@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Self
 
 from .facts import Facts
 
 APPLICATION = 0x6B676173  # "kgas", in the file's header: tells our file from any other SQLite database
 VERSION = 1
+LOCK_S = 30.0  # seconds that one connection waits for another
 
 SCHEMA = """
 CREATE TABLE documents (id INTEGER PRIMARY KEY, name TEXT NOT NULL, encoding TEXT NOT NULL, sections INTEGER NOT NULL);
@@ -74,7 +76,7 @@ class GraphFile:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         try:
-            self._connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            self._connection = sqlite3.connect(self.path, timeout=LOCK_S, isolation_level=None)
         except sqlite3.Error as error:
             raise GraphError(f"cannot open {self.path}: {error}") from error
         try:
@@ -169,10 +171,22 @@ class GraphFile:
                     connection.execute(f"PRAGMA user_version = {VERSION}")
             # Readers and the writer do not block each other, and a commit costs no fsync: a crash loses nothing that
             # was committed, a power cut at most the last documents.
-            connection.execute("PRAGMA journal_mode = WAL")
+            self._use_wal()
             connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as error:
             raise GraphError(f"cannot use {self.path}: {error}") from error
+
+    def _use_wal(self) -> None:
+        # SQLite waits for no lock here: two connections that make the file at once get in each other's way.
+        until = monotonic() + LOCK_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if monotonic() > until:
+                    raise
+                sleep(0.01)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
