@@ -1,0 +1,173 @@
+"""The manager's public methods over many inputs: `map`, `stream`, `run`.
+
+What moves them is `_map`, `_run` and, under both, `_crew`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from ._errors import PipelineError
+from ._map import MapCrew
+from ._pipeline import Pipeline
+from ._report import Progress, RunReport
+from ._running import running
+from ._session import Session
+from ._stream import OutcomeStream
+from ._tool import SupportsExecute
+
+__all__ = ["ManyCalls"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+OnError = Literal["collect", "raise"] | float
+
+
+class ManyCalls(ABC):
+    """See the module; `ServiceManager` has these among its own."""
+
+    @abstractmethod
+    def _opened(self) -> Session:
+        """The session, if there is one."""
+
+    @asynccontextmanager
+    async def map(
+        self,
+        tool: SupportsExecute[P, R],
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        *,
+        arg: str | None = None,
+        in_flight: int = 100,
+        ordered: bool = True,
+        on_error: OnError = "collect",
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> AsyncGenerator[OutcomeStream[R]]:
+        """One tool over many inputs: ``async with manager.map(tool, inputs) as outcomes: async for outcome in ...``.
+
+        Args:
+            tool: The tool.
+            inputs: Mappings of inputs, from a sync or async iterable, pulled lazily; or bare values with ``arg``.
+            arg: The input that bare values are for.
+            in_flight: Calls at once.
+            ordered: Outcomes in source order, else as they come.
+            on_error: ``"collect"``: each failure is an outcome; ``"raise"``: the first one cancels the rest and is
+                raised; a share: raise when more than that share of at least 20 has failed.
+            on_progress: Called with a `Progress` after each outcome.
+
+        Returns:
+            One `Outcome` per input.
+
+        Raises:
+            PipelineError: From the iteration, after the last outcome: the source of inputs raised.
+
+        Cancellation: On leaving, however, what is in flight is cancelled and waited for.
+        """
+        session = self._opened()
+        parent = session.parent()
+        session.check_open(parent)
+        bound = session.bind(tool)  # type: ignore[arg-type]
+        if bound.requires:
+            session.hosting.check_running(bound.requires, bound.name)
+        if arg is not None and arg not in bound.signature.types:
+            raise TypeError(
+                f"arg={arg!r} is no input of tool {bound.name!r}; it takes {', '.join(bound.signature.types)}"
+            )
+        crew = MapCrew(
+            session, bound, inputs, arg, in_flight=in_flight, ordered=ordered, window=None, on_error=on_error,
+            on_progress=on_progress, parent=parent,
+        )  # fmt: skip
+        crew.start()
+        try:
+            yield OutcomeStream(crew)
+        finally:
+            await crew.close()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        pipeline: Pipeline,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        ordered: bool = True,
+        ordered_window: int | None = None,
+        in_flight: int = 100,
+        on_error: OnError = "collect",
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> AsyncGenerator[OutcomeStream[Any]]:
+        """A pipeline over items, as outcomes: ``async with manager.stream(pipeline, items) as outcomes:``.
+
+        Args:
+            pipeline: What to run; its tools' services are started if the manager does not hold them yet.
+            items: Mappings, models or dataclasses, from a sync or async iterable, pulled lazily; may be endless.
+            ordered: Outcomes in source order, else as they come.
+            ordered_window: How far the source may be ahead of what was taken; four times ``in_flight`` unless given.
+            in_flight: Calls at once, and open source items.
+            on_error, on_progress: As of `map`.
+
+        Returns:
+            One `Outcome` per source item. Run-level phases run after the last one was taken.
+
+        Raises:
+            PipelineError: From the iteration: the source raised (after the last outcome), the first item lacks a
+                field.
+
+        Cancellation: On leaving, however, what is in flight is cancelled and waited for.
+        """
+        async with running(
+            self._opened(), pipeline, items, ordered=ordered, window=ordered_window, in_flight=in_flight,
+            on_error=on_error, on_progress=on_progress,
+        ) as crew:  # fmt: skip
+            yield OutcomeStream(crew)
+
+    async def run(
+        self,
+        pipeline: Pipeline,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        in_flight: int = 100,
+        on_error: OnError = "collect",
+        on_progress: Callable[[Progress], object] | None = None,
+        keep: Literal["all"] | None = None,
+    ) -> RunReport:
+        """Run a pipeline over items to the end.
+
+        Args:
+            pipeline, items, in_flight, on_error, on_progress: As of `stream`.
+            keep: ``"all"`` keeps every outcome on the report; else memory does not grow with the items.
+
+        Returns:
+            A `RunReport`: counts, results of run-level phases, the first 1,000 failures.
+
+        Raises:
+            PipelineError: The source raised, or too many items failed; ``.report`` has what had finished.
+            CallError: The first failure, with ``on_error="raise"``.
+
+        Cancellation: Cancels what is in flight and waits for it.
+        """
+        if keep not in (None, "all"):
+            raise ValueError(f"keep= is 'all' or None, not {keep!r}")
+        began = perf_counter()
+        async with running(
+            self._opened(), pipeline, items, ordered=True, window=None, in_flight=in_flight, on_error=on_error,
+            on_progress=on_progress,
+        ) as crew:  # fmt: skip
+            report = RunReport(pipeline.name, crew.run_id)
+            try:
+                async for outcome in OutcomeStream(crew):
+                    report.add(outcome, keep_all=keep == "all")
+            except PipelineError as error:
+                error.report = report
+                raise
+            finally:
+                report.elapsed_s = perf_counter() - began
+                report.results = crew.results
+                report.missing = crew.missing
+                report.drained = crew.drained
+                report.errors = {
+                    name: outcome.error for name, outcome in crew.run_outcomes.items() if outcome.error is not None
+                }
+        return report
