@@ -85,6 +85,8 @@ class Call(Generic[R]):
     attempt = 0
     parent: Any = None
     item: str | None = None
+    batch_id: str | None = None  # the call that ran it together with others
+    batch_size = 0  # how many it ran together
     index = -1
     work: Work | None = None
     abandoned = False

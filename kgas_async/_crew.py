@@ -190,6 +190,10 @@ class Crew(ABC, Generic[T]):
         """The next unit, or None where there is none now."""
         return self.next_item()
 
+    def park_until(self) -> float:
+        """Until when a worker without work may sleep (loop time)."""
+        return float("inf")
+
     def next_item(self) -> Any:
         """The next ``(index, item)`` of the source, None where there is none or no room for one."""
         if self.exhausted or self.pulled - self.taken >= self.window:
@@ -327,7 +331,7 @@ class Crew(ABC, Generic[T]):
                     self.over = True
                     self._wake_all()
                     return
-                await self._park()
+                await self._park(self.park_until())
                 continue
             rest = self.process(host, unit)
             if rest is not None:
@@ -349,11 +353,15 @@ class Crew(ABC, Generic[T]):
             if log is not None and log.behind:
                 await log.caught_up()
 
-    async def _park(self) -> None:
+    async def _park(self, until: float) -> None:
         event = self.home.mailbox.gate()
         self._parked.append(event)
         try:
-            await event.wait()
+            if until == float("inf"):
+                await event.wait()
+            else:
+                with anyio.CancelScope(deadline=until):
+                    await event.wait()
         finally:
             if not event.is_set():
                 self._parked.remove(event)

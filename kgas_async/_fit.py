@@ -7,7 +7,9 @@ import types
 import typing
 from typing import Any
 
-__all__ = ["cannot_fit", "element_type", "list_of"]
+from ._outcome import Outcome
+
+__all__ = ["cannot_fit", "cannot_iterate", "element_type", "list_of", "outcome_type", "stream_type"]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _SCALARS = (str, bytes, int, float, bool, complex)
@@ -28,6 +30,27 @@ def element_type(kind: Any) -> Any:
     if origin is tuple and len(args) == 2 and args[1] is ...:
         return args[0]
     return str if kind is str else Any
+
+
+def stream_type(kind: Any) -> Any:
+    """What an async iterable of this annotation gives; None where it is no async iterable."""
+    origin = typing.get_origin(kind) or kind
+    if origin not in (collections.abc.AsyncIterable, collections.abc.AsyncIterator):
+        return None
+    return next(iter(typing.get_args(kind)), Any)
+
+
+def outcome_type(kind: Any) -> Any:
+    """The type of the value of an `Outcome` of this annotation; None where it is no outcome."""
+    if (typing.get_origin(kind) or kind) is not Outcome:
+        return None
+    return next(iter(typing.get_args(kind)), Any)
+
+
+def cannot_iterate(kind: Any) -> bool:
+    """Whether no value of this annotation is an iterable of elements; strings and mappings are none."""
+    given = _plain_class(kind)
+    return given is not None and (given is type(None) or issubclass(given, (*_SCALARS, collections.abc.Mapping)))
 
 
 def _plain_class(kind: Any) -> type | None:

@@ -164,10 +164,12 @@ class ManyCalls(ABC):
                 raise
             finally:
                 report.elapsed_s = perf_counter() - began
-                report.results = crew.results
-                report.missing = crew.missing
+                report.results = crew.level.results
+                report.missing = crew.level.missing
                 report.drained = crew.drained
                 report.errors = {
-                    name: outcome.error for name, outcome in crew.run_outcomes.items() if outcome.error is not None
+                    name: outcome.error
+                    for name, outcome in crew.level.outcomes.items()
+                    if outcome.error is not None and outcome.status != "skipped"
                 }
         return report

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from typing_extensions import is_typeddict  # knows its own TypedDict too, which pydantic wants below Python 3.12
 
 from ._phase import Phase
-from ._plan import Planner
+from ._planner import Planner
 from ._suggest import nearest
 
 __all__ = ["Pipeline"]
@@ -22,7 +22,7 @@ class Pipeline:
 
     Args:
         name: Its name.
-        phases: In order; a phase may bind those before it.
+        phases: What runs, in any order that has no circle; who needs nothing of each other runs in parallel.
         item: The fields of an item: names, a TypedDict, a pydantic model or a dataclass. Unless given, inputs that
             no phase gives are taken for item fields, and verified on the first item before any tool runs.
         key: A field, or a function of the item, that names the item in outcomes and evidence. Unless given, its index.
