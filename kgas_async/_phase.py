@@ -58,7 +58,7 @@ class Phase:
             raise TypeError(f"phase {name!r} takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
         self.name = name
         self.tool = tool
-        self.bind = dict(bind or {})
+        self.bind = _checked_bind(name, bind)
         self.after: tuple[str, ...] = (after,) if isinstance(after, str) else tuple(after or ())
         self.expand = expand
         self.collect = collect
@@ -95,3 +95,17 @@ class Phase:
 
     def __repr__(self) -> str:
         return f"Phase({self.name!r}, {self.tool.name!r})"
+
+
+def _checked_bind(phase: str, bind: object) -> dict[str, str]:
+    if bind is None:
+        return {}
+    if not isinstance(bind, Mapping):
+        raise TypeError(f"phase {phase!r}: bind= is a mapping of inputs to sources, {{'text': 'chunk'}}, not {bind!r}")
+    for parameter, source in bind.items():
+        if not isinstance(source, str):
+            raise TypeError(
+                f"phase {phase!r}: bind={{{parameter!r}: ...}} names a source (a field, a phase, an element), "
+                f"not {source!r}"
+            )
+    return dict(bind)

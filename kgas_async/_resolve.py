@@ -35,8 +35,18 @@ class Resolver:
 
     def names_of(self, phase: Phase) -> list[str]:
         """The names by which a phase may mean others."""
-        names = [phase.bind.get(one, one).split(".")[0] for one in phase.tool.signature.types]
+        names = [
+            phase.bind.get(one, one).split(".")[0]
+            for one in phase.tool.signature.types
+            if not self._is_left_alone(phase, one)
+        ]
         return [*names, *phase.after, *([phase.collect] if isinstance(phase.collect, str) else ())]
+
+    def _is_left_alone(self, phase: Phase, parameter: str) -> bool:
+        """Whether an input keeps its default: nobody bound it, and the phase of its name is declared later."""
+        if parameter in phase.bind or parameter in phase.tool.signature.required:
+            return False
+        return self.places.get(parameter, -1) >= self.places[phase.name]
 
     def add(self, phase: Phase) -> None:
         """Resolve a phase whose sources were all added.
@@ -82,7 +92,8 @@ class Resolver:
         needs = []
         for name in phase.after:
             if name not in self.planned:
-                raise ValueError(self._at(phase, f"after={name!r} is no other phase{nearest(name, self.planned)}"))
+                known = f"{', '.join(self.places)}{nearest(name, self.places)}"
+                raise ValueError(self._at(phase, f"after={name!r} is no other phase; there are {known}"))
             needs.append(name)
         level = self._level(phase, bindings)
         if isinstance(phase.collect, str):
@@ -105,6 +116,8 @@ class Resolver:
     def _bind(self, phase: Phase, parameter: str) -> Binding | None:
         name, *path = phase.bind.get(parameter, parameter).split(".")
         optional = parameter not in phase.tool.signature.required and parameter not in phase.bind
+        if self._is_left_alone(phase, parameter) and parameter not in (self.fields or ()):
+            return None
         if name in self.expansions:
             level = (*self.expansions[name].level, name)
             return Binding(parameter, "element", name, tuple(path), level)
@@ -137,8 +150,8 @@ class Resolver:
     def _check_collect(self, phase: Phase) -> None:
         if isinstance(phase.collect, str) and phase.collect not in self.expansions:
             raise ValueError(
-                self._at(phase, f"collect={phase.collect!r} is no expansion of another phase"
-                f"{nearest(phase.collect, self.expansions)}")
+                self._at(phase, f"collect={phase.collect!r} is no expansion of another phase; there are "
+                f"{', '.join(self.expansions) or 'none'}{nearest(phase.collect, self.expansions)}")
             )  # fmt: skip
 
     def _collected(self, phase: Phase, binding: Binding, kind: Any) -> Binding:
@@ -173,9 +186,21 @@ class Resolver:
         if not binding.path and cannot_fit(given, kind):
             raise TypeError(
                 self._at(phase, f"input {binding.parameter!r} is a {_shown(kind)}, but {binding.name!r} gives "
-                f"{_shown(given)}")
+                f"{_shown(given)}{self._mend_of_shape(phase, binding, given, kind)}")
             )  # fmt: skip
         return binding
+
+    def _mend_of_shape(self, phase: Phase, binding: Binding, given: Any, kind: Any) -> str:
+        """What may have been forgotten where one is a list of the other."""
+        if not cannot_fit(list_of(given), kind) and not binding.collected and phase.batch is None:
+            if binding.level not in (ITEM, RUN):
+                return f"; a list of all: collect={binding.level[-1]!r}, of all items: collect=True"
+            return "; a list of those of all items: collect=True" if binding.level == ITEM else ""
+        if not cannot_fit(element_type(given), kind):
+            if binding.collected or phase.batch is not None:
+                return ", a list of what there is of each" + (" item" if binding.level == ITEM else "")
+            return f"; one at a time: Phase({binding.name!r}, ..., expand=...)" if binding.kind == "result" else ""
+        return ""
 
     def _shape(self, phase: Phase, binding: Binding, kind: Any) -> Binding:
         """Whether what is collected comes as values or as outcomes, as a list or live."""

@@ -21,6 +21,7 @@ from ._item_outcome import item_outcome
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._plan import PlannedPhase
+from ._records import error_fields
 from ._run_level import RunLevel
 from ._walk import Step, WalkCrew
 
@@ -148,6 +149,7 @@ class RunCrew(WalkCrew):
         return self._entered(Frame(None, self._plan.item, index, key, fields))
 
     def _at_fault(self, index: int, key: str, error: PipelineError) -> None:
+        self._say_failed(key, None, error)
         outcome: Outcome[Any] = Outcome("failed", None, error, key, index)
         self.level.take_failed(index, outcome)
         self.deliver(index, outcome)
@@ -157,8 +159,16 @@ class RunCrew(WalkCrew):
         if self._verified:
             return
         self._verified = True
-        wanted = self._plan.assumed if self.pipeline.fields is None else ()
+        wanted = list(self._plan.assumed) if self.pipeline.fields is None else []
         missing = [name for name in wanted if name not in fields]
+        key = self.pipeline.key
+        if isinstance(key, str) and key not in fields:
+            error = PipelineError(
+                f"pipeline {self.pipeline.name!r}: the first item has no field {key!r}, which is to be its key; it has "
+                f"{', '.join(map(str, fields)) or 'none'}"
+            )
+            self.fail(error)
+            raise error
         if missing:
             error = PipelineError(
                 f"pipeline {self.pipeline.name!r}: the first item has no field {missing[0]!r}, which a phase takes as "
@@ -258,6 +268,19 @@ class RunCrew(WalkCrew):
             self._batches.passed(planned)
 
     # --- outcomes
+
+    def _say_failed(self, key: str, phase: str | None, error: PipelineError) -> None:
+        """Put on record that an item failed outside of any call."""
+        if self.home.log is not None:
+            self.home.log.emit(
+                "item.failed",
+                run_id=self.run_id,
+                pipeline=self.pipeline.name,
+                phase=phase,
+                item=key,
+                error=error_fields(error),
+                status="failed",
+            )
 
     def _item_done(self, frame: Frame) -> None:
         self._keys.discard(frame.key)

@@ -32,6 +32,8 @@ class _Collect:
         values = {b.name for b in planned.bindings if b.kind == "result" and b.collected and not b.outcomes}
         levels = {name: phases[name].level for name in planned.needs}
         self.needs = [name for name in levels if levels[name] == ITEM and (name in values or name not in seen)]
+        taken = [b for b in planned.bindings if b.collected]
+        self.sees_all = bool(taken) and all(b.outcomes for b in taken)
         self.is_late = any(level not in (ITEM, RUN) for level in levels.values())  # comes after what runs per element
 
 
@@ -113,7 +115,7 @@ class RunLevel:
     def take_failed(self, index: int, outcome: Outcome[Any]) -> None:
         """An item was at fault before any of its phases."""
         for collect in self._collects:
-            collect.lost += 1
+            collect.lost += not collect.sees_all
             for binding in collect.planned.bindings:
                 if binding.collected:
                     self._keep(collect, binding, index, outcome if binding.outcomes else NOTHING)

@@ -71,6 +71,10 @@ class WalkCrew(Crew[Any]):
         """A frame begins."""
 
     @abstractmethod
+    def _say_failed(self, key: str, phase: str | None, error: PipelineError) -> None:
+        """Put on record that an item failed outside of any call."""
+
+    @abstractmethod
     def _item_done(self, frame: Frame) -> None:
         """All phases of an item have ended."""
 
@@ -169,12 +173,16 @@ class WalkCrew(Crew[Any]):
                 return inputs
             self._skip(frame, planned)
         except PipelineError as error:
-            frame.fail_with(phase.name, error)
+            self._fail(frame, phase.name, error)
         except Exception as error:  # noqa: BLE001  (a mapping, a property or a function of the user's)
             failure = PipelineError(f"phase {phase.name!r}: its inputs or its when= cannot be read: {error!r}")
             failure.__cause__ = error
-            frame.fail_with(phase.name, failure)
+            self._fail(frame, phase.name, failure)
         return None
+
+    def _fail(self, frame: Frame, phase: str, error: PipelineError) -> None:
+        frame.fail_with(phase, error)
+        self._say_failed(frame.key, phase, error)
 
     def _skip(self, frame: Frame, planned: PlannedPhase) -> None:
         """``when`` said no."""
@@ -252,7 +260,7 @@ class WalkCrew(Crew[Any]):
         except Exception as error:  # noqa: BLE001  (the user's __iter__)
             failure = PipelineError(str(error))
             failure.__cause__ = error
-            frame.fail_with(phase.name, failure)
+            self._fail(frame, phase.name, failure)
             return None
         call.value = None
         expansion = Expansion(frame, planned, elements)

@@ -151,7 +151,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
         "'a': input 'x' binds 'a', which is of this phase itself",
     ),
     ("after nothing", lambda: papers(rank=Phase("rank", rank, collect=True, after="merge")), ValueError,
-     "after='merge' is no other phase; did you mean 'merged'"),
+     "after='merge' is no other phase; there are .*did you mean 'merged'"),
     ("after what comes after it", lambda: papers(text=Phase("text", load, after="rank")), ValueError,
      "in a circle: text -> rank -> merged -> vectors -> chunks -> text"),
     (
@@ -164,7 +164,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
         "a collect of no expansion",
         lambda: papers(merged=Phase("merged", merge, collect="chunks")),
         ValueError,
-        "'merged': collect='chunks' is no expansion of another phase; did you mean 'chunk'",
+        "'merged': collect='chunks' is no expansion of another phase; there are chunk; did you mean 'chunk'",
     ),
     (
         "item values after a run-level phase",
