@@ -150,7 +150,7 @@ class Frame:
 
     def frames_at(self, level: tuple[str, ...]) -> list[Frame]:
         """The frames below this one on that level, in order."""
-        frames = [self]
+        frames: list[Frame] = [self]
         for element in level:
             frames = [inner for one in frames for inner in getattr(one.expansion_of(element), "frames", ())]
         return frames
