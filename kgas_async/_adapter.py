@@ -146,7 +146,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
                 raise _no_option(cls.__name__, name)
         return Preset(cls, options)
 
-    async def execute_async(self, *args: P.args, **inputs: P.kwargs) -> R:
+    async def execute_async(self, /, *args: P.args, **inputs: P.kwargs) -> R:
         """The function itself in a worker thread, without policy, limits and evidence."""
         named = self.signature.named(args, inputs)
         if self._model is not None:

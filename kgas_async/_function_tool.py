@@ -25,7 +25,7 @@ class FunctionTool(ToolAdapter[P, R], Generic[P, R, C_co]):
     name = "FunctionTool"
     _plain: Callable[..., Any]
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C_co:
         """The plain function, without policy and evidence; a coroutine if it is async."""
         result: C_co = self._plain(*args, **kwargs)
         return result
