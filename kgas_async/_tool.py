@@ -80,10 +80,12 @@ class KGASTool:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        if "description" not in cls.__dict__:
-            cls.description = (inspect.getdoc(cls) or "").partition("\n")[0]
+        if "description" not in cls.__dict__ and cls.__doc__:  # its own: inspect.getdoc would find this class's
+            cls.description = inspect.cleandoc(cls.__doc__).partition("\n")[0]
         if not isinstance(cls.policy, Policy):
             raise TypeError(f"{cls.__name__}.policy is a Policy(...), not {cls.policy!r}")
+        if cls.backend not in ("asyncio", "trio"):
+            raise TypeError(f"{cls.__name__}.backend is 'asyncio' or 'trio', not {cls.backend!r}")
         own = cls.__dict__.get("execute_async")
         if own is not None and cls._names_inputs and not getattr(own, "__isabstractmethod__", False):
             if not inspect.iscoroutinefunction(own):
