@@ -15,6 +15,7 @@ from ._call import Call
 from ._context import current_call, current_manager, current_work, door
 from ._drive import drive
 from ._errors import CallAborted, ManagerClosed
+from ._hosting import in_order
 from ._mailbox import is_on_loop, leave_loop, nested_context
 from ._manager import ServiceManager
 from ._service import Service, service_name
@@ -107,7 +108,7 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
 
 
 def _alone(tool: KGASTool, inputs: dict[str, Any]) -> Any:
-    for service in tool.requires:
+    for service in in_order(tool.requires):  # those that they require, too
         if isinstance(service, Service) and service._is_running:
             raise RuntimeError(
                 f"tool {tool.name!r}: its service {service_name(service)!r} runs on an event loop in another thread; "

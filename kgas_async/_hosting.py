@@ -83,7 +83,7 @@ class Hosting:
             ServiceError: They require each other in a circle.
             ManagerClosed: The session's services are being stopped.
         """
-        order = _in_order(services)
+        order = in_order(services)
         for service in order:
             await self._until_settled_elsewhere(service)
         if self._is_stopping:
@@ -232,7 +232,7 @@ def _singled(error: Exception) -> Exception:
     return error
 
 
-def _in_order(services: Sequence[Any]) -> list[Any]:
+def in_order(services: Sequence[Any]) -> list[Any]:
     """The services and what they require, each once, required ones first.
 
     Raises:
