@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Annotated, Any, NotRequired, Required
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError, WrapValidator
-from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
+from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
@@ -224,7 +224,7 @@ class Signature:
             return {}
         try:
             return TypeAdapter(self.returns, config=None).json_schema(mode="serialization")
-        except (PydanticUserError, PydanticUndefinedAnnotation, SchemaError):
+        except (PydanticUserError, SchemaError):
             return {}
 
 

@@ -312,6 +312,7 @@ def test_an_input_that_json_cannot_give_is_said_with_the_tools_name(kind: Any) -
         (dict[str, Foreign], {}),
         (AsyncIterator[int], {}),
         (Speaks, {}),
+        (Annotated[str, Field(pattern="(")], {}),
         (list["NoSuchName"], {}),  # type: ignore[name-defined]  # noqa: F821
     ],
 )

@@ -28,6 +28,7 @@ from kgas_async import (
     current,
     tool,
 )
+from kgas_async._context import current_call
 
 
 @tool
@@ -106,7 +107,7 @@ async def test_in_the_thread_of_a_call_it_is_a_nested_call_of_the_same_manager()
 async def test_a_thread_that_waits_in_a_nested_call_lends_its_slot() -> None:
     @tool
     def deep(depth: int) -> int:
-        return 0 if depth == 0 else 1 + deep.execute(depth - 1)  # type: ignore[has-type]
+        return 0 if depth == 0 else 1 + deep.execute(depth - 1)
 
     async with ServiceManager(log=None, threads=1) as manager:
         assert await manager.execute(deep, depth=5) == 5
@@ -124,7 +125,26 @@ async def test_objects_with_threads_of_their_own_may_nest_too(instances: Any) ->
         assert await manager.execute(ToolAdapter(factory=Legacy, instances=instances), x=2) == 4
 
 
-async def test_a_nested_call_inherits_the_deadline() -> None:
+async def test_a_nested_call_inherits_the_deadline_and_may_only_have_an_earlier_one() -> None:
+    @tool
+    async def inner() -> tuple[float, float | None]:
+        call: Any = current_call.get()
+        return call.deadline_at, call.parent.deadline_at
+
+    @tool
+    def outer() -> list[Any]:
+        return [inner.execute(), inner.using(deadline=2000).execute(), inner.using(deadline=10).execute()]
+
+    async with ServiceManager(log=None) as manager:
+        before = anyio.current_time()
+        inherited, later, earlier = await manager.execute(outer.using(deadline=1000))
+    assert before + 1000 <= inherited[0] <= anyio.current_time() + 1000
+    assert inherited == (inherited[1], inherited[1]) == later
+    assert earlier[0] <= anyio.current_time() + 10
+    assert earlier[1] == inherited[0]
+
+
+async def test_when_the_deadline_has_passed_the_nested_call_has_ended_too() -> None:
     ended: list[str] = []
 
     @tool
@@ -136,16 +156,13 @@ async def test_a_nested_call_inherits_the_deadline() -> None:
 
     @tool
     def outer() -> None:
-        with pytest.raises(CallTimeout, match="deadline of the call that it is nested in"):
-            inner.execute()
-        ended.append("outer")
-        inner.using(deadline=1000.0).execute()  # a later one of its own does not count
+        inner.execute()
 
-    sink = MemorySink()
-    async with ServiceManager(log=None, evidence=sink) as manager:
-        with pytest.raises(CallTimeout):
+    async with ServiceManager(log=None) as manager:
+        with pytest.raises(CallTimeout, match="tool 'outer'"):
             await manager.execute(outer.using(deadline=0.05))
-    assert ended[0] == "inner"
+        assert ended == ["inner"]
+        assert manager.statistics().calls_open == 0
 
 
 async def test_a_nested_call_ends_with_the_call_that_it_is_nested_in() -> None:
