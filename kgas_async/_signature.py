@@ -137,13 +137,18 @@ class Signature:
         model = self.model
         names = [(_asked_as(name, field), name) for name, field in model.model_fields.items()]
         # Pydantic's default is to drop what it does not know.
+        # Of the rest the request object takes its defaults itself, and so knows what was given and what was not.
+        always = bool(model.model_config.get("validate_default"))
+        validated = {name for name, field in model.model_fields.items() if field.validate_default or always}
         known = None if model.model_config.get("extra") == "allow" else {name for pair in names for name in pair}
 
         def check_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
             if known is not None and not known.issuperset(inputs):
                 raise self.unknown([name for name in inputs if name not in known], inputs)
             checked = check(inputs)
-            return {asked_as: getattr(checked, name) for asked_as, name in names} | (checked.model_extra or {})
+            kept = checked.model_fields_set | validated
+            given = {asked_as: getattr(checked, name) for asked_as, name in names if name in kept}
+            return given | (checked.model_extra or {})
 
         return check_model
 
