@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import pytest
-from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, model_validator
 
-from kgas_async import InvalidInputs, KGASTool, ToolAdapter, tool
+from kgas_async import InvalidInputs, KGASTool, Phase, Pipeline, ServiceManager, ToolAdapter, tool
 from kgas_async._signature import Signature, request_builder, result_type
 
 T = TypeVar("T")
@@ -182,7 +182,7 @@ def test_a_models_fields_are_the_inputs_by_the_names_of_its_schema() -> None:
     signature = Signature.of_model("reader", Aliased)
     assert signature.types == {"queryText": str, "max": int, "free": str}
     assert signature.required == {"queryText"}
-    assert signature.validate({"queryText": "a", "max": "5"}) == {"queryText": "a", "max": 5, "free": ""}
+    assert signature.validate({"queryText": "a", "max": "5"}) == {"queryText": "a", "max": 5}
     assert signature.input_schema()["properties"].keys() == {"queryText", "max", "free"}
     assert request_builder(Aliased)(queryText="a", max=5) == Aliased(queryText="a", max=5)  # type: ignore[call-arg]
 
@@ -206,8 +206,37 @@ def test_a_model_takes_what_it_does_not_know_only_if_it_says_so() -> None:
     with pytest.raises(InvalidInputs, match="other: no such input; it takes text, limit, data"):
         Signature.of_model("reader", Request).validate(given)
     checked = Signature.of_model("reader", Open).validate(given)
-    assert checked == {"text": "a", "limit": 3, "data": [], "other": 1}
+    assert checked == {"text": "a", "other": 1}
     assert request_builder(Open)(**checked).model_extra == {"other": 1}
+
+
+async def test_the_request_object_is_as_if_the_caller_had_made_it() -> None:
+    class Made(BaseModel):
+        text: str
+        limit: int = 3
+        tags: list[str] = Field(default_factory=list)
+        path: Path = Field("a/b", validate_default=True)
+
+        @model_validator(mode="after")
+        def longer_for_all(self) -> Made:
+            if self.text == "all":
+                self.limit = 1000
+            return self
+
+    requests: list[Made] = []
+    asks: ToolAdapter[..., None] = ToolAdapter(requests.append, name="asks", inputs=Made)
+    async with ServiceManager(log=None) as manager:
+        for text in ("a", "all"):
+            await manager.execute(asks, text=text)
+            own = Made(text=text)
+            assert requests[-1].model_dump() == own.model_dump()
+        await asks.execute_async(text="a", limit="7")
+    assert [one.model_dump(exclude_unset=True, exclude={"path"}) for one in requests] == [
+        {"text": "a"},
+        {"text": "all", "limit": 1000},
+        {"text": "a", "limit": 7},
+    ]
+    assert requests[0].tags is not requests[1].tags
 
 
 # --- results
@@ -250,6 +279,22 @@ def with_request(request: Request) -> list[int]:
 )
 def test_an_adapters_result_is_of_the_type_that_its_callers_see(one: KGASTool, schema: dict[str, Any]) -> None:
     assert one.output_schema() == schema
+
+
+def test_a_pipeline_takes_the_mapped_result_for_what_a_phase_gives() -> None:
+    @tool
+    async def counts(words: list[str]) -> int:
+        return len(words)
+
+    def load(path: Path) -> str:
+        return ""
+
+    def words_of(text: str) -> list[str]:
+        return text.split()
+
+    with pytest.raises(TypeError, match=r"'words' is a list\[str\], but 'words' gives str"):
+        Pipeline("p", Phase("words", tool(load)), Phase("counts", counts))
+    Pipeline("p", Phase("words", ToolAdapter(load, returns=words_of)), Phase("counts", counts))
 
 
 def test_a_method_of_a_generic_class_gives_anything() -> None:
