@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
 
-from ._errors import InvalidInputs
+from ._errors import InvalidInputs, shown
 from ._suggest import nearest
 
 __all__ = ["Signature", "request_builder", "result_type"]
@@ -307,10 +307,7 @@ def _metadata(kind: Any) -> tuple[Any, ...]:
 
 
 def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception as broken:  # noqa: BLE001  (the user's code)
-        return f"(a {type(value).__name__} whose __repr__ raised {type(broken).__name__})"
+    text = shown(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
