@@ -228,7 +228,7 @@ async def test_the_request_object_is_as_if_the_caller_had_made_it() -> None:
     async with ServiceManager(log=None) as manager:
         for text in ("a", "all"):
             await manager.execute(asks, text=text)
-            own = Made(text=text)
+            own = Made.model_validate({"text": text})
             assert requests[-1].model_dump() == own.model_dump()
         await asks.execute_async(text="a", limit="7")
     assert [one.model_dump(exclude_unset=True, exclude={"path"}) for one in requests] == [
