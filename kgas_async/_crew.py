@@ -18,7 +18,7 @@ import anyio.lowlevel
 
 from ._call import Call, Host
 from ._employer import Employer
-from ._errors import ManagerClosed, PipelineError
+from ._errors import ManagerClosed, PipelineError, shown
 from ._limits import check_count
 from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted, wait_until
 from ._on_error import OnError
@@ -252,7 +252,7 @@ class Crew(ABC, Generic[T]):
     def _source_failed(self, error: BaseException) -> None:
         """What was pulled goes on to its end; the error is raised after the last outcome."""
         self.exhausted = True
-        failure = PipelineError(f"the source of items raised after {self.pulled} items: {error!r}")
+        failure = PipelineError(f"the source of items raised after {self.pulled} items: {shown(error)}")
         failure.__cause__ = error
         self.last_error = failure
 

@@ -18,6 +18,7 @@ import anyio
 from ._attempt import in_thread_of
 from ._call import Call
 from ._context import current_call
+from ._errors import shown
 
 __all__ = ["Elements"]
 
@@ -119,7 +120,7 @@ class Elements:
             self._error = error
             return
         except BaseException as error:  # noqa: BLE001  (SystemExit too is this call's failure, not the session's)
-            self._error = RuntimeError(repr(error))
+            self._error = RuntimeError(shown(error))
             self._error.__cause__ = error
             return
         self.exhausted = True

@@ -7,6 +7,8 @@ import types
 import typing
 from typing import Any
 
+from typing_extensions import is_typeddict  # knows its own TypedDict too, the one that pydantic takes below Python 3.12
+
 __all__ = ["cannot_fit", "element_type", "list_of"]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
@@ -37,8 +39,8 @@ def _plain_class(kind: Any) -> type | None:
     origin = typing.get_origin(kind) or kind
     if (
         not isinstance(origin, type)
-        or origin is object
-        or typing.is_typeddict(origin)
+        or origin in (object, types.UnionType)
+        or is_typeddict(origin)
         or hasattr(origin, "__supertype__")
     ):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ._call import Call
-from ._errors import CallCancelled, CallSkipped, PipelineError
+from ._errors import CallCancelled, CallSkipped, PipelineError, shown, text_of
 from ._expand import Elements
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -170,7 +170,7 @@ class Expansion:
         """The iterator raised: the parent fails when its elements have ended."""
         failure = PipelineError(
             f"the elements of {self._name!r} ended after {len(self.frames)}: phase {self.planned.phase.name!r} raised "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {text_of(error)}"
         )
         failure.__cause__ = error
         self.error = failure
@@ -246,7 +246,7 @@ def follow(value: Any, path: tuple[str, ...]) -> Any:
             raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r})") from None
         except Exception as error:
             of = f"{type(value).__name__} (of {'.'.join(path)!r})"
-            raise PipelineError(f"{part!r} of {of} cannot be read: {error!r}") from error
+            raise PipelineError(f"{part!r} of {of} cannot be read: {shown(error)}") from error
     return value
 
 

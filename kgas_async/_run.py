@@ -17,7 +17,7 @@ from ._bound import Bound
 from ._call import Host
 from ._crew import Crew
 from ._employer import Employer
-from ._errors import CallSkipped, PipelineError
+from ._errors import CallSkipped, PipelineError, shown
 from ._expand import Elements
 from ._frame import Expansion, Frame, follow, inputs_for, item_fields, item_outcome, key_of
 from ._mailbox import is_self_inflicted
@@ -116,7 +116,7 @@ class RunCrew(Crew[Any]):
             return None
         except Exception as error:  # noqa: BLE001  (the user's key function)
             failure = PipelineError(
-                f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {error!r}"
+                f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {shown(error)}"
             )
             failure.__cause__ = error
             self.deliver(index, Outcome("failed", None, failure, key, index))
@@ -182,7 +182,7 @@ class RunCrew(Crew[Any]):
             frame.fail_with(phase.name, error)
             return None
         except Exception as error:  # noqa: BLE001  (a mapping or a property of the user's)
-            failure = PipelineError(f"phase {phase.name!r}: its inputs cannot be read: {error!r}")
+            failure = PipelineError(f"phase {phase.name!r}: its inputs cannot be read: {shown(error)}")
             failure.__cause__ = error
             frame.fail_with(phase.name, failure)
             return None

@@ -15,7 +15,7 @@ import anyio
 from ._bound import Bound, ToolState
 from ._call import Call, Host
 from ._context import current_call
-from ._errors import EvidenceError, ManagerClosed
+from ._errors import EvidenceError, ManagerClosed, shown
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
@@ -292,7 +292,7 @@ class Session:
         """End the session: cancel everything, and raise ``error`` on leaving. The first one counts."""
         if self.pending is None or isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.pending = error
-        self.cancel("the session was ended by " + repr(error))
+        self.cancel("the session was ended by " + shown(error))
 
     def cancel(self, reason: str) -> None:
         """Cancel every call, every crew and the body of the ``async with``."""
