@@ -69,6 +69,7 @@ class Crew(ABC, Generic[T]):
         self._total = len(source) if isinstance(source, Sized) else None
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
+        self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
         self.exhausted = False
         self.pulled = 0
         self.taken = 0  # by the consumer
@@ -193,7 +194,7 @@ class Crew(ABC, Generic[T]):
     def next_item(self) -> Any:
         """The next ``(index, item)`` of the source, None where there is none or no room for one."""
         if self.exhausted or self.pulled - self.taken >= self.window:
-            return None
+            return self._laid_aside.pop() if self._laid_aside else None
         if self._iterator is None:
             return None if self._puller is not None else _PULL
         try:
@@ -382,6 +383,9 @@ class Crew(ABC, Generic[T]):
         index = self.pulled
         self.pulled += 1
         self.open += 1
+        if host.was_cancelled and not self.stopped:  # drained: what came all the same ends, in a scope of its own
+            self._laid_aside.append((index, item))
+            return None
         return index, item
 
 
