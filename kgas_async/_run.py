@@ -146,6 +146,9 @@ class RunCrew(Crew[Any]):
         """Run a frame's phases from ``position``; what to go on with after it, if that falls to this worker."""
         steps = frame.steps
         while position < len(steps):
+            if host.was_cancelled:  # for a call that has ended all the same: it must not hit the next one
+                self._interrupted.append((frame, position))
+                return None
             planned = steps[position]
             position += 1
             phase = planned.phase
@@ -161,7 +164,8 @@ class RunCrew(Crew[Any]):
             elif phase.expand is not None:
                 expansion = self._expand(frame, planned, position, call)
                 if expansion is not None:
-                    return await self._refill(expansion) if not expansion.elements.is_ready else None
+                    is_left_to_others = expansion.elements.is_ready or host.was_cancelled
+                    return None if is_left_to_others else await self._refill(expansion)
             else:
                 frame.results[phase.name] = call.value
         return self._frame_done(frame)
