@@ -325,11 +325,13 @@ class RunCrew(Crew[Any]):
 
     async def finished(self) -> None:
         """Run the run-level phases, once all items have ended."""
-        if self._finished or self.stopped or self.drained:
+        if self._finished:
             return
         self._finished = True
         bad: set[str] = set()
         for planned in self._plan.run:
+            if self.stopped or self.drained:  # maybe meanwhile
+                return
             name = planned.phase.name
             if any(need in bad for need in planned.needs) or not self._may_collect(planned):
                 bad.add(name)
