@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-__all__ = ["cannot_fit", "element_type", "list_of"]
+__all__ = ["cannot_expand", "cannot_fit", "element_type", "list_of"]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _SCALARS = (str, bytes, int, float, bool, complex)
@@ -30,6 +30,17 @@ def element_type(kind: Any) -> Any:
     return str if kind is str else Any
 
 
+def cannot_expand(kind: Any) -> bool:
+    """Whether no value of this annotation can be taken apart into elements: strings and mappings are not either."""
+    given = _plain_class(kind)
+    if given is None:
+        return typing.is_typeddict(kind)
+    if issubclass(given, (str, bytes, collections.abc.Mapping)):
+        return True
+    iterables = (collections.abc.Iterable, collections.abc.AsyncIterable)
+    return issubclass(given, (*_SCALARS, type(None))) and not issubclass(given, iterables)
+
+
 def _plain_class(kind: Any) -> type | None:
     """The class that values of this annotation are instances of, or None where that is not one class."""
     if kind is None or kind is type(None):
@@ -38,6 +49,7 @@ def _plain_class(kind: Any) -> type | None:
     if (
         not isinstance(origin, type)
         or origin is object
+        or origin is types.UnionType  # one of several
         or typing.is_typeddict(origin)
         or hasattr(origin, "__supertype__")
     ):

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ._fit import cannot_fit, element_type, list_of
+from ._fit import cannot_expand, cannot_fit, element_type, list_of
 from ._phase import Phase
 from ._suggest import nearest
 
@@ -98,6 +98,11 @@ class Planner:
                 self._check_name(phase.expand, f"the element that phase {phase.name!r} expands into")
                 if planned.level == RUN:
                     raise ValueError(self._at(phase, "runs once per run, so it cannot expand"))
+                if cannot_expand(phase.tool.signature.returns):
+                    raise TypeError(
+                        self._at(phase, f"expands its result, which must be an iterable of elements, but tool "
+                        f"{phase.tool.name!r} gives {_shown(phase.tool.signature.returns)}")
+                    )  # fmt: skip
                 self.expansions[phase.expand] = planned
         self._check_assumed()
         by_level: dict[Level, list[PlannedPhase]] = {ITEM: [], RUN: []}
@@ -241,6 +246,11 @@ class Planner:
                 raise ValueError(
                     self._at(phase, f"collect={phase.collect!r} is no expansion before it"
                     f"{nearest(phase.collect, self.expansions)}")
+                )  # fmt: skip
+            if RUN in levels or any(self.planned[name].level == RUN for name in phase.after):
+                raise ValueError(
+                    self._at(phase, f"comes after collect=True, so it runs once per run and may not collect "
+                    f"{phase.collect!r}")
                 )  # fmt: skip
             outer = self.expansions[phase.collect].level
             deeper = [level for level in levels if level != outer[: len(level)]]
