@@ -71,6 +71,12 @@ class RunCrew(Crew[Any]):
             for binding in planned.bindings
             if binding.collected
         }
+        self._needed = [  # of each item, by run-level phases: their lists must be of one length
+            binding.name
+            for planned in self._plan.run
+            for binding in planned.bindings
+            if binding.kind == "field" and not binding.optional
+        ]
 
     # --- units
 
@@ -111,6 +117,9 @@ class RunCrew(Crew[Any]):
                     f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in flight; "
                     f"keys must differ"
                 )
+            for name in self._needed:
+                if name not in fields:
+                    raise PipelineError(f"pipeline {self.pipeline.name!r}: the item {key!r} has no field {name!r}")
         except PipelineError as error:
             self.deliver(index, Outcome("failed", None, error, key, index))
             return None

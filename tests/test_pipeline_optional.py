@@ -1,4 +1,4 @@
-"""Inputs with a default, in phases that run once per run: left alone where nothing has their name."""
+"""Item fields that run-level phases take: needed of each item, unless there is a default."""
 
 from __future__ import annotations
 
@@ -61,3 +61,29 @@ async def test_it_takes_a_field_that_is_bound_or_declared() -> None:
     async with ServiceManager() as manager:
         assert (await manager.run(bound, [{"x": 3}, {"x": 4}])).results == {"noted": [3, 4]}
         assert (await manager.run(declared, [{"x": 3, "note": "a"}])).results == {"noted": ["a"]}
+
+
+async def test_an_item_that_lacks_what_only_a_run_level_phase_takes_fails_alone_before_any_tool() -> None:
+    ran: list[int] = []
+
+    @tool
+    async def noted(x: int) -> int:
+        ran.append(x)
+        return x
+
+    @tool
+    async def paired(values: list[int], title: list[str]) -> dict[str, int]:
+        return dict(zip(title, values, strict=True))
+
+    pipeline = Pipeline(
+        "p", Phase("values", noted), Phase("paired", paired, collect=True), item=["x", "title"], key="x"
+    )
+    items = [{"x": 1, "title": "one"}, {"x": 2}, {"x": 3, "title": "three"}]
+    async with ServiceManager() as manager:
+        report = await manager.run(pipeline, items)
+    assert report.errors == {}
+    assert (report.results, report.missing) == ({"paired": {"one": 1, "three": 3}}, {"paired": 1})
+    assert [(one.key, str(one.error)) for one in report.failures] == [
+        ("2", "pipeline 'p': the item '2' has no field 'title'")
+    ]
+    assert ran == [1, 3]
