@@ -242,6 +242,8 @@ class Crew(ABC, Generic[T]):
         error = self._on_error.verdict(outcome, self.done, self.failed)
         if error is not None:
             self.fail(error)
+        elif self._on_error.is_early(self.done, self.failed):
+            self._on_progress = self._on_error.watched(self._on_progress, lambda: self.stopped)
 
     def fail(self, error: BaseException) -> None:
         """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""
