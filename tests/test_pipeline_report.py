@@ -75,6 +75,7 @@ async def test_a_run_level_phase_that_wants_all_is_skipped_with_what_follows_it(
         report = await manager.run(pipeline, numbers(20))
         assert report.results == {}
         assert report.missing == {"sum": 2}
+        assert str(report).endswith("2 failed; phase 'sum' was skipped, since it lacks 2")
         assert ran == []
         report = await manager.run(pipeline, numbers(3))
         assert report.results["sum"] == 1.5
