@@ -20,7 +20,7 @@ from ._call import Call
 from ._context import current_call
 from ._drive import drive
 
-__all__ = ["Elements"]
+__all__ = ["Elements", "close_all"]
 
 PULL_MANY: Final = 64  # elements per visit to a thread, at the most
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque, range)
@@ -145,6 +145,18 @@ class Elements:
                 pass  # an abandoned thread is still in it, or the manager was left before the run
             else:
                 await self._visit(closing)
+
+
+async def close_all(left: list[Elements]) -> None:
+    """Close those that were left early, also where one of them raises."""
+    errors: list[Exception] = []
+    while left:
+        try:
+            await left.pop().close()
+        except Exception as error:  # noqa: BLE001  (the user's)
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ExceptionGroup("generators raised as they were closed", errors)
 
 
 def _context_of(call: Call[Any]) -> Context:

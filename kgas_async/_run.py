@@ -18,7 +18,7 @@ from ._call import Host
 from ._crew import Crew
 from ._employer import Employer
 from ._errors import CallSkipped, PipelineError
-from ._expand import Elements
+from ._expand import Elements, close_all
 from ._frame import Expansion, Frame, follow, inputs_for, item_fields, item_outcome, key_of
 from ._mailbox import is_self_inflicted
 from ._outcome import Outcome
@@ -329,8 +329,7 @@ class RunCrew(Crew[Any]):
         try:
             await super().close()
         finally:
-            while self._unclosed:
-                await self._unclosed.pop().close()
+            await close_all(self._unclosed)
 
     async def finished(self) -> None:
         """Run the run-level phases, once all items have ended."""

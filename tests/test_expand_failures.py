@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from typing import Any
 
-from kgas_async import Phase, Pipeline, ServiceManager, tool
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from kgas_async import MemorySink, Phase, Pipeline, ServiceManager, tool
 
 
 @tool
@@ -73,3 +78,38 @@ async def test_an_excused_failure_does_not_excuse_another_of_the_same_nested_exp
     async with ServiceManager() as manager:
         report = await manager.run(pipeline, [{"x": 1}])
     assert report.failed == 1
+
+
+async def test_a_generator_that_raises_as_it_is_closed_does_not_keep_others_open_nor_the_run_off_the_record() -> None:
+    closed: list[int] = []
+
+    @tool
+    async def torn(x: int) -> Iterator[int]:
+        await checkpoint()
+
+        def elements() -> Iterator[int]:
+            try:
+                while True:
+                    yield x
+            finally:
+                closed.append(x)
+                if x != 1:
+                    raise OSError(x)
+
+        return elements()
+
+    @tool
+    async def forever(element: Any) -> None:
+        await anyio.sleep_forever()
+
+    sink = MemorySink()
+    pipeline = Pipeline("p", Phase("torn", torn, expand="element"), Phase("forever", forever))
+    async with ServiceManager(evidence=sink) as manager:
+        with pytest.raises(OSError, match="2"):
+            async with manager.stream(pipeline, [{"x": 1}, {"x": 2}], in_flight=2):
+                await anyio.wait_all_tasks_blocked()
+    assert sorted(closed) == [1, 2]
+    assert [record["event"] for record in sink.records if record["event"].startswith("run.")] == [
+        "run.started",
+        "run.ended",
+    ]
