@@ -24,7 +24,7 @@ from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicte
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Progress
-from ._source import close_source, open_source
+from ._source import close_source, closed_for_open_scope, open_source
 
 __all__ = ["Crew"]
 
@@ -367,6 +367,8 @@ class Crew(ABC, Generic[T]):
         self._puller = host
         try:
             item = await self._async_iterator.__anext__()
+            if host.scopes.has_more():
+                raise await closed_for_open_scope(self._async_iterator)
         except StopAsyncIteration:
             self.exhausted = True
             return None
