@@ -28,7 +28,7 @@ from ._pipeline import Pipeline
 from ._report import ManagerStatistics, Progress, RunReport
 from ._running import running
 from ._session import Session
-from ._stream import OutcomeStream
+from ._stream import OutcomeStream, not_taken
 from ._system import default_threads
 from ._tool import SupportsExecute
 
@@ -369,6 +369,8 @@ class ServiceManager:
                 async for outcome in OutcomeStream(crew):
                     report.add(outcome, keep_all=keep == "all")
             except PipelineError as error:
+                for outcome in not_taken(crew):
+                    report.add(outcome, keep_all=keep == "all")
                 error.report = report
                 raise
             finally:
