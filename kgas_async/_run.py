@@ -203,6 +203,7 @@ class RunCrew(Crew[Any]):
     def _skip(self, frame: Frame, planned: PlannedPhase, expansion: Any) -> None:
         """Half a document is no document: the collect is skipped and its parent fails."""
         call = self.home.new_call(self._bound[planned.phase.name], {}, self.parent, frame.key)
+        call.index = frame.index
         cause = expansion.first_error()
         error = CallSkipped(
             f"phase {planned.phase.name!r} was skipped: {len(expansion.failed())} of {len(expansion.frames)} "

@@ -45,6 +45,7 @@ async def test_a_collect_that_goes_on_runs_also_where_another_of_the_same_elemen
     (outcome,) = report.outcomes
     assert (outcome.status, outcome.failed_phase) == ("failed", "no_one")
     assert {name: outcome.phases[name].status for name in order} == {"strict": "skipped", "lenient": "succeeded"}
+    assert [outcome.phases[name].index for name in order] == [0, 0]
     assert ran == {"lenient": [0, 2]}
 
 
