@@ -82,11 +82,14 @@ async def test_an_excused_failure_does_not_excuse_another_of_the_same_nested_exp
 
 
 async def test_a_generator_that_raises_as_it_is_closed_does_not_keep_others_open_nor_the_run_off_the_record() -> None:
+    begun: list[int] = []
     closed: list[int] = []
 
     @tool
     async def torn(x: int) -> Iterator[int]:
-        await checkpoint()
+        begun.append(x)
+        while len(begun) < 2:  # else one worker would be busy with the elements before the other takes its item
+            await checkpoint()
 
         def elements() -> Iterator[int]:
             try:
