@@ -24,7 +24,7 @@ from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicte
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Progress
-from ._source import close_source, open_source
+from ._source import close_source, closed_for_open_scope, open_source
 
 __all__ = ["Crew"]
 
@@ -69,6 +69,7 @@ class Crew(ABC, Generic[T]):
         self._total = len(source) if isinstance(source, Sized) else None
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
+        self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
         self.exhausted = False
         self.pulled = 0
         self.taken = 0  # by the consumer
@@ -193,7 +194,7 @@ class Crew(ABC, Generic[T]):
     def next_item(self) -> Any:
         """The next ``(index, item)`` of the source, None where there is none or no room for one."""
         if self.exhausted or self.pulled - self.taken >= self.window:
-            return None
+            return self._laid_aside.pop() if self._laid_aside else None
         if self._iterator is None:
             return None if self._puller is not None else _PULL
         try:
@@ -241,6 +242,8 @@ class Crew(ABC, Generic[T]):
         error = self._on_error.verdict(outcome, self.done, self.failed)
         if error is not None:
             self.fail(error)
+        elif self._on_error.is_early(self.done, self.failed):
+            self._on_progress = self._on_error.watched(self._on_progress, lambda: self.stopped)
 
     def fail(self, error: BaseException) -> None:
         """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""
@@ -364,6 +367,8 @@ class Crew(ABC, Generic[T]):
         self._puller = host
         try:
             item = await self._async_iterator.__anext__()
+            if host.scopes.has_more():
+                raise await closed_for_open_scope(self._async_iterator)
         except StopAsyncIteration:
             self.exhausted = True
             return None
@@ -382,6 +387,9 @@ class Crew(ABC, Generic[T]):
         index = self.pulled
         self.pulled += 1
         self.open += 1
+        if host.was_cancelled and not self.stopped:  # drained: what came all the same ends, in a scope of its own
+            self._laid_aside.append((index, item))
+            return None
         return index, item
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import is_typeddict  # knows its own TypedDict too, the one that pydantic takes below Python 3.12
 
-__all__ = ["cannot_fit", "element_type", "list_of"]
+__all__ = ["cannot_expand", "cannot_fit", "element_type", "list_of"]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _SCALARS = (str, bytes, int, float, bool, complex)
@@ -30,6 +30,17 @@ def element_type(kind: Any) -> Any:
     if origin is tuple and len(args) == 2 and args[1] is ...:
         return args[0]
     return str if kind is str else Any
+
+
+def cannot_expand(kind: Any) -> bool:
+    """Whether no value of this annotation can be taken apart into elements: strings and mappings are not either."""
+    given = _plain_class(kind)
+    if given is None:
+        return is_typeddict(kind)
+    if issubclass(given, (str, bytes, collections.abc.Mapping)):
+        return True
+    iterables = (collections.abc.Iterable, collections.abc.AsyncIterable)
+    return issubclass(given, (*_SCALARS, type(None))) and not issubclass(given, iterables)
 
 
 def _plain_class(kind: Any) -> type | None:

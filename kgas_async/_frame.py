@@ -75,6 +75,9 @@ class Frame:
     def _failed(self, phase: str, status: str, error: BaseException | None) -> None:
         self.bad.add(phase)
         self.failed += (phase,)
+        self._fail_first(phase, status, error)
+
+    def _fail_first(self, phase: str, status: str, error: BaseException | None) -> None:
         if self.status == "succeeded":
             self.status, self.error, self.failed_phase = status, error, phase
 
@@ -98,7 +101,9 @@ class Frame:
         phase = failed[0].failed_phase or expansion.planned.phase.name
         status = failed[0].status if len({frame.status for frame in failed}) == 1 else "failed"
         error = ExceptionGroup(f"{len(errors)} elements failed", errors) if len(errors) > 1 else failed[0].error
-        self._failed(phase, status, error)
+        # All that failed, since a collect may excuse one and not another; none of it is a phase of this frame's own.
+        self.failed += tuple(dict.fromkeys(name for frame in failed for name in frame.failed or (phase,)))
+        self._fail_first(phase, status, error)
 
     def is_blocked(self, needs: Iterable[str]) -> bool:
         """Whether a phase that is needed failed or was skipped, here or in what this is an element of."""

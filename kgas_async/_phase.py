@@ -46,10 +46,16 @@ class Phase:
             raise ValueError(f"the name of a phase is an identifier, since inputs are bound by it, not {name!r}")
         if not isinstance(tool, KGASTool):
             raise TypeError(f"phase {name!r} takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
+        if bind is not None and not (isinstance(bind, Mapping) and all(isinstance(one, str) for one in bind.values())):
+            raise TypeError(f"phase {name!r}: bind= is a mapping of inputs to names of sources, not {bind!r}")
         self.name = name
         self.tool = tool
         self.bind = dict(bind or {})
+        if after is not None and not isinstance(after, Iterable):
+            raise TypeError(f"phase {name!r}: after= is the name of a phase or several, not {after!r}")
         self.after: tuple[str, ...] = (after,) if isinstance(after, str) else tuple(after or ())
+        if not all(isinstance(one, str) for one in self.after):
+            raise TypeError(f"phase {name!r}: after= is the name of a phase or several, not {self.after!r}")
         self.expand = expand
         self.collect = collect
         self.policy = policy

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ._fit import cannot_fit, element_type, list_of
+from ._fit import cannot_expand, cannot_fit, element_type, list_of
 from ._phase import Phase
 from ._suggest import nearest
 
@@ -98,6 +98,11 @@ class Planner:
                 self._check_name(phase.expand, f"the element that phase {phase.name!r} expands into")
                 if planned.level == RUN:
                     raise ValueError(self._at(phase, "runs once per run, so it cannot expand"))
+                if cannot_expand(phase.tool.signature.returns):
+                    raise TypeError(
+                        self._at(phase, f"expands its result, which must be an iterable of elements, but tool "
+                        f"{phase.tool.name!r} gives {_shown(phase.tool.signature.returns)}")
+                    )  # fmt: skip
                 self.expansions[phase.expand] = planned
         self._check_assumed()
         by_level: dict[Level, list[PlannedPhase]] = {ITEM: [], RUN: []}
@@ -128,11 +133,11 @@ class Planner:
 
     def _resolve(self, phase: Phase) -> PlannedPhase:
         later = {one.name for one in self.declared} | {one.expand for one in self.declared if one.expand}
-        bindings: list[Binding] = []
-        for parameter, kind in phase.tool.signature.types.items():
-            binding = self._bind(phase, parameter, later - set(self._known()))
-            if binding is not None:
-                bindings.append(self._collected(phase, binding, kind))
+        kinds = phase.tool.signature.types
+        unknown = later - set(self._known())
+        found = [self._bind(phase, parameter, unknown) for parameter in kinds]
+        given = self._without_guesses(phase, [binding for binding in found if binding is not None])
+        bindings = [self._collected(phase, binding, kinds[binding.parameter]) for binding in given]
         needs = []
         for name in phase.after:
             if name not in self.planned:
@@ -147,6 +152,14 @@ class Planner:
         elements = [b.name for b in bindings if b.kind == "element" and b.name not in level]
         needs += [self.expansions[name].phase.name for name in elements]
         return PlannedPhase(phase, level, tuple(bindings), tuple(dict.fromkeys(needs)))
+
+    def _without_guesses(self, phase: Phase, bindings: list[Binding]) -> list[Binding]:
+        """Once per run no field of an item is taken for an input with a default, unless ``item=`` declares it."""
+        is_per_run = phase.collect is True or any(binding.level == RUN for binding in bindings)
+        is_per_run = is_per_run or any(self.planned[name].level == RUN for name in phase.after if name in self.planned)
+        if self.fields is not None or not is_per_run:
+            return bindings
+        return [binding for binding in bindings if not binding.optional]
 
     def _bind(self, phase: Phase, parameter: str, later: set[str]) -> Binding | None:
         name, *path = phase.bind.get(parameter, parameter).split(".")
@@ -233,6 +246,11 @@ class Planner:
                 raise ValueError(
                     self._at(phase, f"collect={phase.collect!r} is no expansion before it"
                     f"{nearest(phase.collect, self.expansions)}")
+                )  # fmt: skip
+            if RUN in levels or any(self.planned[name].level == RUN for name in phase.after):
+                raise ValueError(
+                    self._at(phase, f"comes after collect=True, so it runs once per run and may not collect "
+                    f"{phase.collect!r}")
                 )  # fmt: skip
             outer = self.expansions[phase.collect].level
             deeper = [level for level in levels if level != outer[: len(level)]]

@@ -18,7 +18,7 @@ from ._call import Host
 from ._crew import Crew
 from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
-from ._expand import Elements
+from ._expand import Elements, close_all
 from ._frame import Expansion, Frame, follow, inputs_for, item_fields, item_outcome, key_of
 from ._mailbox import is_self_inflicted
 from ._outcome import Outcome
@@ -71,6 +71,12 @@ class RunCrew(Crew[Any]):
             for binding in planned.bindings
             if binding.collected
         }
+        self._needed = [  # of each item, by run-level phases: their lists must be of one length
+            binding.name
+            for planned in self._plan.run
+            for binding in planned.bindings
+            if binding.kind == "field" and not binding.optional
+        ]
 
     # --- units
 
@@ -111,6 +117,9 @@ class RunCrew(Crew[Any]):
                     f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in flight; "
                     f"keys must differ"
                 )
+            for name in self._needed:
+                if name not in fields:
+                    raise PipelineError(f"pipeline {self.pipeline.name!r}: the item {key!r} has no field {name!r}")
         except PipelineError as error:
             self.deliver(index, Outcome("failed", None, error, key, index))
             return None
@@ -146,6 +155,9 @@ class RunCrew(Crew[Any]):
         """Run a frame's phases from ``position``; what to go on with after it, if that falls to this worker."""
         steps = frame.steps
         while position < len(steps):
+            if host.was_cancelled:  # for a call that has ended all the same: it must not hit the next one
+                self._interrupted.append((frame, position))
+                return None
             planned = steps[position]
             position += 1
             phase = planned.phase
@@ -161,7 +173,8 @@ class RunCrew(Crew[Any]):
             elif phase.expand is not None:
                 expansion = self._expand(frame, planned, position, call)
                 if expansion is not None:
-                    return await self._refill(expansion) if not expansion.elements.is_ready else None
+                    is_left_to_others = expansion.elements.is_ready or host.was_cancelled
+                    return None if is_left_to_others else await self._refill(expansion)
             else:
                 frame.results[phase.name] = call.value
         return self._frame_done(frame)
@@ -190,6 +203,7 @@ class RunCrew(Crew[Any]):
     def _skip(self, frame: Frame, planned: PlannedPhase, expansion: Any) -> None:
         """Half a document is no document: the collect is skipped and its parent fails."""
         call = self.home.new_call(self._bound[planned.phase.name], {}, self.parent, frame.key)
+        call.index = frame.index
         cause = expansion.first_error()
         error = CallSkipped(
             f"phase {planned.phase.name!r} was skipped: {len(expansion.failed())} of {len(expansion.frames)} "
@@ -316,16 +330,17 @@ class RunCrew(Crew[Any]):
         try:
             await super().close()
         finally:
-            while self._unclosed:
-                await self._unclosed.pop().close()
+            await close_all(self._unclosed)
 
     async def finished(self) -> None:
         """Run the run-level phases, once all items have ended."""
-        if self._finished or self.stopped or self.drained:
+        if self._finished:
             return
         self._finished = True
         bad: set[str] = set()
         for planned in self._plan.run:
+            if self.stopped or self.drained:  # maybe meanwhile
+                return
             name = planned.phase.name
             if any(need in bad for need in planned.needs) or not self._may_collect(planned):
                 bad.add(name)
