@@ -43,10 +43,11 @@ class JsonlSink:
             size = os.fstat(self._file).st_size
             if size and os.pread(self._file, 1, size - 1) != b"\n":
                 os.write(self._file, b"\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
             self.close()
+            why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(
-                f"evidence cannot be written to {str(self.path)!r}: {error.strerror}; give another evidence= path"
+                f"evidence cannot be written to {str(self.path)!r}: {why}; give another evidence= path"
             ) from error
 
     def write_lines(self, lines: Sequence[bytes]) -> None:

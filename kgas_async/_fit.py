@@ -7,9 +7,11 @@ import types
 import typing
 from typing import Any
 
+from typing_extensions import is_typeddict  # knows its own TypedDict too, the one that pydantic takes below Python 3.12
+
 from ._outcome import Outcome
 
-__all__ = ["cannot_fit", "cannot_iterate", "element_type", "list_of", "outcome_type", "stream_type"]
+__all__ = ["cannot_expand", "cannot_fit", "element_type", "list_of", "outcome_type", "stream_type"]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _SCALARS = (str, bytes, int, float, bool, complex)
@@ -47,10 +49,15 @@ def outcome_type(kind: Any) -> Any:
     return next(iter(typing.get_args(kind)), Any)
 
 
-def cannot_iterate(kind: Any) -> bool:
-    """Whether no value of this annotation is an iterable of elements; strings and mappings are none."""
+def cannot_expand(kind: Any) -> bool:
+    """Whether no value of this annotation can be taken apart into elements: strings and mappings are not either."""
     given = _plain_class(kind)
-    return given is not None and (given is type(None) or issubclass(given, (*_SCALARS, collections.abc.Mapping)))
+    if given is None:
+        return is_typeddict(kind)
+    if issubclass(given, (str, bytes, collections.abc.Mapping)):
+        return True
+    iterables = (collections.abc.Iterable, collections.abc.AsyncIterable)
+    return issubclass(given, (*_SCALARS, type(None))) and not issubclass(given, iterables)
 
 
 def _plain_class(kind: Any) -> type | None:
@@ -60,8 +67,8 @@ def _plain_class(kind: Any) -> type | None:
     origin = typing.get_origin(kind) or kind
     if (
         not isinstance(origin, type)
-        or origin is object
-        or typing.is_typeddict(origin)
+        or origin in (object, types.UnionType)
+        or is_typeddict(origin)
         or hasattr(origin, "__supertype__")
     ):
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ._call import Call
-from ._errors import CallCancelled, PipelineError
+from ._errors import CallCancelled, PipelineError, text_of
 from ._expand import Elements
 from ._plan import PlannedPhase, Steps
 
@@ -20,12 +20,14 @@ class Frame:
         bad: Phases that have no result because they, or what they need, failed.
         skipped: Phases that have none because ``when`` said no, to them or to what they need.
         failures: What failed itself, by phase: status and error.
+        behind: What failed in elements, and is why this failed.
         branches: How many of its phases run, are about to, or are expanded.
         status, error, failed_phase: What came of it, once it is settled.
     """
 
     __slots__ = (
         "bad",
+        "behind",
         "branches",
         "calls",
         "error",
@@ -63,6 +65,7 @@ class Frame:
         self.expansions: list[Expansion] = []
         self.expansion = expansion
         self.bad: set[str] = set()
+        self.behind: set[str] = set()
         self.skipped: set[str] = set()
         self.failures: dict[str, tuple[str, BaseException | None]] = {}
         self.branches = len(steps.starts)
@@ -120,7 +123,13 @@ class Frame:
         phase = failed[0].failed_phase or expansion.planned.phase.name
         status = failed[0].status if len({frame.status for frame in failed}) == 1 else "failed"
         error = ExceptionGroup(f"{len(errors)} elements failed", errors) if len(errors) > 1 else failed[0].error
-        self._failed(phase, status, error)
+        self.failures.setdefault(phase, (status, error))  # none of it is a phase of this frame's own
+        # All that failed, since a collect may excuse one and not another.
+        self.behind.update(name for frame in failed for name in frame.all_failed() or (phase,))
+
+    def all_failed(self) -> set[str]:
+        """The phases that failed, in it or in its elements."""
+        return self.behind.union(self.failures)
 
     def blocked(self, needs: Iterable[str]) -> str | None:
         """Why a phase with these needs does not run: ``bad``, ``skipped``, or None where it does."""
@@ -206,7 +215,7 @@ class Expansion:
         """The iterator raised: the parent fails when its elements have ended."""
         failure = PipelineError(
             f"the elements of {self._name!r} ended after {len(self.frames)}: phase {self.planned.phase.name!r} raised "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {text_of(error)}"
         )
         failure.__cause__ = error
         self.error = failure
@@ -226,7 +235,7 @@ class Expansion:
         """Those of them that failed in a phase without which no collect goes on (``missing="ignore"``)."""
         failed = self.failed()
         excused = self._excused() if failed else set()
-        return [frame for frame in failed if not excused.issuperset(frame.failures or (None,))]
+        return [frame for frame in failed if not excused.issuperset(frame.all_failed() or (None,))]
 
     def _excused(self) -> set[str]:
         """The phases below this expansion whose failures a collect sees, or goes on without."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ._errors import PipelineError
+from ._errors import PipelineError, shown
 from ._frame import Expansion, Frame
 from ._item_outcome import phase_outcome
 from ._pipeline import Pipeline
@@ -30,7 +30,7 @@ def follow(value: Any, path: tuple[str, ...]) -> Any:
             raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r})") from None
         except Exception as error:
             of = f"{type(value).__name__} (of {'.'.join(path)!r})"
-            raise PipelineError(f"{part!r} of {of} cannot be read: {error!r}") from error
+            raise PipelineError(f"{part!r} of {of} cannot be read: {shown(error)}") from error
     return value
 
 

@@ -17,7 +17,7 @@ from ._pipeline import Pipeline
 from ._report import Progress, RunReport
 from ._running import running
 from ._session import Session
-from ._stream import OutcomeStream
+from ._stream import OutcomeStream, not_taken
 from ._tool import SupportsExecute
 
 __all__ = ["ManyCalls"]
@@ -160,16 +160,12 @@ class ManyCalls(ABC):
                 async for outcome in OutcomeStream(crew):
                     report.add(outcome, keep_all=keep == "all")
             except PipelineError as error:
+                for outcome in not_taken(crew):
+                    report.add(outcome, keep_all=keep == "all")
                 error.report = report
                 raise
             finally:
                 report.elapsed_s = perf_counter() - began
-                report.results = crew.level.results
-                report.missing = crew.level.missing
+                crew.level.tell(report)
                 report.drained = crew.drained
-                report.errors = {
-                    name: outcome.error
-                    for name, outcome in crew.level.outcomes.items()
-                    if outcome.error is not None and outcome.status != "skipped"
-                }
         return report

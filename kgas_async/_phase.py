@@ -59,7 +59,7 @@ class Phase:
         self.name = name
         self.tool = tool
         self.bind = _checked_bind(name, bind)
-        self.after: tuple[str, ...] = (after,) if isinstance(after, str) else tuple(after or ())
+        self.after = _checked_after(name, after)
         self.expand = expand
         self.collect = collect
         self.policy = policy
@@ -97,11 +97,20 @@ class Phase:
         return f"Phase({self.name!r}, {self.tool.name!r})"
 
 
+def _checked_after(phase: str, after: object) -> tuple[str, ...]:
+    if isinstance(after, str):
+        return (after,)
+    names = tuple(after) if isinstance(after, Iterable) else ()
+    if (after is not None and not isinstance(after, Iterable)) or not all(isinstance(one, str) for one in names):
+        raise TypeError(f"phase {phase!r}: after= is the name of a phase or several, not {after!r}")
+    return names
+
+
 def _checked_bind(phase: str, bind: object) -> dict[str, str]:
     if bind is None:
         return {}
     if not isinstance(bind, Mapping):
-        raise TypeError(f"phase {phase!r}: bind= is a mapping of inputs to sources, {{'text': 'chunk'}}, not {bind!r}")
+        raise TypeError(f"phase {phase!r}: bind= is a mapping of inputs to names of sources, not {bind!r}")
     for parameter, source in bind.items():
         if not isinstance(source, str):
             raise TypeError(

@@ -84,7 +84,7 @@ def _fields(pipeline: str, item: Any) -> dict[str, Any] | None:
     if isinstance(item, type) and issubclass(item, BaseModel):
         return {name: field.annotation for name, field in item.model_fields.items()}
     if isinstance(item, type) and (dataclasses.is_dataclass(item) or is_typeddict(item)):
-        return dict(typing.get_type_hints(item))
+        return _hints(item)
     if not isinstance(item, (str, type)) and isinstance(item, Iterable):
         names = list(item)
         if all(isinstance(name, str) and name.isidentifier() for name in names) and names:
@@ -92,3 +92,13 @@ def _fields(pipeline: str, item: Any) -> dict[str, Any] | None:
     raise TypeError(
         f"pipeline {pipeline!r}: item= is a list of field names, a TypedDict, a model or a dataclass, not {item!r}"
     )
+
+
+def _hints(item: type) -> dict[str, Any]:
+    """Fields with types; one that cannot be resolved (a local class behind a string) is `Any`, as in a signature."""
+    names = [field.name for field in dataclasses.fields(item)] if dataclasses.is_dataclass(item) else None
+    try:
+        hints = typing.get_type_hints(item)
+    except Exception:  # noqa: BLE001  (whatever evaluating a foreign annotation raises)
+        hints = dict.fromkeys(item.__annotations__, Any)
+    return {name: hints.get(name, Any) for name in (hints if names is None else names)}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ._fit import cannot_fit, cannot_iterate, element_type, list_of, outcome_type, stream_type
+from ._fit import cannot_expand, cannot_fit, element_type, list_of, outcome_type, stream_type
 from ._phase import Phase
 from ._plan import ITEM, RUN, Binding, Level, PlannedPhase
 from ._suggest import nearest
@@ -59,9 +59,11 @@ class Resolver:
         if phase.expand is not None:
             if planned.level == RUN:
                 raise ValueError(self._at(phase, "runs once per run, so it cannot expand"))
-            if cannot_iterate(self._result_type(planned)):
-                kind = _shown(self._result_type(planned))
-                raise TypeError(self._at(phase, f"expands its result, which is a {kind} and no iterable of elements"))
+            if cannot_expand(self._result_type(planned)):
+                raise TypeError(
+                    self._at(phase, f"expands its result, which must be an iterable of elements, but tool "
+                    f"{phase.tool.name!r} gives {_shown(self._result_type(planned))}")
+                )  # fmt: skip
             self.expansions[phase.expand] = planned
 
     def check_assumed(self) -> None:
@@ -83,12 +85,11 @@ class Resolver:
         return [*(self.fields or ()), *self.planned, *self.expansions]
 
     def _resolve(self, phase: Phase) -> PlannedPhase:
-        bindings: list[Binding] = []
         self._check_collect(phase)
-        for parameter, kind in phase.tool.signature.types.items():
-            binding = self._bind(phase, parameter)
-            if binding is not None:
-                bindings.append(self._collected(phase, binding, kind))
+        kinds = phase.tool.signature.types
+        found = [self._bind(phase, parameter) for parameter in kinds]
+        given = self._without_guesses(phase, [binding for binding in found if binding is not None])
+        bindings = [self._collected(phase, binding, kinds[binding.parameter]) for binding in given]
         needs = []
         for name in phase.after:
             if name not in self.planned:
@@ -112,6 +113,14 @@ class Resolver:
         return planned
 
     # --- inputs
+
+    def _without_guesses(self, phase: Phase, bindings: list[Binding]) -> list[Binding]:
+        """Once per run no field of an item is taken for an input with a default, unless ``item=`` declares it."""
+        is_per_run = phase.collect is True or any(binding.level == RUN for binding in bindings)
+        is_per_run = is_per_run or any(self.planned[name].level == RUN for name in phase.after if name in self.planned)
+        if self.fields is not None or not is_per_run:
+            return bindings
+        return [binding for binding in bindings if not (binding.optional and binding.kind == "field")]
 
     def _bind(self, phase: Phase, parameter: str) -> Binding | None:
         name, *path = phase.bind.get(parameter, parameter).split(".")
@@ -237,6 +246,11 @@ class Resolver:
         if phase.collect is True:
             return RUN
         if isinstance(phase.collect, str):
+            if RUN in levels or any(self.planned[name].level == RUN for name in phase.after):
+                raise ValueError(
+                    self._at(phase, f"comes after collect=True, so it runs once per run and may not collect "
+                    f"{phase.collect!r}")
+                )  # fmt: skip
             outer = self.expansions[phase.collect].level
             deeper = [level for level in levels if level != outer[: len(level)]]
             if deeper:

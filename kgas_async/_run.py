@@ -13,8 +13,8 @@ from ._batch import Batch, Batches, Seat, give_out
 from ._bound import Bound
 from ._call import Host
 from ._employer import Employer
-from ._errors import PipelineError
-from ._expand import Elements
+from ._errors import PipelineError, shown
+from ._expand import Elements, close_all
 from ._frame import Frame
 from ._inputs import item_fields, key_of
 from ._item_outcome import item_outcome
@@ -61,6 +61,12 @@ class RunCrew(WalkCrew):
         self._verified = False
         self._finished = False
         self._feeds: list[Any] = []
+        self._needed = [  # of each item, by run-level phases: their lists must be of one length
+            binding.name
+            for planned in self._plan.run.phases
+            for binding in planned.bindings
+            if binding.kind == "field" and not binding.optional
+        ]
         for batch in self._batches.all if self._batches is not None else ():
             if batch.size > self.in_flight:
                 raise ValueError(
@@ -120,6 +126,9 @@ class RunCrew(WalkCrew):
         else:
             work = await self._refill(unit)
         while work is not None:
+            if host.was_cancelled:  # for a call that has ended all the same: it must not hit the next one
+                self._branches.appendleft(work)
+                return
             work = await self._step(host, *work)
 
     def _admitted(self, index: int, item: Any) -> Step | None:
@@ -135,12 +144,15 @@ class RunCrew(WalkCrew):
                     f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in flight; "
                     f"keys must differ"
                 )
+            for name in self._needed:
+                if name not in fields:
+                    raise PipelineError(f"pipeline {self.pipeline.name!r}: the item {key!r} has no field {name!r}")
         except PipelineError as error:
             self._at_fault(index, key, error)
             return None
         except Exception as error:  # noqa: BLE001  (the user's key function)
             failure = PipelineError(
-                f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {error!r}"
+                f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {shown(error)}"
             )
             failure.__cause__ = error
             self._at_fault(index, key, failure)
@@ -303,8 +315,7 @@ class RunCrew(WalkCrew):
             try:
                 await self.level.closed()
             finally:
-                while self._unclosed:
-                    await self._unclosed.pop().close()
+                await close_all(self._unclosed)
 
     async def finished(self) -> None:
         """Run the run-level phases, once all items have ended."""
@@ -312,5 +323,4 @@ class RunCrew(WalkCrew):
             return
         self._finished = True
         self.level.end_live()
-        if not self.stopped:
-            await self.level.finish(start=not self.drained)
+        await self.level.finish(lambda: not (self.stopped or self.drained))

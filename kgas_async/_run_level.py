@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._bound import Bound
 from ._call import Call, wait_for_end
 from ._employer import Employer
-from ._errors import CallSkipped, PipelineError
+from ._errors import CallSkipped, PipelineError, shown
 from ._frame import Frame
 from ._inputs import follow
 from ._item_outcome import phase_outcome
@@ -16,6 +16,7 @@ from ._live import NOTHING, LiveFeed
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._plan import ITEM, RUN, Binding, PlannedPhase
+from ._report import RunReport
 
 __all__ = ["RunLevel"]
 
@@ -66,6 +67,13 @@ class RunLevel:
         self._open: dict[str, Call[Any]] = {}
         self._skipped: set[str] = set()
         self._gate: Any = None
+
+    def tell(self, report: RunReport) -> None:
+        """Put on the report what came of them."""
+        report.results, report.missing = self.results, self.missing
+        for name, outcome in self.outcomes.items():
+            if outcome.error is not None and outcome.status != "skipped":
+                report.errors[name] = outcome.error
 
     # --- live ones
 
@@ -163,10 +171,12 @@ class RunLevel:
         if native is not None:
             raise native
 
-    async def finish(self, *, start: bool) -> None:
-        """Wait for the live ones, and unless ``start`` is false run the others, those side by side that may."""
-        waiting = [one for one in self._phases if start and one.live is None]
+    async def finish(self, may_start: Callable[[], bool]) -> None:
+        """Wait for the live ones, and as long as they ``may_start`` run the others, those side by side that may."""
+        waiting = [one for one in self._phases if one.live is None]
         while True:
+            if not may_start():
+                waiting.clear()
             for planned in list(waiting):
                 if all(name in self.outcomes for name in self._needs_of(planned)):
                     waiting.remove(planned)
@@ -205,7 +215,9 @@ class RunLevel:
                 inputs = self._inputs(planned, collect)
                 wanted = planned.when is None or planned.when(inputs)
             except Exception as error:  # noqa: BLE001  (a property or a function of the user's)
-                failure = error if isinstance(error, PipelineError) else PipelineError(f"phase {name!r}: {error!r}")
+                failure = (
+                    error if isinstance(error, PipelineError) else PipelineError(f"phase {name!r}: {shown(error)}")
+                )
                 if failure is not error:
                     failure.__cause__ = error
                 self.outcomes[name] = Outcome("failed", None, failure, name, -1)

@@ -19,7 +19,7 @@ from ._bound import Bound
 from ._call import Call, Host
 from ._crew import Crew
 from ._employer import Employer
-from ._errors import CallSkipped, PipelineError
+from ._errors import CallSkipped, PipelineError, shown
 from ._expand import Elements
 from ._frame import Expansion, Frame
 from ._inputs import collected_inputs, inputs_for
@@ -106,7 +106,8 @@ class WalkCrew(Crew[Any]):
             expansion = self._take_result(frame, planned, call)
             if expansion is not None:
                 self._passed(planned)
-                return await self._refill(expansion) if not expansion.elements.is_ready else None
+                is_left_to_others = expansion.elements.is_ready or host.was_cancelled
+                return None if is_left_to_others else await self._refill(expansion)
         self._passed(planned)
         return self._after(frame, planned)
 
@@ -175,7 +176,7 @@ class WalkCrew(Crew[Any]):
         except PipelineError as error:
             self._fail(frame, phase.name, error)
         except Exception as error:  # noqa: BLE001  (a mapping, a property or a function of the user's)
-            failure = PipelineError(f"phase {phase.name!r}: its inputs or its when= cannot be read: {error!r}")
+            failure = PipelineError(f"phase {phase.name!r}: its inputs or its when= cannot be read: {shown(error)}")
             failure.__cause__ = error
             self._fail(frame, phase.name, failure)
         return None
@@ -188,6 +189,7 @@ class WalkCrew(Crew[Any]):
         """``when`` said no."""
         name = planned.phase.name
         call = self.home.new_call(self._bound[name], {}, self.parent, frame.key)
+        call.index = frame.index
         call.end("skipped", CallSkipped(f"phase {name!r} was skipped: when= said no", tool=call.name, call_id=call.id))
         self.last_ended_ns = call.ended_ns
         frame.calls[name] = call
@@ -203,6 +205,7 @@ class WalkCrew(Crew[Any]):
             call_id=call.id,
         )
         error.__cause__ = expansion.first_error()
+        call.index = frame.index
         call.end("skipped", error)
         self.last_ended_ns = call.ended_ns
         frame.calls[planned.phase.name] = call

@@ -179,6 +179,12 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
         "'rank': collect=True takes values of items; 'vectors' is one of each 'chunk'.*collect='chunk'",
     ),
     (
+        "a collect per parent after a run-level phase",
+        lambda: [*papers(), Phase("late", merge, bind={"vectors": "vectors"}, collect="chunk", after="rank")],
+        ValueError,
+        "'late': comes after collect=True, so it runs once per run and may not collect 'chunk'",
+    ),
+    (
         "an expansion once per run",
         lambda: [*papers(), Phase("late", anything, bind={"x": "rank"}, expand="row")],
         ValueError,
@@ -196,6 +202,10 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
     ),
     ("expand that is no name", lambda: Phase("a", split, expand="a b"), ValueError, "expand= names one element"),
     ("collect that is none", lambda: Phase("a", merge, collect=3), TypeError, "collect= is the name of an expansion"),
+    ("bind that is none", lambda: Phase("a", load, bind={"path": 3}), TypeError, "'path': .* names a source"),
+    ("bind that is a list", lambda: Phase("a", load, bind=["path"]), TypeError, "bind= is a mapping of inputs"),
+    ("after a number", lambda: Phase("a", load, after=3), TypeError, "after= is the name of a phase or several, not 3"),
+    ("after numbers", lambda: Phase("a", load, after=[3]), TypeError, "after= is the name of a phase or several"),
     ("missing without collect", lambda: Phase("a", merge, missing="skip"), TypeError, "missing= belongs to a collect"),
     ("missing that is none", lambda: Phase("a", merge, collect=True, missing="x"), ValueError, "'skip' or 'ignore'"),
     ("a policy that is none", lambda: Phase("a", load, policy=3), TypeError, r"'a': policy= is a Policy\(\.\.\.\)"),
