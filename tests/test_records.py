@@ -75,6 +75,8 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         wait_thread_ns=waits[3],
         run_ns=draw(NANOS),
         ended_ns=draw(TIMES),
+        batch_id=draw(st.none() | st.just(f"{SESSION}-77")),
+        batch_size=draw(st.sampled_from([0, 0, 3])),
     )  # fmt: skip
 
 
