@@ -19,7 +19,7 @@ from ._attempt import attempt_once, contained, plain_in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
-from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, text_of
+from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, text_of
 from ._mailbox import is_self_inflicted
 from ._offload import ReturnedError
 from ._tokens import DeadlinePassed
@@ -281,9 +281,7 @@ def _annotate(error: BaseException, call: Call[Any]) -> None:
     if call.item is not None:
         place.append(f"item {call.item!r}")
     place.append(f"attempt {call.attempt}")
-    note = "in " + ", ".join(place)
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    add_note(error, "in " + ", ".join(place))
 
 
 def _ended_by_tool(call: Call[Any], error: BaseException) -> bool:
@@ -315,6 +313,6 @@ async def _clean_up(call: Call[Any], error: BaseException) -> None:
         try:
             await contained(call, call.bound.tool.cleanup_resources(call), _context(call))
         except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            error.add_note(f"cleanup_resources of tool {call.name!r} failed too: {broken!r}")
+            add_note(error, f"cleanup_resources of tool {call.name!r} failed too: {broken!r}")
     if scope.cancelled_caught:
-        error.add_note(f"cleanup_resources of tool {call.name!r} did not end within its grace and was cancelled")
+        add_note(error, f"cleanup_resources of tool {call.name!r} did not end within its grace and was cancelled")

@@ -254,7 +254,10 @@ def _kind(parameter: inspect.Parameter) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as broken:  # noqa: BLE001  (the user's code)
+        text = f"(a {type(value).__name__} whose __repr__ raised {type(broken).__name__})"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
