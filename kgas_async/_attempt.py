@@ -159,7 +159,13 @@ async def _in_thread(
     call.holds = tuple(held)
     call.attempt_context = call.context.copy()
     call.status = "running"
-    work, submitted = hand_over(call, call.attempt_context, held, timed=bounded)
+    try:
+        work, submitted = hand_over(call, call.attempt_context, held, timed=bounded)
+    except Exception as error:  # noqa: BLE001  (no thread can be started for it)
+        call.holds = ()
+        give_back(held)
+        refund(rates)
+        return error
     timed_out = False
     try:
         if bounded:
@@ -211,7 +217,12 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
     context.run(_set_current_work, work)
     work.on_end = partial(give_back, held)
     call.holds = tuple(held)
-    home.pool_of(call.bound).submit(work)
+    try:
+        home.pool_of(call.bound).submit(work)
+    except BaseException:
+        call.holds = ()
+        give_back(held)
+        raise
     try:
         await work.done.wait()
     except BaseException:
