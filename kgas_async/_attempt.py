@@ -213,7 +213,7 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
         give_back(held)
         raise
     home = call.bound.home
-    work = Work(function, context, home.mailbox)
+    work = call.work = Work(function, context, home.mailbox)
     context.run(_set_current_work, work)
     work.on_end = partial(give_back, held)
     call.holds = tuple(held)
@@ -260,6 +260,8 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home
+    if bound.execution.dedicated:
+        _refuse_own_thread(call)
     work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
     context.run(_set_current_work, work)
     work.is_timed = timed
@@ -270,6 +272,19 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit
     home.pool_of(bound).submit(work)
     call.waits()
     return work, submitted
+
+
+def _refuse_own_thread(call: Call[Any]) -> None:
+    """Refuse a dedicated tool to a call that its one thread waits for."""
+    ancestor = call.parent
+    while ancestor is not None:
+        work: Work | None = ancestor.work
+        if ancestor.bound.state is call.bound.state and work is not None and not (work.ended_ns or work.abandoned):
+            raise CallRejected(
+                f"tool {call.name!r} has one instance in one thread (instances='dedicated'), which waits for this "
+                f"call: they would wait for each other; call the object itself in there"
+            )
+        ancestor = ancestor.parent
 
 
 def _account(call: Call[Any], work: Work, submitted: int) -> None:

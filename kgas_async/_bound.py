@@ -135,7 +135,7 @@ class Bound:
         self.grace: float | None = policy.grace
         self.retry: Retry | None = policy.retry
         self.isolated: bool = policy.isolated
-        self.limits = _limits(policy, state, serial=self.execution.serial)
+        self.limits = _limits(policy, state, self.execution.serial)
         self.rates = _rates(policy, state)
         self.requires = tool.requires
         self.template: Any = None  # the evidence's, made by its writer
@@ -150,14 +150,14 @@ class Bound:
         self.plain_thread = self.plain and self.execution.kind == "thread"
 
 
-def _limits(policy: Policy, state: ToolState, *, serial: bool) -> tuple[ConcurrencyLimit, ...]:
+def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:
     given = policy.concurrency
     limits: tuple[ConcurrencyLimit, ...] = ()
     if isinstance(given, int):
         limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
     elif given is not None:
         limits = given
-    return (*limits, state.serial) if serial else limits
+    return limits if serial is None else (*limits, state.serial, serial)
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:
