@@ -208,7 +208,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         error = await attempt_once(call)
         if error is None or retry is None or isinstance(error, DeadlinePassed) or _is_own_rejection(call, error):
             return error
-        if _is_cancelled(call):
+        if call.cancel_requested:
             return error
         if native is not None and (lost := native.swallowed()) is not None:
             raise lost from error  # the tool has made this error of it
