@@ -52,7 +52,7 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     kind = call.bound.execution.kind
     if kind == "thread":
         return await _in_thread(call, held, wanted)
-    call.holds = tuple(held)
+    call.holds = call.bound.holds
     call.status = "running"
     began = perf_counter_ns()
     call.begun_ns = call.begun_ns or began
@@ -156,7 +156,7 @@ async def _in_thread(
         return full
     assert call.context is not None
     bounded = bound.timeout is not None or call.deadline_at is not None
-    call.holds = tuple(held)
+    call.holds = bound.holds
     call.attempt_context = call.context.copy()
     call.status = "running"
     try:
@@ -213,10 +213,10 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
         give_back(held)
         raise
     home = call.bound.home
-    work = call.work = Work(function, context, home.mailbox)
+    work = Work(function, context, home.mailbox)
     context.run(_set_current_work, work)
     work.on_end = partial(give_back, held)
-    call.holds = tuple(held)
+    call.holds = call.bound.holds
     try:
         home.pool_of(call.bound).submit(work)
     except BaseException:
@@ -260,8 +260,6 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home
-    if bound.execution.dedicated:
-        _refuse_own_thread(call)
     work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
     context.run(_set_current_work, work)
     work.is_timed = timed
@@ -272,19 +270,6 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit
     home.pool_of(bound).submit(work)
     call.waits()
     return work, submitted
-
-
-def _refuse_own_thread(call: Call[Any]) -> None:
-    """Refuse a dedicated tool to a call that its one thread waits for."""
-    ancestor = call.parent
-    while ancestor is not None:
-        work: Work | None = ancestor.work
-        if ancestor.bound.state is call.bound.state and work is not None and not (work.ended_ns or work.abandoned):
-            raise CallRejected(
-                f"tool {call.name!r} has one instance in one thread (instances='dedicated'), which waits for this "
-                f"call: they would wait for each other; call the object itself in there"
-            )
-        ancestor = ancestor.parent
 
 
 def _account(call: Call[Any], work: Work, submitted: int) -> None:

@@ -85,6 +85,7 @@ class Bound:
         "execution",
         "function",
         "grace",
+        "holds",
         "home",
         "is_coroutine_function",
         "isolated",
@@ -137,13 +138,15 @@ class Bound:
         self.retry: Retry | None = policy.retry
         self.isolated: bool = policy.isolated
         self.limits = _limits(policy, state, self.execution.serial)
+        # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
+        self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.rates = _rates(policy, state)
         self.requires = tool.requires
         self.template: Any = None  # the evidence's, made by its writer
         # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
         self.plain = (
             self.execution.kind != "inline"
-            and not (self.limits or self.rates or self.validates or self.cleans_up or self.isolated)
+            and not (self.holds or self.rates or self.validates or self.cleans_up or self.isolated)
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
@@ -158,7 +161,9 @@ def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -
         limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
     elif given is not None:
         limits = given
-    return limits if serial is None else (*limits, state.serial, serial)
+    if serial is not None:
+        limits = (*limits, state.serial, serial)
+    return tuple(sorted(limits, key=lambda limit: limit.serial))  # in one order for all: who waits holds no later one
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:
