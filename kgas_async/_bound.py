@@ -41,6 +41,7 @@ class Home(Protocol):
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
+    def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
     async def close_leaked(self, scopes: OpenScopes, call: Any = None) -> None: ...
 
 
@@ -84,6 +85,7 @@ class Bound:
         "execution",
         "function",
         "grace",
+        "holds",
         "home",
         "is_coroutine_function",
         "isolated",
@@ -135,14 +137,16 @@ class Bound:
         self.grace: float | None = policy.grace
         self.retry: Retry | None = policy.retry
         self.isolated: bool = policy.isolated
-        self.limits = _limits(policy, state, serial=self.execution.serial)
+        self.limits = _limits(policy, state, self.execution.serial)
+        # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
+        self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.rates = _rates(policy, state)
         self.requires = tool.requires
         self.template: Any = None  # the evidence's, made by its writer
         # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
         self.plain = (
             self.execution.kind != "inline"
-            and not (self.limits or self.rates or self.validates or self.cleans_up or self.isolated)
+            and not (self.holds or self.rates or self.validates or self.cleans_up or self.isolated)
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
@@ -150,14 +154,16 @@ class Bound:
         self.plain_thread = self.plain and self.execution.kind == "thread"
 
 
-def _limits(policy: Policy, state: ToolState, *, serial: bool) -> tuple[ConcurrencyLimit, ...]:
+def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:
     given = policy.concurrency
     limits: tuple[ConcurrencyLimit, ...] = ()
     if isinstance(given, int):
         limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
     elif given is not None:
         limits = given
-    return (*limits, state.serial) if serial else limits
+    if serial is not None:
+        limits = (*limits, state.serial, serial)
+    return tuple(sorted(limits, key=lambda limit: limit.serial))  # in one order for all: who waits holds no later one
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import count
 from time import monotonic
 from typing import Any, Protocol
+from weakref import ref
 
 import anyio
 import sniffio
@@ -124,6 +125,7 @@ class Mailbox:
     """
 
     __slots__ = (
+        "__weakref__",
         "_awake",
         "_post",
         "_queue",
@@ -170,10 +172,11 @@ class Mailbox:
     @staticmethod
     def here() -> Mailbox:
         """The mailbox of the running event loop."""
-        mailbox = _mailbox.get(None)
+        known = _mailbox.get(None)
+        mailbox = None if known is None else known()
         if mailbox is None:
             mailbox = Mailbox()
-            _mailbox.set(mailbox)
+            _mailbox.set(ref(mailbox))
         return mailbox
 
     def put(self, callback: Callable[[], object]) -> bool:
@@ -210,7 +213,8 @@ def _clock_of(home: Any) -> Callable[[], float]:
     return clock
 
 
-_mailbox: RunVar[Mailbox] = RunVar("kgas_async_mailbox")
+# Weakly: AnyIO keeps the values for as long as their loop lives, and a mailbox refers to its loop.
+_mailbox: RunVar[ref[Mailbox]] = RunVar("kgas_async_mailbox")
 
 
 def is_on_loop() -> bool:
