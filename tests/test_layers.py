@@ -50,6 +50,7 @@ DOORS = [
     Door("asyncio trio uvloop", r"_mailbox|(testing|services)(\..*)?", "all else is written for both event loops"),
     Door("structlog", r"_evidence(_.*)?", "logging leaves by the evidence"),
     Door("psutil", r"_system", "the machine is asked in one place"),
+    Door("ddsketch", r"_metrics", "percentiles are made in one place"),
     Door("sqlite3", r"_journal(_.*)?|services(\..*)?", "the journal's file, and the SQLite service"),
     Door("queue _thread concurrent", r"_threads", "threads are made, fed and counted in one place"),
     Door("multiprocessing subprocess", r"_offload(_.*)?", "processes are started and killed in one place"),
