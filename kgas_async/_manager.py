@@ -105,7 +105,7 @@ class ServiceManager(ManyCalls):
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
         open_sinks(self._sinks)
         session = self._session = self._last_session = Session(self, **self._options)
-        session.record(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
+        session.recording.open(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
         self._lifetime = Lifetime(session, signals=self._signals)
         try:
             await self._lifetime.open(self._services)

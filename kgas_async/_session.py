@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import anyio
@@ -15,13 +15,14 @@ import anyio
 from ._bound import Bound, ToolState
 from ._call import Call, Host
 from ._context import current_call
-from ._errors import EvidenceError, ManagerClosed
+from ._errors import ManagerClosed
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes, wait_until
 from ._path import perform
 from ._policy import DEFAULTS, Policy
+from ._recording import Recording
 from ._report import ManagerStatistics
 from ._threads import ThreadPool
 from ._tool import KGASTool
@@ -68,6 +69,7 @@ class Session:
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
         self.hosting = Hosting(self)
+        self.recording = Recording(self)
         self.closing_at = float("inf")
         self.pending: BaseException | None = None
         self.task_group = anyio.create_task_group()
@@ -79,11 +81,10 @@ class Session:
         self._runs = 0
         self._bounds: dict[int, Bound] = {}
 
-    def record(self, sinks: Sequence[Any], quiet: Sequence[Any]) -> None:
-        """Keep evidence: ``sinks`` get every record, ``quiet`` ones what they want."""
-        if sinks or quiet:
-            self.log = EvidenceLog(sinks, quiet, self.session, self.mailbox, self.calls_open, self.evidence_failed)
-            self.log.emit("session.started")
+    @property
+    def calls_made(self) -> int:
+        """How many calls were registered."""
+        return self._serial
 
     # --- binding and owning
 
@@ -367,7 +368,7 @@ class Session:
                 await self._join_threads()
                 await self.hosting.stop_all()
                 self.is_closed = True
-                await self._close_evidence(error)
+                await self.recording.close(error)
                 for pool in self.pools():
                     await pool.close(self.mailbox).wait()
         finally:
@@ -377,24 +378,3 @@ class Session:
     async def _join_threads(self) -> None:
         while self.left and self.abandoned == "join":
             await next(iter(self.left)).done.wait()
-
-    async def _close_evidence(self, error: BaseException | None) -> None:
-        log = self.log
-        if log is None:
-            return
-        error = self.pending or error
-        status = "succeeded" if error is None and not self.is_cancelled else "cancelled"
-        log.emit(
-            "session.ended",
-            calls=self._serial,
-            abandoned=self.left.ids() or None,
-            status="failed" if isinstance(error, Exception) else status,
-        )
-        await log.begin_close().wait()
-
-    def evidence_failed(self, error: EvidenceError) -> None:
-        """A sink failed, which the log has said: stop, or go on without it, as ``on_sink_error`` says."""
-        if self.on_sink_error == "stop" and not self.is_closed:
-            self.crash(error)
-        elif self.on_sink_error == "stop" and self.pending is None:
-            self.pending = error
