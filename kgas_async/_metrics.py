@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, Generic, TypeVar
 
 from ddsketch import LogCollapsingLowestDenseDDSketch
 
-__all__ = ["Counter", "Distribution", "Durations", "Gauge", "Histogram", "Running", "Thinned"]
+__all__ = [
+    "Counter",
+    "Distribution",
+    "Durations",
+    "Gauge",
+    "Histogram",
+    "Running",
+    "Thinned",
+    "one_less",
+    "one_more",
+]
 
 T = TypeVar("T")
 
@@ -179,7 +189,7 @@ class Gauge:
 
 
 class Running:
-    """How many run at once, now and at the most. Its owner holds a lock."""
+    """How many run at once, now and at the most. Its owner counts it, and holds a lock meanwhile: see `one_more`."""
 
     __slots__ = ("now", "peak")
 
@@ -187,14 +197,21 @@ class Running:
         self.now = 0
         self.peak = 0
 
-    def enter(self) -> None:
-        """One more."""
-        self.now += 1
-        self.peak = max(self.peak, self.now)
 
-    def leave(self) -> None:
-        """One less."""
-        self.now -= 1
+def one_more(lock: Lock, running: Iterable[Running]) -> None:
+    """One more runs, in each of these."""
+    with lock:
+        for one in running:
+            one.now = now = one.now + 1
+            if now > one.peak:
+                one.peak = now
+
+
+def one_less(lock: Lock, running: Iterable[Running]) -> None:
+    """One less."""
+    with lock:
+        for one in running:
+            one.now -= 1
 
 
 class Thinned(Generic[T]):

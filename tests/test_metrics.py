@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 import sys
 from itertools import pairwise
+from threading import Lock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kgas_async._metrics import ACCURACY, BINS, Counter, Distribution, Durations, Gauge, Histogram, Running, Thinned
+from kgas_async._metrics import (
+    ACCURACY,
+    BINS,
+    Counter,
+    Distribution,
+    Durations,
+    Gauge,
+    Histogram,
+    Running,
+    Thinned,
+    one_less,
+    one_more,
+)
 
 # Within what one sketch holds exactly: 17 decades.
 SENSIBLE = st.one_of(
@@ -120,8 +133,9 @@ def test_a_gauge_goes_both_ways() -> None:
 
 def test_running_knows_its_peak() -> None:
     running = Running()
+    lock = Lock()
     for step in (1, 1, -1, 1, 1, -1, -1, -1):
-        (running.enter if step > 0 else running.leave)()
+        (one_more if step > 0 else one_less)(lock, [running])
     assert (running.now, running.peak) == (0, 3)
 
 
