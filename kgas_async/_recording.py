@@ -7,12 +7,13 @@ from typing import Any
 
 from ._errors import EvidenceError
 from ._evidence import EvidenceLog
+from ._monitor import Attached
 
 __all__ = ["Recording"]
 
 
 class Recording:
-    """Opens and closes a session's evidence.
+    """Opens and closes a session's evidence, and has its monitor, if there is one, watch meanwhile.
 
     Args:
         session: The session; its ``log`` is set.
@@ -20,15 +21,20 @@ class Recording:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        self._attached: Attached | None = None
 
     def open(self, sinks: Sequence[Any], quiet: Sequence[Any]) -> None:
         """Keep evidence: ``sinks`` get every record, ``quiet`` ones what they want."""
         session = self._session
-        if sinks or quiet:
+        monitor = session.monitor
+        if sinks or quiet or monitor is not None:
+            receiver = None if monitor is None else monitor._ledger
             session.log = EvidenceLog(
-                sinks, quiet, session.session, session.mailbox, session.calls_open, self._evidence_failed
+                sinks, quiet, session.session, session.mailbox, session.calls_open, self._evidence_failed, receiver
             )
             session.log.emit("session.started")
+        if monitor is not None:
+            self._attached = monitor._attach(session.log, session.mailbox)
 
     async def close(self, error: BaseException | None) -> None:
         """Say how the session ended, and have everything written."""
@@ -36,6 +42,8 @@ class Recording:
         log = session.log
         if log is None:
             return
+        if self._attached is not None:
+            await self._attached.close()
         error = session.pending or error
         status = "succeeded" if error is None and not session.is_cancelled else "cancelled"
         log.emit(

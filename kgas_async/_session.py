@@ -20,6 +20,7 @@ from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes, wait_until
+from ._monitor import PerformanceMonitor
 from ._path import perform
 from ._policy import DEFAULTS, Policy
 from ._recording import Recording
@@ -53,6 +54,7 @@ class Session:
         abandoned: Literal["leave", "join"],
         seed: int | None,
         on_sink_error: Literal["stop", "continue"],
+        monitor: PerformanceMonitor | None,
     ) -> None:
         self.manager = manager
         self.session = secrets.token_hex(6)
@@ -64,6 +66,7 @@ class Session:
         self.on_sink_error = on_sink_error
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None
+        self.monitor = monitor
         self.calls_open: dict[int, Call[Any]] = {}
         self.states: dict[str, ToolState] = {}
         self.crews: set[Any] = set()
@@ -280,7 +283,8 @@ class Session:
 
     def statistics(self) -> ManagerStatistics:
         """Counts per tool name, and what is open now."""
-        tools = {name: state.statistics() for name, state in self.states.items()}
+        of = self.monitor._figures_of if self.monitor is not None else lambda name: None
+        tools = {name: state.statistics(of(name)) for name, state in self.states.items()}
         pools = self.pools()
         return ManagerStatistics(
             tools,
