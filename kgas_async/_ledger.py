@@ -147,6 +147,9 @@ class Ledger:
         self._slowest_lock = Lock()
         self._serial = count()
 
+    def __repr__(self) -> str:
+        return "<the monitor's ledger>"
+
     def stats(self, books: dict[str, Stats], name: str) -> Stats:
         """The books of one name."""
         found = books.get(name)
@@ -167,7 +170,12 @@ class Ledger:
     def counted(
         self, function: Callable[..., Any], kind: str, tool: str, pipeline: str | None, phase: str | None
     ) -> Callable[..., Any]:
-        """A tool's function that is counted while it runs, wherever that is: on the loop, or in a thread."""
+        """A tool's function that is counted while it runs, wherever that is: on the loop, or in a thread.
+
+        What is to run elsewhere stays as it is: our locks do not travel.
+        """
+        if kind not in ("async", "inline", "thread"):
+            return function
         running = [stats.running for stats in self.places(tool, pipeline, phase)]
         lock = self.running
 

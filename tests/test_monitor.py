@@ -73,7 +73,7 @@ async def test_a_report_counts_ends_by_status() -> None:
     late = figures["forever"]
     assert (late.calls, late.timed_out, late.timeouts, late.success_rate) == (1, 1, 1, 0.0)
     assert late.errors == {"CallTimeout": 1}
-    assert late.run_s.min >= 0.01
+    assert late.run_s.count == 1
     assert odd.per_s > 0
 
 
@@ -114,6 +114,7 @@ async def test_phases_are_told_apart_and_their_tool_is_their_sum() -> None:
     assert report.tools["echo"].calls == 11
 
 
+@pytest.mark.real_time  # what a call takes is measured in the world's time
 async def test_waiting_and_running_are_told_apart() -> None:
     @tool(policy=Policy(concurrency=1))
     async def slow(x: int) -> int:
@@ -244,6 +245,7 @@ async def naps(monitor: PerformanceMonitor, *sleeps: float) -> MemorySink:
     return sink
 
 
+@pytest.mark.real_time  # what a call takes is measured in the world's time
 async def test_calls_over_the_threshold_are_recorded_and_the_slowest_are_kept() -> None:
     monitor = quiet(slow=0.03, keep_slow=2)
     sink = await naps(monitor, 0.04, 0, 0.08, 0, 0.12)
@@ -258,6 +260,7 @@ async def test_calls_over_the_threshold_are_recorded_and_the_slowest_are_kept() 
     assert sink.records[-1]["event"] == "session.ended"
 
 
+@pytest.mark.real_time  # what a call takes is measured in the world's time
 async def test_without_a_threshold_the_slowest_are_kept_and_none_is_recorded() -> None:
     monitor = quiet(keep_slow=3)
     sink = await naps(monitor, 0, 0, 0.05, 0, 0, 0.08, 0)
