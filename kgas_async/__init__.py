@@ -30,9 +30,12 @@ from ._errors import (
 )
 from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
+from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
 from ._limits import ConcurrencyLimit, LimitStatistics
 from ._manager import ServiceManager
+from ._metrics import Distribution
+from ._monitor import PerformanceMonitor
 from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
@@ -54,10 +57,12 @@ __all__ = [
     "CallCancelled",
     "CallError",
     "CallFailed",
+    "CallFigures",
     "CallRejected",
     "CallSkipped",
     "CallTimeout",
     "ConcurrencyLimit",
+    "Distribution",
     "EvidenceError",
     "FunctionTool",
     "InvalidInputs",
@@ -71,6 +76,8 @@ __all__ = [
     "MemorySink",
     "Outcome",
     "OutcomeStream",
+    "PerformanceMonitor",
+    "PerformanceReport",
     "Phase",
     "Pipeline",
     "PipelineError",

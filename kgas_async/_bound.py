@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ._evidence import EvidenceLog
+from ._figures import CallFigures
 from ._left import LeftBehind
 from ._limits import ConcurrencyLimit
 from ._mailbox import Mailbox, OpenScopes
+from ._monitor import PerformanceMonitor
 from ._policy import Policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
@@ -33,6 +35,7 @@ class Home(Protocol):
     grace: float
     max_abandoned: int
     log: EvidenceLog | None
+    monitor: PerformanceMonitor | None
     left: LeftBehind
     calls_open: dict[int, Any]
     closing_at: float
@@ -64,13 +67,14 @@ class ToolState:
             ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"), 0
         )
 
-    def statistics(self) -> ToolStatistics:
-        """The counts as users see them."""
+    def statistics(self, figures: CallFigures | None = None) -> ToolStatistics:
+        """The counts as users see them, with what a monitor has to say."""
         return ToolStatistics(
             calls=sum(self.ended.values()),
             retried=self.retried,
             threads_used=self.thread_starts,
             run_s=self.run_ns / 1e9,
+            figures=figures,
             **{status: count for status, count in self.ended.items() if status != "reused"},
         )
 
@@ -131,6 +135,10 @@ class Bound:
         self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
         self.function = self.execution.function
+        if home.monitor is not None:
+            self.function = home.monitor._ledger.counted(
+                self.function, self.execution.kind, self.name, pipeline=pipeline, phase=phase
+            )
         self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
         self.timeout: float | None = policy.timeout
         self.deadline: float | None = policy.deadline

@@ -15,6 +15,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
 from time import monotonic
+from types import FrameType
 from typing import Any, Protocol
 from weakref import ref
 
@@ -30,6 +31,7 @@ __all__ = [
     "OpenScopes",
     "absorb_own_cancel",
     "cancels_pending",
+    "context_in",
     "is_on_loop",
     "is_self_inflicted",
     "leave_loop",
@@ -179,6 +181,11 @@ class Mailbox:
             _mailbox.set(ref(mailbox))
         return mailbox
 
+    @property
+    def is_virtual(self) -> bool:
+        """Whether the loop's time is none that passes in the world outside."""
+        return self.time is not monotonic
+
     def put(self, callback: Callable[[], object]) -> bool:
         """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
         if self.closed:
@@ -233,6 +240,21 @@ def nested_context(backend: str) -> Context:
     context = copy_context()
     context.run(_library.set, backend)
     return context
+
+
+def context_in(frame: FrameType) -> Context | None:
+    """The context of the task that an event loop runs in this frame; None if it is no loop's frame that does so.
+
+    For other threads that look at what blocks the loop. Where what is read here is not there (uvloop has no frames, and
+    names inside the loops may change), nothing is ever found.
+    """
+    name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+    found: Any = None
+    if (module, name) == ("asyncio.events", "_run"):
+        found = getattr(frame.f_locals.get("self"), "_context", None)
+    elif (module, name) == ("trio._core._run", "unrolled_run"):
+        found = getattr(frame.f_locals.get("task"), "context", None)
+    return found if isinstance(found, Context) else None
 
 
 def cancels_pending() -> Callable[[], int] | None:

@@ -21,6 +21,7 @@ from ._hosting import lifetime_check
 from ._lifetime import Lifetime
 from ._limits import check_count, check_seconds
 from ._many import ManyCalls
+from ._monitor import PerformanceMonitor
 from ._outcome import Outcome
 from ._report import ManagerStatistics
 from ._session import Session
@@ -45,6 +46,7 @@ class ServiceManager(ManyCalls):
         evidence: A path for JSON lines (continued, never truncated), a sink, or a list of them. None: off.
         log: What goes to structlog: ``"events"`` (failures, retries, services, runs), ``"calls"`` (every call too),
             None (nothing).
+        monitor: Measures calls, resources and stalls of the event loop.
         grace: Seconds that cancelled work has to end.
         abandoned: On leaving, ``"leave"`` abandoned threads to themselves (they are daemons, and the evidence names
             them), or ``"join"``: wait for them.
@@ -66,6 +68,7 @@ class ServiceManager(ManyCalls):
         *services: Any,
         evidence: Evidence | None = None,
         log: Literal["events", "calls"] | None = "events",
+        monitor: PerformanceMonitor | None = None,
         grace: float = 10.0,
         abandoned: Literal["leave", "join"] = "leave",
         signals: bool = False,
@@ -78,6 +81,8 @@ class ServiceManager(ManyCalls):
             lifetime_check(service)
         if log not in ("events", "calls", None):
             raise ValueError(f"log= is 'events', 'calls' or None, not {log!r}")
+        if monitor is not None and not isinstance(monitor, PerformanceMonitor):
+            raise TypeError(f"monitor= is a PerformanceMonitor, not {monitor!r}")
         if abandoned not in ("leave", "join"):
             raise ValueError(f"abandoned= is 'leave' or 'join', not {abandoned!r}")
         if on_sink_error not in ("stop", "continue"):
@@ -93,6 +98,7 @@ class ServiceManager(ManyCalls):
             "threads": default_threads() if threads is None else check_count("threads", threads),
             "max_abandoned": check_count("max_abandoned", max_abandoned),
             "on_sink_error": on_sink_error,
+            "monitor": monitor,
         }
         self._session: Session | None = None
         self._last_session: Session | None = None  # what kgas_async.testing looks into
@@ -105,7 +111,7 @@ class ServiceManager(ManyCalls):
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
         open_sinks(self._sinks)
         session = self._session = self._last_session = Session(self, **self._options)
-        session.record(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
+        session.recording.open(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
         self._lifetime = Lifetime(session, signals=self._signals)
         try:
             await self._lifetime.open(self._services)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._errors import PipelineError
+from ._figures import CallFigures
 from ._outcome import Outcome
 
 __all__ = ["ManagerStatistics", "Progress", "RunReport", "ToolStatistics"]
@@ -40,6 +41,8 @@ class ToolStatistics:
         retried: Attempts that were followed by another.
         threads_used: Sync attempts handed to worker threads.
         run_s: Seconds spent running, all attempts together.
+        figures: Percentiles, waits, peak concurrency and more, if the manager has a `PerformanceMonitor`; over all that
+            the monitor has seen of tools of that name.
     """
 
     calls: int
@@ -52,6 +55,19 @@ class ToolStatistics:
     retried: int
     threads_used: int
     run_s: float
+    figures: CallFigures | None = None
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of ``succeeded`` in those that succeeded, failed, timed out or were rejected; None without any."""
+        tried = self.succeeded + self.failed + self.timed_out + self.rejected
+        return self.succeeded / tried if tried else None
+
+    @property
+    def mean_s(self) -> float:
+        """Mean seconds spent running of calls that were not rejected or skipped; 0 if there are none."""
+        ran = self.calls - self.rejected - self.skipped
+        return self.run_s / ran if ran else 0.0
 
 
 @dataclass(frozen=True, slots=True)
