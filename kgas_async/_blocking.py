@@ -244,6 +244,16 @@ class BlockingManager:
         report: RunReport = self._ask(lambda: self._manager.run(pipeline, items, **options))
         return report
 
+    def gather(self, tools: Any, inputs: Any = None, on_error: str = "raise") -> dict[str, Any]:
+        """As ``ServiceManager.gather``."""
+        results: dict[str, Any] = self._ask(lambda: self._manager.gather(tools, inputs, on_error))
+        return results
+
+    def race(self, tools: Any, inputs: Any = None) -> Outcome[Any]:
+        """As ``ServiceManager.race``."""
+        outcome: Outcome[Any] = self._ask(lambda: self._manager.race(tools, inputs))
+        return outcome
+
     def start(self, service: Any) -> None:
         """As ``ServiceManager.start``."""
         self._ask(self._manager.start, service)

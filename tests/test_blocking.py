@@ -376,3 +376,15 @@ def test_ctrl_c_while_leaving_cancels_what_is_drained_and_leaves_nothing(inner: 
         call = manager.submit(slow)
     assert call.status == "cancelled"
     assert our_threads() == []
+
+
+@INNER
+def test_gather_and_race_block_and_raise_as_the_async_ones(inner: str) -> None:
+    with ServiceManager().blocking(inner) as manager:
+        assert manager.gather({"a": double, "b": in_thread}, {"x": 2}) == {"a": 4, "b": 4}
+        outcomes = manager.gather({"a": double, "b": breaks}, {"x": 2}, on_error="collect")
+        assert [outcome.ok for outcome in outcomes.values()] == [True, False]
+        with pytest.raises(CallFailed):
+            manager.gather({"a": forever, "b": breaks}, {"x": 2})
+        assert manager.race({"a": forever, "b": breaks, "c": double}, {"x": 2}).value == 4
+        assert manager.statistics().calls_open == 0

@@ -14,6 +14,7 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from kgas_async import (
+    CallTimeout,
     KGASTool,
     Phase,
     Pipeline,
@@ -207,6 +208,19 @@ async def test_nested_and_isolated_calls(world: World) -> None:
             await manager.execute(outer_in_thread, x=1)
 
     await swept(world, use)
+
+
+async def test_gather_and_race(world: World) -> None:
+    tools = {"a": double.using(concurrency=world.limit), "b": in_thread, "c": double.using(isolated=True)}
+
+    async def use() -> None:
+        async with world.manager() as manager:
+            assert await manager.gather(tools, {"x": 1}) == {"a": 2, "b": 2, "c": 2}
+            assert (await manager.race({**tools, "d": forever}, {"x": 1})).value == 2
+            with pytest.raises(CallTimeout):
+                await manager.gather({"e": forever, "f": forever.using(timeout=1)})
+
+    await swept(world, use, least=4)
 
 
 # --- many

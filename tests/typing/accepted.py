@@ -99,3 +99,12 @@ def the_sync_door_is_typed() -> None:
     assert_type(load.execute(path=Path("a")), str)
     assert_type(fetch.execute(url="a", tries=2), bytes)
     assert_type(adapted.execute(text="a"), dict[str, int])
+
+
+async def results_of_gather_and_race_are_inferred(manager: ServiceManager) -> None:
+    assert_type(await manager.gather({"a": load, "b": load}, {"path": Path("a")}), dict[str, str])
+    assert_type(await manager.gather({"a": load}, {"path": Path("a")}, on_error="collect"), dict[str, Outcome[str]])
+    assert_type(await manager.gather({"a": load}, {}, "collect"), dict[str, Outcome[str]])
+    assert_type(await manager.race({"a": fetch, "b": fetch}, {"url": "a"}), Outcome[bytes])
+    await manager.gather({"a": load, "b": Link()}, {"path": Path("a"), "entities": []})
+    await manager.race({"a": load, "b": Link()}, {"path": Path("a"), "entities": []})

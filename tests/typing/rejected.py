@@ -48,6 +48,16 @@ async def inputs(manager: ServiceManager) -> None:
         pass
 
 
+async def together(manager: ServiceManager) -> None:
+    await manager.gather({"a": legacy}, {"text": "a"})  # rejected
+    await manager.gather({"a": adapted}, {"text": "a"}, on_error=0.5)  # rejected
+    words: dict[str, str] = await manager.gather({"a": adapted}, {"text": "a"})  # rejected
+    counts: dict[str, int] = await manager.gather({"a": fetch}, {"url": "a"}, on_error="collect")  # rejected
+    won: Outcome[int] = await manager.race({"a": fetch}, {"url": "a"})  # rejected
+    await manager.race([fetch], {"url": "a"})  # rejected
+    print(words, counts, won)
+
+
 async def results(manager: ServiceManager) -> None:
     number: int = await manager.execute(load, path=Path("a"))  # rejected
     text: str = await manager.execute(Link(), path=Path("a"), entities=[])  # rejected
