@@ -4,7 +4,7 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
 from ._adapter import ToolAdapter
-from ._blocking import BlockingCall, BlockingManager
+from ._blocking import BlockingCall, BlockingManager, BlockingOptions
 from ._call import Call
 from ._context import check_cancelled
 from ._door import current, open_door
@@ -33,6 +33,7 @@ from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._function_tool import FunctionTool, tool
 from ._limits import ConcurrencyLimit, LimitStatistics
 from ._manager import ServiceManager
+from ._options import CallOptions
 from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
@@ -49,11 +50,13 @@ open_door()
 __all__ = [
     "BlockingCall",
     "BlockingManager",
+    "BlockingOptions",
     "Call",
     "CallAborted",
     "CallCancelled",
     "CallError",
     "CallFailed",
+    "CallOptions",
     "CallRejected",
     "CallSkipped",
     "CallTimeout",

@@ -22,7 +22,7 @@ from ._pipeline import Pipeline
 from ._report import ManagerStatistics, RunReport
 from ._threads import Reply, current_ident, start_daemon
 
-__all__ = ["BlockingCall", "BlockingManager"]
+__all__ = ["BlockingCall", "BlockingManager", "BlockingOptions"]
 
 TAKE_MANY = 64  # outcomes per hop between the threads
 
@@ -47,6 +47,11 @@ class BlockingCall:
     def id(self) -> str:
         """As in the evidence."""
         return str(self._call.id)
+
+    @property
+    def name(self) -> str:
+        """As of `Call`."""
+        return str(self._call.name)
 
     @property
     def status(self) -> str:
@@ -75,13 +80,39 @@ class BlockingCall:
         return bool(self._door._ask(cancel))
 
 
-class BlockingManager:
+class BlockingOptions:
+    """How one call is made; from ``BlockingManager.options``. As of `CallOptions`."""
+
+    def __init__(self, door: BlockingManager, view: Any) -> None:
+        self._door = door
+        self._view = view
+
+    def execute(self, tool: Any, /, *args: Any, **inputs: Any) -> Any:
+        """As ``ServiceManager.execute``."""
+        return self._door._ask(lambda: self._view.execute(tool, *args, **inputs))
+
+    def outcome(self, tool: Any, /, *args: Any, **inputs: Any) -> Outcome[Any]:
+        """As ``ServiceManager.outcome``."""
+        outcome: Outcome[Any] = self._door._ask(lambda: self._view.outcome(tool, *args, **inputs))
+        return outcome
+
+    def submit(self, tool: Any, /, *args: Any, **inputs: Any) -> BlockingCall:
+        """As ``ServiceManager.submit``."""
+
+        async def submit() -> Any:
+            return self._view.submit(tool, *args, **inputs)
+
+        return BlockingCall(self._door, self._door._ask(submit))
+
+
+class BlockingManager(BlockingOptions):
     """What ``ServiceManager(...).blocking()`` gives: enter it with ``with``; each method waits for its result.
 
     Ctrl-C while waiting cancels what is waited for, and is raised when that has ended.
     """
 
     def __init__(self, manager: _Async, backend: str, backend_options: dict[str, Any] | None) -> None:
+        super().__init__(self, manager)
         self._manager: Any = manager
         self._backend = backend
         self._backend_options = backend_options or {}
@@ -190,22 +221,9 @@ class BlockingManager:
 
     # --- the manager's names
 
-    def execute(self, tool: Any, /, *args: Any, **inputs: Any) -> Any:
-        """As ``ServiceManager.execute``."""
-        return self._ask(lambda: self._manager.execute(tool, *args, **inputs))
-
-    def outcome(self, tool: Any, /, *args: Any, **inputs: Any) -> Outcome[Any]:
-        """As ``ServiceManager.outcome``."""
-        outcome: Outcome[Any] = self._ask(lambda: self._manager.outcome(tool, *args, **inputs))
-        return outcome
-
-    def submit(self, tool: Any, /, *args: Any, **inputs: Any) -> BlockingCall:
-        """As ``ServiceManager.submit``."""
-
-        async def submit() -> Any:
-            return self._manager.submit(tool, *args, **inputs)
-
-        return BlockingCall(self, self._ask(submit))
+    def options(self, **options: Any) -> BlockingOptions:
+        """As ``ServiceManager.options``."""
+        return BlockingOptions(self, self._manager.options(**options))
 
     @contextmanager
     def map(self, tool: Any, inputs: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:

@@ -70,7 +70,6 @@ class Call(Generic[R]):
 
     Attributes:
         id: As in the evidence.
-        name: The name of the tool.
         status: ``waiting`` or ``running``, then how it ended: ``succeeded``, ``failed``, ``timed_out``,
             ``cancelled``, ``rejected``, ``skipped``.
         attempt: The number of the current attempt, from 1; 0 before the first.
@@ -103,6 +102,8 @@ class Call(Generic[R]):
     last_error: BaseException | None = None
     children: set[Any] | None = None
     holds: tuple[Any, ...] = ()
+    replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
+    extra: dict[str, Any] | None = None  # more fields for its records and log lines, such as its own name
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
@@ -130,6 +131,12 @@ class Call(Generic[R]):
 
     @property
     def name(self) -> str:
+        """The name that ``manager.options(name=...)`` gave it, else the tool's."""
+        name: str = self.bound.name if self.extra is None else self.extra.get("call_name", self.bound.name)
+        return name
+
+    @property
+    def tool_name(self) -> str:
         """The name of the tool."""
         return self.bound.name
 
@@ -270,8 +277,8 @@ class Call(Generic[R]):
         """The error for those who wait for this cancelled call."""
         why = f": {self.reason}" if self.reason else ""
         self.error = CallCancelled(
-            f"call {self.id} of tool {self.name!r} was cancelled{why}",
-            tool=self.name,
+            f"call {self.id} of tool {self.tool_name!r} was cancelled{why}",
+            tool=self.tool_name,
             call_id=self.id,
             attempts=self.attempt,
             reason=self.reason,

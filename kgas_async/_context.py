@@ -5,6 +5,7 @@ Holds the context variable and the protocols of what is in it; the classes behin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -32,7 +33,9 @@ class RunningCall(Protocol):
     @property
     def session_id(self) -> str: ...
     @property
-    def name(self) -> str: ...
+    def tool_name(self) -> str: ...
+    @property
+    def extra(self) -> Mapping[str, Any] | None: ...
     @property
     def manager(self) -> Any: ...
     @property
@@ -83,4 +86,4 @@ def check_cancelled() -> None:
         raise CallAborted("the call that this thread works for was cancelled or has timed out")
     call = current_call.get()
     if call is not None and call.aborted:
-        raise CallAborted(f"call {call.id} of tool {call.name!r} was cancelled")
+        raise CallAborted(f"call {call.id} of tool {call.tool_name!r} was cancelled")

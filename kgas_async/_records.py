@@ -108,6 +108,8 @@ def call_fields(call: Any, event: str, error: BaseException | None) -> dict[str,
         fields["item"] = call.item
     if call.parent is not None:
         fields["parent_id"] = call.parent.id
+    if call.extra is not None:
+        fields.update(call.extra)
     if error is not None:
         fields["error"] = error_fields(error)
     return fields
@@ -176,7 +178,7 @@ def _template(call: Any) -> tuple[str, str, str]:
 
 def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
     """The line of a call's end."""
-    if call.status != "succeeded" or call.reason or call.abandoned:
+    if call.status != "succeeded" or call.reason or call.abandoned or call.extra is not None:
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
     bound = call.bound
     template = bound.template

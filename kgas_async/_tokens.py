@@ -55,8 +55,8 @@ def _refuse_own_chain(call: Call[Any], limit: ConcurrencyLimit) -> None:
     while ancestor is not None:
         if limit in ancestor.holds:
             raise CallRejected(
-                f"tool {call.name!r} wants a token of {limit!r}, which tool {ancestor.name!r} holds while it waits for "
-                f"this call: they would wait for each other; give the two tools limits of their own"
+                f"tool {call.tool_name!r} wants a token of {limit!r}, which tool {ancestor.tool_name!r} holds while it "
+                f"waits for this call: they would wait for each other; give the two tools limits of their own"
             )
         ancestor = ancestor.parent
 

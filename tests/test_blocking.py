@@ -388,3 +388,16 @@ def test_gather_and_race_block_and_raise_as_the_async_ones(inner: str) -> None:
             manager.gather({"a": forever, "b": breaks}, {"x": 2})
         assert manager.race({"a": forever, "b": breaks, "c": double}, {"x": 2}).value == 4
         assert manager.statistics().calls_open == 0
+
+
+@INNER
+def test_options_name_a_call(inner: str) -> None:
+    with ServiceManager().blocking(inner) as manager:
+        named = manager.options(name="one", replace=True)
+        first = named.submit(forever)
+        assert first.name == "one"
+        assert named.execute(double, x=2) == 4
+        assert first.status == "cancelled"
+        assert manager.options(name="two").outcome(double, x=2).value == 4
+        with pytest.raises(TypeError):
+            manager.options(replace=True)

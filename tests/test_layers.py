@@ -31,7 +31,10 @@ LAYERS: list[tuple[str, str]] = [
         "_pipeline _report",
     ),
     ("L4", "_run _crew _on_error _employer _expand _frame _source _stream"),
-    ("L5", "_manager _many _together _lifetime _running _session _hosting _map _blocking _signals _door"),
+    (
+        "L5",
+        "_manager _single _options _many _together _lifetime _running _session _hosting _map _blocking _signals _door",
+    ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),
 ]

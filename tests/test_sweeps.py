@@ -223,6 +223,20 @@ async def test_gather_and_race(world: World) -> None:
     await swept(world, use, least=4)
 
 
+async def test_named_calls_that_replace_each_other(world: World) -> None:
+    async def use() -> None:
+        async with world.manager() as manager:
+            named = manager.options(name="one", replace=True)
+            named.submit(forever)
+            await checkpoint()
+            named.submit(double, x=1)
+            assert await named.execute(in_thread, x=1) == 2
+            assert (await named.outcome(double.using(concurrency=world.limit), x=1)).value == 2
+            assert not manager.calls
+
+    await swept(world, use, least=4)
+
+
 # --- many
 
 

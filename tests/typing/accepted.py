@@ -7,6 +7,7 @@ from typing import assert_type
 
 from kgas_async import (
     Call,
+    CallOptions,
     KGASTool,
     Outcome,
     OutcomeStream,
@@ -108,3 +109,11 @@ async def results_of_gather_and_race_are_inferred(manager: ServiceManager) -> No
     assert_type(await manager.race({"a": fetch, "b": fetch}, {"url": "a"}), Outcome[bytes])
     await manager.gather({"a": load, "b": Link()}, {"path": Path("a"), "entities": []})
     await manager.race({"a": load, "b": Link()}, {"path": Path("a"), "entities": []})
+
+
+async def a_view_with_options_is_typed_like_the_manager(manager: ServiceManager) -> None:
+    view = manager.options(name="nightly", replace=True)
+    assert_type(view, CallOptions)
+    assert_type(await view.execute(load, path=Path("a")), str)
+    assert_type(await view.outcome(Link(), path=Path("a"), entities=[]), Outcome[int])
+    assert_type(view.submit(fetch, url="a"), Call[bytes])

@@ -48,6 +48,14 @@ async def inputs(manager: ServiceManager) -> None:
         pass
 
 
+async def options(manager: ServiceManager) -> None:
+    await manager.options(name="a").execute(load)  # rejected
+    await manager.options(name="a").outcome(load, path=3)  # rejected
+    manager.options(name="a").submit(load, wrong_name=1)  # rejected
+    manager.options(priority=1)  # rejected
+    manager.options("a")  # rejected
+
+
 async def together(manager: ServiceManager) -> None:
     await manager.gather({"a": legacy}, {"text": "a"})  # rejected
     await manager.gather({"a": adapted}, {"text": "a"}, on_error=0.5)  # rejected
