@@ -6,7 +6,7 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 from ._adapter import ToolAdapter
 from ._blocking import BlockingCall, BlockingManager, BlockingOptions
 from ._call import Call
-from ._context import check_cancelled
+from ._context import check_cancelled, progress
 from ._door import current, open_door
 from ._errors import (
     CallAborted,
@@ -28,6 +28,7 @@ from ._errors import (
     ServiceStartFailed,
     UnknownTool,
 )
+from ._events import CallEvents, CallProgress, CallState
 from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._function_tool import FunctionTool, tool
@@ -55,10 +56,13 @@ __all__ = [
     "CallAborted",
     "CallCancelled",
     "CallError",
+    "CallEvents",
     "CallFailed",
     "CallOptions",
+    "CallProgress",
     "CallRejected",
     "CallSkipped",
+    "CallState",
     "CallTimeout",
     "ConcurrencyLimit",
     "EvidenceError",
@@ -98,6 +102,7 @@ __all__ = [
     "check_cancelled",
     "current",
     "exponential",
+    "progress",
     "tool",
 ]
 

@@ -16,6 +16,7 @@ import anyio
 
 from ._drive import drive
 from ._errors import CallCancelled, ManagerClosed
+from ._events import CallEvents, CallProgress, CallState
 from ._mailbox import Mailbox, nested_context
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -57,6 +58,23 @@ class BlockingCall:
     def status(self) -> str:
         """As of `Call`."""
         return str(self._call.status)
+
+    @property
+    def progress(self) -> CallProgress | None:
+        """As of `Call`."""
+        latest: CallProgress | None = self._call.progress
+        return latest
+
+    def events(self) -> Iterator[CallProgress | CallState]:
+        """As of `Call`, as a plain iterator."""
+
+        async def read() -> CallEvents:
+            events: CallEvents = self._call.events()
+            return events
+
+        events: CallEvents = self._door._ask(read)
+        while (event := self._door._ask(events.__anext__)) is not None:
+            yield event
 
     def result(self) -> Any:
         """Wait for the value."""

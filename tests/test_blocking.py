@@ -26,6 +26,7 @@ from kgas_async import (
     ServiceManager,
     ServiceStartFailed,
     current,
+    progress,
     tool,
 )
 from kgas_async._threads import Reply
@@ -401,3 +402,19 @@ def test_options_name_a_call(inner: str) -> None:
         assert manager.options(name="two").outcome(double, x=2).value == 4
         with pytest.raises(TypeError):
             manager.options(replace=True)
+
+
+@INNER
+def test_events_of_a_call_are_iterated(inner: str) -> None:
+    @tool
+    def tells() -> str:
+        progress(1, 2)
+        progress(2, 2)
+        return "done"
+
+    with ServiceManager().blocking(inner) as manager:
+        call = manager.submit(tells)
+        events = list(call.events())
+        assert getattr(events[-1], "status", None) == "succeeded"
+        assert call.progress is not None
+        assert call.progress.done == 2

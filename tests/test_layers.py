@@ -27,8 +27,8 @@ LAYERS: list[tuple[str, str]] = [
     ("L2", "_tool _signature _fit _offload _service _journal"),
     (
         "L3",
-        "_drive _outcome _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor _phase _plan "
-        "_pipeline _report",
+        "_drive _events _outcome _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor _phase "
+        "_plan _pipeline _report",
     ),
     ("L4", "_run _crew _on_error _employer _expand _frame _source _stream"),
     (

@@ -14,6 +14,7 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from kgas_async import (
+    CallState,
     CallTimeout,
     KGASTool,
     Phase,
@@ -26,6 +27,7 @@ from kgas_async import (
     ToolAdapter,
     check_cancelled,
     current,
+    progress,
     tool,
 )
 from kgas_async.testing import sweep, virtual_backends
@@ -235,6 +237,23 @@ async def test_named_calls_that_replace_each_other(world: World) -> None:
             assert not manager.calls
 
     await swept(world, use, least=4)
+
+
+async def test_reading_the_events_of_a_call(world: World) -> None:
+    @tool
+    async def tells() -> None:
+        progress(1)
+        await anyio.sleep(1)
+        progress(2)
+
+    async def use() -> None:
+        async with world.manager() as manager:
+            call = manager.submit(tells)
+            events = [event async for event in call.events()]
+            assert isinstance(events[-1], CallState)
+            assert events[-1].status == "succeeded"
+
+    await swept(world, use)
 
 
 # --- many

@@ -8,6 +8,8 @@ from typing import assert_type
 from kgas_async import (
     Call,
     CallOptions,
+    CallProgress,
+    CallState,
     KGASTool,
     Outcome,
     OutcomeStream,
@@ -15,6 +17,7 @@ from kgas_async import (
     ServiceManager,
     ToolAdapter,
     current,
+    progress,
     tool,
 )
 
@@ -117,3 +120,16 @@ async def a_view_with_options_is_typed_like_the_manager(manager: ServiceManager)
     assert_type(await view.execute(load, path=Path("a")), str)
     assert_type(await view.outcome(Link(), path=Path("a"), entities=[]), Outcome[int])
     assert_type(view.submit(fetch, url="a"), Call[bytes])
+
+
+async def events_of_a_call_are_typed(manager: ServiceManager) -> None:
+    call = manager.submit(load, path=Path("a"))
+    async for event in call.events():
+        assert_type(event, CallProgress | CallState)
+        match event:
+            case CallProgress(done=done):
+                assert_type(done, float)
+            case CallState():
+                assert_type(event.status, str)
+    assert_type(call.progress, CallProgress | None)
+    progress(1, 2.5, "half", anything=object())
