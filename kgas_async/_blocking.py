@@ -302,6 +302,15 @@ class BlockingManager(BlockingOptions):
         """As ``ServiceManager.cancel``."""
         return bool(self._ask(lambda: self._manager.cancel(id, reason)))
 
+    def find(self, id: str) -> BlockingCall | None:  # noqa: A002
+        """As ``ServiceManager.find``."""
+
+        async def find() -> Any:
+            return self._manager.find(id)
+
+        call = self._ask(find)
+        return None if call is None else BlockingCall(self, call)
+
     def statistics(self) -> ManagerStatistics:
         """As ``ServiceManager.statistics``."""
 

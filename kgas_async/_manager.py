@@ -12,6 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 from ._blocking import BlockingManager
+from ._book import CallBook
 from ._call import Call
 from ._errors import ManagerClosed
 from ._evidence import Sink
@@ -20,7 +21,7 @@ from ._hosting import lifetime_check
 from ._lifetime import Lifetime
 from ._limits import check_count, check_seconds
 from ._many import ManyCalls
-from ._options import CallNames, CallOptions
+from ._options import CallOptions
 from ._report import ManagerStatistics
 from ._session import Session
 from ._single import SingleCalls
@@ -94,7 +95,7 @@ class ServiceManager(SingleCalls, ManyCalls):
         self._session: Session | None = None
         self._last_session: Session | None = None  # what kgas_async.testing looks into
         self._lifetime: Lifetime | None = None
-        self._names = CallNames()
+        self._calls: CallBook | None = None
 
     # --- lifetime
 
@@ -102,14 +103,14 @@ class ServiceManager(SingleCalls, ManyCalls):
         if self._session is not None:
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
         open_sinks(self._sinks)
-        self._names = CallNames()
         session = self._session = self._last_session = Session(self, **self._options)
+        self._calls = CallBook(session.calls_open)
         session.record(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
         self._lifetime = Lifetime(session, signals=self._signals)
         try:
             await self._lifetime.open(self._services)
         except BaseException:
-            self._session = None
+            self._session = self._calls = None
             raise
         return self
 
@@ -120,12 +121,18 @@ class ServiceManager(SingleCalls, ManyCalls):
         try:
             return await self._lifetime.leave(exc_type, exc, tb)
         finally:
-            self._session = None
+            self._session = self._calls = None
 
     def _opened(self) -> Session:
         if self._session is None:
             raise ManagerClosed("the manager is not open; use it inside 'async with ServiceManager(...) as manager:'")
         return self._session
+
+    @property
+    def _book(self) -> CallBook:
+        self._opened()
+        assert self._calls is not None
+        return self._calls
 
     @property
     def session_id(self) -> str:
@@ -164,12 +171,19 @@ class ServiceManager(SingleCalls, ManyCalls):
         Returns:
             A view with ``execute``, ``outcome`` and ``submit``, as the manager's own.
         """
-        return CallOptions(self, self._names, name, replace)
+        return CallOptions(self, name, replace)
 
     @property
     def calls(self) -> Mapping[str, Call[Any]]:
         """The calls that have not ended, by id; a snapshot."""
         return MappingProxyType({call.id: call for call in self._opened().calls_open.values()})
+
+    def find(self, id: str) -> Call[Any] | None:  # noqa: A002
+        """A call by its id, or by the name that `options` gave it (the latest of that name); None if there is none.
+
+        Open calls are found, and those made by ``submit`` that have ended, the last 256 of them.
+        """
+        return self._book.find(id)
 
     async def cancel(self, id: str | None = None, reason: str = "") -> bool:  # noqa: A002  (the word that users have)
         """Cancel one call, or all calls, maps and runs, and wait until they have ended.
@@ -189,7 +203,7 @@ class ServiceManager(SingleCalls, ManyCalls):
             found = [call for serial, call in session.calls_open.items() if serial not in own]
             session.cancel_calls(reason)
         else:
-            found = self._names.matching(session.calls_open, id)
+            found = self._book.open_calls(id)
             for call in found:
                 call.cancel(reason)
         for call in found:

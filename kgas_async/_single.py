@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import anyio.lowlevel
 
+from ._book import CallBook
 from ._call import Call
 from ._errors import KgasAsyncError
 from ._outcome import Outcome
@@ -25,6 +26,11 @@ class SingleCalls(ABC):
     @abstractmethod
     def _opened(self) -> Session:
         """The session, if there is one."""
+
+    @property
+    @abstractmethod
+    def _book(self) -> CallBook:
+        """The names of calls, and those that have ended."""
 
     def _admit(self, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
         """A call, registered and not begun."""
@@ -70,11 +76,13 @@ class SingleCalls(ABC):
         """Start a tool in the background; the manager owns it.
 
         Returns:
-            The `Call`: ``await call.result()``, ``call.cancel()``.
+            The `Call`: ``await call.result()``, ``call.cancel()``. `ServiceManager.find` finds it by its id, also
+            for a while after its end.
 
         Raises:
             ManagerClosed, ServiceNotRunning, InvalidInputs: It was not admitted.
         """
         call = self._admit(tool, args, inputs)
+        self._book.keep(call)
         self._opened().start_call(call)
         return call

@@ -418,3 +418,13 @@ def test_events_of_a_call_are_iterated(inner: str) -> None:
         assert getattr(events[-1], "status", None) == "succeeded"
         assert call.progress is not None
         assert call.progress.done == 2
+
+
+@INNER
+def test_a_call_is_found_by_its_id(inner: str) -> None:
+    with ServiceManager().blocking(inner) as manager:
+        id = manager.submit(double, x=2).id  # noqa: A001
+        call = manager.find(id)
+        assert call is not None
+        assert call.result() == 4
+        assert manager.find("nonsense") is None

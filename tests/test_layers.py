@@ -33,7 +33,8 @@ LAYERS: list[tuple[str, str]] = [
     ("L4", "_run _crew _on_error _employer _expand _frame _source _stream"),
     (
         "L5",
-        "_manager _single _options _many _together _lifetime _running _session _hosting _map _blocking _signals _door",
+        "_manager _single _options _book _many _together _lifetime _running _session _hosting _map _blocking _signals "
+        "_door",
     ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 from kgas_async import (
     Call,
@@ -119,6 +119,7 @@ async def a_view_with_options_is_typed_like_the_manager(manager: ServiceManager)
     assert_type(view, CallOptions)
     assert_type(await view.execute(load, path=Path("a")), str)
     assert_type(await view.outcome(Link(), path=Path("a"), entities=[]), Outcome[int])
+    assert_type(manager.find("nightly"), Call[Any] | None)
     assert_type(view.submit(fetch, url="a"), Call[bytes])
 
 
