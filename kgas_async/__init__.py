@@ -29,6 +29,7 @@ from ._errors import (
     UnknownTool,
 )
 from ._events import CallEvents, CallProgress, CallState
+from ._every import Every
 from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._function_tool import FunctionTool, tool
@@ -65,6 +66,7 @@ __all__ = [
     "CallState",
     "CallTimeout",
     "ConcurrencyLimit",
+    "Every",
     "EvidenceError",
     "FunctionTool",
     "InvalidInputs",

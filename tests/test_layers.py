@@ -28,7 +28,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L3",
         "_drive _events _outcome _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor _phase "
-        "_plan _pipeline _report",
+        "_plan _pipeline _report _every",
     ),
     ("L4", "_run _crew _on_error _employer _expand _frame _source _stream"),
     (

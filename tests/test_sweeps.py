@@ -16,6 +16,7 @@ from anyio.lowlevel import checkpoint
 from kgas_async import (
     CallState,
     CallTimeout,
+    Every,
     KGASTool,
     Phase,
     Pipeline,
@@ -312,6 +313,16 @@ async def test_a_run_and_a_stream_left_early(world: World, lazy: bool) -> None:
                 await anext(outcomes)
 
     await swept(world, use, least=5)
+
+
+async def test_a_service_that_runs_a_tool_again_and_again(world: World) -> None:
+    async def use() -> None:
+        every = [Every(1, double, {"x": 1}), Every(2, in_thread, {"x": 1}), Every(1, forever, overlap=True)]
+        async with world.manager(*every) as manager:
+            await anyio.sleep(2.5)
+            await manager.execute(double, x=1)
+
+    await swept(world, use)
 
 
 # --- the manager
