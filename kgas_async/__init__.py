@@ -4,6 +4,7 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
 from ._adapter import ToolAdapter
+from ._batcher import BatchedTool, Batcher
 from ._blocking import BlockingCall, BlockingManager, BlockingOptions
 from ._call import Call
 from ._context import check_cancelled, progress
@@ -50,6 +51,8 @@ from ._tool import KGASTool, Toolbox
 open_door()
 
 __all__ = [
+    "BatchedTool",
+    "Batcher",
     "BlockingCall",
     "BlockingManager",
     "BlockingOptions",

@@ -24,7 +24,7 @@ PACKAGE = "kgas_async"
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _threads _system _context _suggest"),
     ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
-    ("L2", "_tool _signature _fit _offload _service _journal"),
+    ("L2", "_tool _signature _fit _offload _elements _service _journal"),
     (
         "L3",
         "_drive _events _outcome _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor _phase "
@@ -34,7 +34,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L5",
         "_manager _single _options _book _many _together _lifetime _running _session _hosting _map _blocking _signals "
-        "_door",
+        "_door _batcher",
     ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),

@@ -14,6 +14,7 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from kgas_async import (
+    Batcher,
     CallState,
     CallTimeout,
     Every,
@@ -323,6 +324,28 @@ async def test_a_service_that_runs_a_tool_again_and_again(world: World) -> None:
             await manager.execute(double, x=1)
 
     await swept(world, use)
+
+
+@pytest.mark.parametrize("how", ["async", "thread"])
+async def test_calls_that_are_coalesced(world: World, how: str) -> None:
+    @tool
+    async def doubles(xs: list[int]) -> list[int]:
+        await checkpoint()
+        return [2 * x for x in xs]
+
+    @tool
+    def doubles_in_thread(xs: list[int]) -> list[int]:
+        return [2 * x for x in xs]
+
+    async def use() -> None:
+        lists = (doubles if how == "async" else doubles_in_thread).using(concurrency=world.limit)
+        batcher = Batcher(lists, max_size=2, max_queue=2, in_flight=1)
+        async with world.manager(batcher) as manager:
+            assert await batcher(xs=1) == 2
+            calls = [manager.submit(batcher.tool, xs=n) for n in range(5)]
+            assert [await call.result() for call in calls] == [0, 2, 4, 6, 8]
+
+    await swept(world, use, least=4)
 
 
 # --- the manager

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, assert_type
 
 from kgas_async import (
+    Batcher,
     Call,
     CallOptions,
     CallProgress,
     CallState,
+    Every,
     KGASTool,
     Outcome,
     OutcomeStream,
@@ -134,3 +136,23 @@ async def events_of_a_call_are_typed(manager: ServiceManager) -> None:
                 assert_type(event.status, str)
     assert_type(call.progress, CallProgress | None)
     progress(1, 2.5, "half", anything=object())
+
+
+@tool
+def embed(texts: list[str]) -> list[float]:
+    return [0.0 for _ in texts]
+
+
+@tool
+async def embed_some(texts: list[str]) -> list[float | Exception]:
+    return [0.0 for _ in texts]
+
+
+async def a_batcher_has_the_type_of_one_result(manager: ServiceManager) -> None:
+    assert_type(Batcher(embed), Batcher[float])
+    batcher = Batcher(embed_some, max_size=10)
+    assert_type(batcher, Batcher[float])
+    assert_type(await batcher(texts="a"), float)
+    assert_type(await manager.execute(batcher.tool, texts="a"), float)
+    assert_type(batcher.tool.execute(texts="a"), float)
+    Every(60, load, {"path": Path("a")}, overlap=True)

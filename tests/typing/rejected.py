@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kgas_async import KGASTool, Outcome, Policy, ServiceManager, ToolAdapter, tool
+from kgas_async import Batcher, Every, KGASTool, Outcome, Policy, ServiceManager, ToolAdapter, tool
 
 
 @tool
@@ -54,6 +54,14 @@ async def options(manager: ServiceManager) -> None:
     manager.options(name="a").submit(load, wrong_name=1)  # rejected
     manager.options(priority=1)  # rejected
     manager.options("a")  # rejected
+
+
+async def services() -> None:
+    Batcher(fetch, max_size="10")  # rejected
+    Batcher(load, size=10)  # rejected
+    Batcher(legacy)  # rejected
+    Every(60, legacy)  # rejected
+    Every("60", fetch, {"url": "a"})  # rejected
 
 
 async def together(manager: ServiceManager) -> None:
