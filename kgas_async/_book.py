@@ -28,26 +28,28 @@ class CallBook:
     def __init__(self, calls_open: Mapping[int, Call[Any]]) -> None:
         self._calls_open = calls_open
         self._open: dict[str, list[Call[Any]]] = {}  # by name: the latest, last, and those that it replaces
-        self._ended: OrderedDict[str, Call[Any]] = OrderedDict()  # by id, the latest last
+        self._ended: OrderedDict[int, Call[Any]] = OrderedDict()  # by number, the latest last
 
     def open_calls(self, id_or_name: str) -> list[Call[Any]]:
         """The open call of that id, or those of that name."""
-        serial = id_or_name.rpartition("-")[2]
-        call = self._calls_open.get(int(serial)) if serial.isdecimal() else None
-        if call is not None and call.id == id_or_name:
-            return [call]
-        return list(self._open.get(id_or_name, ()))
+        call = self._with_id(self._calls_open, id_or_name)
+        return list(self._open.get(id_or_name, ())) if call is None else [call]
 
     def find(self, id_or_name: str) -> Call[Any] | None:
         """The call of that id, open or kept; or the latest of that name."""
         found = self.open_calls(id_or_name)
         if found:
             return found[-1]
-        kept = self._ended.get(id_or_name)
+        kept = self._with_id(self._ended, id_or_name)
         if kept is None:
             latest_first = reversed(self._ended.values())
             kept = next((call for call in latest_first if _name_of(call) == id_or_name), None)
         return kept
+
+    def _with_id(self, calls: Mapping[int, Call[Any]], id_or_name: str) -> Call[Any] | None:
+        serial = id_or_name.rpartition("-")[2]
+        call = calls.get(int(serial)) if serial.isdecimal() else None
+        return call if call is not None and call.id == id_or_name else None
 
     def keep(self, call: Call[Any]) -> None:
         """Have a submitted call be found for a while after its end."""
@@ -94,7 +96,7 @@ class CallBook:
 
     def _submitted_ended(self, call: Call[Any]) -> None:
         ended = self._ended
-        ended[call.id] = call
+        ended[call.serial] = call
         if len(ended) > ENDED_KEPT:
             ended.popitem(last=False)
 

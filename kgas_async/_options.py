@@ -37,8 +37,7 @@ class CallOptions(SingleCalls):
     def _book(self) -> CallBook:
         return self._manager._book
 
-    def _admit(self, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
-        session = self._opened()
+    def _admit(self, session: Session, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
         if self._name is not None:
             self._book.check(self._name, session.parent(), replace=self._replace)
         call = session.admit(tool, args, inputs)

@@ -32,9 +32,9 @@ class SingleCalls(ABC):
     def _book(self) -> CallBook:
         """The names of calls, and those that have ended."""
 
-    def _admit(self, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
+    def _admit(self, session: Session, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
         """A call, registered and not begun."""
-        return self._opened().admit(tool, args, inputs)
+        return session.admit(tool, args, inputs)
 
     async def execute(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> R:
         """Run a tool and give its value.
@@ -66,7 +66,7 @@ class SingleCalls(ABC):
         session = self._opened()
         if session.log is not None and session.log.behind:
             await session.log.caught_up()
-        call = self._admit(tool, args, inputs)
+        call = self._admit(session, tool, args, inputs)
         await session.host_call(call)
         if call.status == "cancelled":
             await anyio.lowlevel.checkpoint_if_cancelled()  # as in `Call.wait`
@@ -82,7 +82,8 @@ class SingleCalls(ABC):
         Raises:
             ManagerClosed, ServiceNotRunning, InvalidInputs: It was not admitted.
         """
-        call = self._admit(tool, args, inputs)
+        session = self._opened()
+        call = self._admit(session, tool, args, inputs)
         self._book.keep(call)
-        self._opened().start_call(call)
+        session.start_call(call)
         return call
