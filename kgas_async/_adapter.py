@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ._offload import LegacyFunction
 from ._policy import POLICY_FIELDS, Policy
-from ._signature import Signature, request_builder
+from ._signature import Signature, request_builder, result_type
 from ._suggest import nearest
 from ._threads import run_bare
 from ._tool import Execution, KGASTool
@@ -146,7 +146,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
                 raise _no_option(cls.__name__, name)
         return Preset(cls, options)
 
-    async def execute_async(self, *args: P.args, **inputs: P.kwargs) -> R:
+    async def execute_async(self, /, *args: P.args, **inputs: P.kwargs) -> R:
         """The function itself in a worker thread, without policy, limits and evidence."""
         named = self.signature.named(args, inputs)
         if self._model is not None:
@@ -161,17 +161,21 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         return result
 
     def _read_signature(self) -> Signature:
-        if self._model is not None:
-            return Signature.of_model(self.name, self._model)
-        if self._inner is not None and self._params is None:
-            return self._inner.signature
         function = self._function.function
         if function is None:
-            function = _method_of_class(self, named=self._params is not None)
+            function = _method_of_class(self, named=self._params is not None or self._model is not None)
+        result = function if self._function.returns is None else self._function.returns
+        returns = Any if result is None else result_type(result)
+        if self._model is not None:
+            return Signature.of_model(self.name, self._model, returns=returns)
+        if self._inner is not None and self._params is None:
+            inner = self._inner.signature
+            given = inner.returns if self._function.returns is None else returns
+            return Signature(self.name, inner.types, inner.required, given, model=inner.model)
         if self._params is not None:
-            return Signature.of_names(self.name, self._params, function)
+            return Signature.of_names(self.name, self._params, function, returns=returns)
         assert function is not None
-        return Signature.of_callable(self.name, function)
+        return Signature.of_callable(self.name, function, returns=returns)
 
     def _execution(self) -> Execution:
         if self._is_async:

@@ -19,7 +19,7 @@ from ._bound import Bound
 from ._call import Call
 from ._context import current_call, current_manager
 from ._elements import as_list, element_signature
-from ._errors import CallError, CallFailed, CallRejected, ServiceNotRunning
+from ._errors import CallError, CallFailed, CallRejected, ServiceNotRunning, shown
 from ._limits import check_count, check_seconds
 from ._mailbox import Gate, Mailbox
 from ._service import Service
@@ -258,14 +258,14 @@ class _Gathering:
         inputs = {name: [element.inputs[name] for element in elements] for name in self._names}
         # Not `admit`: a manager that drains lets calls in flight end, and those wait for this one.
         batch = self.session.new_call(self._bound, {**self._batcher.inputs, **inputs})
-        batch.extra = {"batch_size": count}
+        batch.batch_size = count
         batch.on_end = partial(self._ended, elements)
         self._batches[batch] = count
         for element in elements:
             element.batch = batch
             self._room.release()
             if element.call is not None:
-                element.call.extra = {**(element.call.extra or {}), "batch_id": batch.id}
+                element.call.batch_id = batch.id
         self.session.start_call(batch)
 
     def _ended(self, elements: list[_Element], batch: Call[Any]) -> None:
@@ -332,7 +332,7 @@ def _checked(bound: Bound, listed: str) -> Bound:
 
 def _failed(result: BaseException, batch: Call[Any]) -> CallFailed:
     """The error of an element whose result must not be raised as it is: an exit, say."""
-    error = CallFailed(f"the result is {result!r}", tool=batch.tool_name, call_id=batch.id, attempts=batch.attempt)
+    error = CallFailed(f"the result is {shown(result)}", tool=batch.tool_name, call_id=batch.id, attempts=batch.attempt)
     error.__cause__ = result
     return error
 

@@ -43,7 +43,7 @@ class CallBook:
         kept = self._with_id(self._ended, id_or_name)
         if kept is None:
             latest_first = reversed(self._ended.values())
-            kept = next((call for call in latest_first if _name_of(call) == id_or_name), None)
+            kept = next((call for call in latest_first if call.given_name == id_or_name), None)
         return kept
 
     def _with_id(self, calls: Mapping[int, Call[Any]], id_or_name: str) -> Call[Any] | None:
@@ -77,7 +77,7 @@ class CallBook:
 
     def give(self, call: Call[Any], name: str) -> None:
         """Name a call that was admitted; open ones of that name are cancelled, and waited for before it begins."""
-        call.extra = {"call_name": name}
+        call.given_name = name
         earlier = self._open.setdefault(name, [])
         if earlier:
             call.replaces = tuple(earlier)
@@ -103,8 +103,3 @@ class CallBook:
     def _submitted_and_named_ended(self, call: Call[Any]) -> None:
         self._named_ended(call)
         self._submitted_ended(call)
-
-
-def _name_of(call: Call[Any]) -> Any:
-    """The name that it was given."""
-    return None if call.extra is None else call.extra.get("call_name")

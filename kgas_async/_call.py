@@ -87,6 +87,8 @@ class Call(Generic[R]):
     progress: CallProgress | None = None
     parent: Any = None
     item: str | None = None
+    batch_id: str | None = None  # the call that ran it together with others
+    batch_size = 0  # how many it ran together
     index = -1
     work: Work | None = None
     abandoned = False
@@ -106,7 +108,7 @@ class Call(Generic[R]):
     children: set[Any] | None = None
     holds: tuple[Any, ...] = ()
     replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
-    extra: dict[str, Any] | None = None  # more fields for its records and log lines, such as its own name
+    given_name: str | None = None
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
@@ -136,8 +138,7 @@ class Call(Generic[R]):
     @property
     def name(self) -> str:
         """The name that ``manager.options(name=...)`` gave it, else the tool's."""
-        name: str = self.bound.name if self.extra is None else self.extra.get("call_name", self.bound.name)
-        return name
+        return self.given_name or self.bound.name
 
     @property
     def tool_name(self) -> str:

@@ -5,11 +5,12 @@ Exit codes: 0 all items succeeded, 1 some failed, 2 could not start, 130 or 143 
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -77,6 +78,13 @@ def run(
     except Exception as error:  # noqa: BLE001  (the user's function)
         given = "" if input is None else f" with --input {input!r}"
         _fail(f"the source of {pipeline!r} could not be called{given}: {type(error).__name__}: {text_of(error)}")
+    if not isinstance(items, (Iterable, AsyncIterable)):
+        if inspect.iscoroutine(items):
+            items.close()
+        _fail(
+            f"the source of {pipeline!r} gives no items but {type(items).__name__}: a source is a plain function that "
+            f"returns an iterable, or a generator function, also an async one"
+        )
     raise typer.Exit(_run(found, items, backend, evidence))
 
 
@@ -104,7 +112,11 @@ def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None) -> 
         if code != 143:
             _say(f"error: a tool ended the session by {stop!r}")
     except (LookupError, ModuleNotFoundError) as error:  # the event loop is not installed
+        if session.opened:
+            raise
         _fail(f"--backend {backend} cannot be used: {error}")
+    except (TypeError, ValueError) as error:  # misuse that only a manager can see, such as two tools of one name
+        _fail(text_of(error))
     except KgasAsyncError as error:
         session.report = session.report or getattr(error, "report", None)
         if not session.opened:

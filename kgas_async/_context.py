@@ -28,6 +28,7 @@ class RunningCall(Protocol):
 
     attempt: int
     item: str | None
+    given_name: str | None
 
     @property
     def id(self) -> str: ...
@@ -35,8 +36,6 @@ class RunningCall(Protocol):
     def session_id(self) -> str: ...
     @property
     def tool_name(self) -> str: ...
-    @property
-    def extra(self) -> Mapping[str, Any] | None: ...
     @property
     def manager(self) -> Any: ...
     @property

@@ -18,13 +18,13 @@ import anyio.lowlevel
 
 from ._call import Call, Host
 from ._employer import Employer
-from ._errors import ManagerClosed, PipelineError
+from ._errors import ManagerClosed, PipelineError, shown
 from ._limits import check_count
 from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted, wait_until
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Pace, Progress
-from ._source import close_source, open_source
+from ._source import close_source, closed_for_open_scope, open_source
 
 __all__ = ["Crew"]
 
@@ -37,13 +37,9 @@ class Crew(ABC, Generic[T]):
     """Workers, their source, and the outcomes that wait to be taken.
 
     Args:
-        home: The manager.
-        source: Items, from a sync or an async iterable; pulled only when a worker is free and the window has room.
+        source: Items; pulled only when a worker is free and the window has room.
         in_flight: Workers at the most.
-        ordered: Outcomes in source order, else as they come.
         window: How far the source may be ahead of what was taken.
-        on_error: See `OnError`.
-        on_progress: Called after each outcome.
         parent: The call that this is a part of, if it was started inside one.
     """
 
@@ -69,6 +65,7 @@ class Crew(ABC, Generic[T]):
         self._pace = Pace(len(source) if isinstance(source, Sized) else None)
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
+        self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
         self.exhausted = False
         self.pulled = 0
         self.taken = 0  # by the consumer
@@ -189,10 +186,14 @@ class Crew(ABC, Generic[T]):
         """The next unit, or None where there is none now."""
         return self.next_item()
 
+    def park_until(self) -> float:
+        """Until when a worker without work may sleep (loop time)."""
+        return float("inf")
+
     def next_item(self) -> Any:
         """The next ``(index, item)`` of the source, None where there is none or no room for one."""
         if self.exhausted or self.pulled - self.taken >= self.window:
-            return None
+            return self._laid_aside.pop() if self._laid_aside else None
         if self._iterator is None:
             return None if self._puller is not None else _PULL
         try:
@@ -240,6 +241,8 @@ class Crew(ABC, Generic[T]):
         error = self._on_error.verdict(outcome, self.done, self.failed)
         if error is not None:
             self.fail(error)
+        elif self._on_error.is_early(self.done, self.failed):
+            self._on_progress = self._on_error.watched(self._on_progress, lambda: self.stopped)
 
     def fail(self, error: BaseException) -> None:
         """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""
@@ -251,7 +254,7 @@ class Crew(ABC, Generic[T]):
     def _source_failed(self, error: BaseException) -> None:
         """What was pulled goes on to its end; the error is raised after the last outcome."""
         self.exhausted = True
-        failure = PipelineError(f"the source of items raised after {self.pulled} items: {error!r}")
+        failure = PipelineError(f"the source of items raised after {self.pulled} items: {shown(error)}")
         failure.__cause__ = error
         self.last_error = failure
 
@@ -326,7 +329,7 @@ class Crew(ABC, Generic[T]):
                     self.over = True
                     self._wake_all()
                     return
-                await self._park()
+                await self._park(self.park_until())
                 continue
             rest = self.process(host, unit)
             if rest is not None:
@@ -348,11 +351,15 @@ class Crew(ABC, Generic[T]):
             if log is not None and log.behind:
                 await log.caught_up()
 
-    async def _park(self) -> None:
+    async def _park(self, until: float) -> None:
         event = self.home.mailbox.gate()
         self._parked.append(event)
         try:
-            await event.wait()
+            if until == float("inf"):
+                await event.wait()
+            else:
+                with anyio.CancelScope(deadline=until):
+                    await event.wait()
         finally:
             if not event.is_set():
                 self._parked.remove(event)
@@ -363,6 +370,8 @@ class Crew(ABC, Generic[T]):
         self._puller = host
         try:
             item = await self._async_iterator.__anext__()
+            if host.scopes.has_more():
+                raise await closed_for_open_scope(self._async_iterator)
         except StopAsyncIteration:
             self.exhausted = True
             return None
@@ -381,6 +390,9 @@ class Crew(ABC, Generic[T]):
         index = self.pulled
         self.pulled += 1
         self.open += 1
+        if host.was_cancelled and not self.stopped:  # drained: what came all the same ends, in a scope of its own
+            self._laid_aside.append((index, item))
+            return None
         return index, item
 
 

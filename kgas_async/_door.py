@@ -5,6 +5,8 @@ In a worker thread the door is a nested call of the thread's manager, elsewhere 
 
 from __future__ import annotations
 
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,7 +15,8 @@ from ._call import Call
 from ._context import current_call, current_manager, current_work, door
 from ._drive import drive
 from ._errors import CallAborted, ManagerClosed
-from ._mailbox import is_on_loop, nested_context
+from ._hosting import in_order
+from ._mailbox import is_on_loop, leave_loop, nested_context
 from ._manager import ServiceManager
 from ._service import Service, service_name
 from ._session import Session
@@ -105,7 +108,7 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
 
 
 def _alone(tool: KGASTool, inputs: dict[str, Any]) -> Any:
-    for service in tool.requires:
+    for service in in_order(tool.requires):  # those that they require, too
         if isinstance(service, Service) and service._is_running:
             raise RuntimeError(
                 f"tool {tool.name!r}: its service {service_name(service)!r} runs on an event loop in another thread; "
@@ -116,4 +119,6 @@ def _alone(tool: KGASTool, inputs: dict[str, Any]) -> Any:
         async with ServiceManager(*tool.requires) as manager:
             return await manager.execute(tool, **inputs)
 
-    return anyio.run(main, backend=tool.backend)
+    context = copy_context()
+    leave_loop(context)  # a thread of somebody else's loop may say that it were on it
+    return context.run(partial(anyio.run, main, backend=tool.backend))

@@ -28,6 +28,7 @@ __all__ = [
     "ServiceNotRunning",
     "ServiceStartFailed",
     "UnknownTool",
+    "shown",
     "text_of",
 ]
 
@@ -38,6 +39,14 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as broken:  # noqa: BLE001  (the user's code)
         return f"(its __str__ raised {type(broken).__name__})"
+
+
+def shown(value: object) -> str:
+    """Its repr; of a value that cannot give one (a ``__repr__`` that raises) what is the matter."""
+    try:
+        return repr(value)
+    except Exception as broken:  # noqa: BLE001  (the user's code)
+        return f"(a {type(value).__name__} whose __repr__ raised {type(broken).__name__})"
 
 
 class KgasAsyncError(Exception):

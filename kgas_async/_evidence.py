@@ -20,7 +20,7 @@ from ._errors import EvidenceError, text_of
 from ._evidence_sinks import JsonlSink
 from ._mailbox import Mailbox
 from ._records import Record, call_fields, render_call, render_fields
-from ._threads import Signal, start_daemon
+from ._threads import JOIN_S, Signal, start_daemon
 
 __all__ = ["EvidenceLog", "Sink"]
 
@@ -75,6 +75,7 @@ class EvidenceLog:
         self._full = Signal()
         self._closing = False
         self._started = False
+        self._writer: Any = None
         self._lock = Lock()
         self._waiters: list[anyio.Event] = []
         self._closed: anyio.Event | None = None
@@ -111,7 +112,7 @@ class EvidenceLog:
         self.armed = True
         if not self._started:
             self._started = True
-            start_daemon(self._write_loop, "kgas-evidence")
+            self._writer = start_daemon(self._write_loop, "kgas-evidence")
         self._wake.set()
 
     async def caught_up(self) -> None:
@@ -143,6 +144,11 @@ class EvidenceLog:
                 self._close_sinks()
                 self._closed.set()
         return self._closed
+
+    def join(self) -> None:
+        """After the close: wait for the writer's thread, which only has to return."""
+        if self._writer is not None:
+            self._writer.join(JOIN_S)
 
     def _write_loop(self) -> None:
         while True:

@@ -43,10 +43,11 @@ class JsonlSink:
             size = os.fstat(self._file).st_size
             if size and os.pread(self._file, 1, size - 1) != b"\n":
                 os.write(self._file, b"\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
             self.close()
+            why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(
-                f"evidence cannot be written to {str(self.path)!r}: {error.strerror}; give another evidence= path"
+                f"evidence cannot be written to {str(self.path)!r}: {why}; give another evidence= path"
             ) from error
 
     def write_lines(self, lines: Sequence[bytes]) -> None:
@@ -147,7 +148,7 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             "tool": call.tool_name,
             "call": call.id,
             "attempt": call.attempt,
-            **(call.extra or {}),
+            "call_name": call.given_name,
         }
         for name, value in found.items():
             if value is not None:

@@ -2,14 +2,14 @@
 
 A list is walked on the loop. An iterator that a sync tool made in a worker thread is pulled in a worker thread, a few
 elements at a time, since its code is the tool's; each visit holds the tool's concurrency tokens. An async iterator is
-awaited.
+awaited. All of it runs in a context that knows the call, so that `current()` and log lines work in it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from time import perf_counter
 from typing import Any, Final
 
@@ -18,8 +18,10 @@ import anyio
 from ._attempt import in_thread_of
 from ._call import Call
 from ._context import current_call
+from ._drive import drive
+from ._errors import shown
 
-__all__ = ["Elements"]
+__all__ = ["Elements", "close_all"]
 
 PULL_MANY: Final = 64  # elements per visit to a thread, at the most
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque, range)
@@ -44,6 +46,7 @@ class Elements:
         self._direct = call.bound.execution.kind != "thread" or isinstance(iterable, _CONTAINERS)
         self._iterable = iterable
         self._iterator = iter(iterable) if iterable is not None and self._direct else None
+        self._context = None if isinstance(iterable, _CONTAINERS) else _context_of(call)
         self._error: Exception | None = None
         self.buffer: deque[Any] = deque()
         self.exhausted = False
@@ -76,7 +79,7 @@ class Elements:
         if self.buffer:
             return self.buffer.popleft()
         assert self._iterator is not None
-        return next(self._iterator)
+        return next(self._iterator) if self._context is None else self._context.run(next, self._iterator)
 
     async def pull(self) -> None:
         """Get at least one element into the buffer, or find that there is none.
@@ -88,8 +91,9 @@ class Elements:
         if self.exhausted or self.buffer:
             return
         if self._async is not None:
+            assert self._context is not None
             try:
-                self.buffer.append(await self._async.__anext__())
+                self.buffer.append(await drive(self._async.__anext__(), self._context))
             except StopAsyncIteration:
                 self.exhausted = True
             return
@@ -100,9 +104,7 @@ class Elements:
             raise self._error
 
     async def _visit(self, function: Any) -> None:
-        context = copy_context()
-        context.run(current_call.set, self._call)
-        await in_thread_of(self._call, function, context)
+        await in_thread_of(self._call, function, _context_of(self._call))
 
     def _pull_some(self) -> None:
         """In a worker thread. What came before an error is kept."""
@@ -119,7 +121,7 @@ class Elements:
             self._error = error
             return
         except BaseException as error:  # noqa: BLE001  (SystemExit too is this call's failure, not the session's)
-            self._error = RuntimeError(repr(error))
+            self._error = RuntimeError(shown(error))
             self._error.__cause__ = error
             return
         self.exhausted = True
@@ -131,16 +133,35 @@ class Elements:
         """
         source: Any = self._async if self._async is not None else self._iterator
         closing = getattr(source, "aclose" if self._async is not None else "close", None)
-        if closing is None or self.exhausted:
+        if closing is None or self._context is None or self.exhausted:
             return
         self.exhausted = True
         home = self._call.bound.home
         with anyio.CancelScope(deadline=home.grace_until(), shield=True):
             if self._async is not None:
-                await closing()
+                await drive(closing(), self._context)
             elif self._direct:
-                closing()
+                self._context.run(closing)
             elif getattr(source, "gi_running", False) or home.pool_of(self._call.bound).is_closed:
                 pass  # an abandoned thread is still in it, or the manager was left before the run
             else:
                 await self._visit(closing)
+
+
+async def close_all(left: list[Elements]) -> None:
+    """Close those that were left early, also where one of them raises."""
+    errors: list[Exception] = []
+    while left:
+        try:
+            await left.pop().close()
+        except Exception as error:  # noqa: BLE001  (the user's)
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ExceptionGroup("generators raised as they were closed", errors)
+
+
+def _context_of(call: Call[Any]) -> Context:
+    """A context in which code of this call's tool runs once the call has ended."""
+    context = copy_context()
+    context.run(current_call.set, call)
+    return context

@@ -7,7 +7,11 @@ import types
 import typing
 from typing import Any
 
-__all__ = ["cannot_fit", "element_type", "list_of"]
+from typing_extensions import is_typeddict  # knows its own TypedDict too, the one that pydantic takes below Python 3.12
+
+from ._outcome import Outcome
+
+__all__ = ["cannot_expand", "cannot_fit", "element_type", "list_of", "outcome_type", "stream_type"]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _SCALARS = (str, bytes, int, float, bool, complex)
@@ -30,6 +34,32 @@ def element_type(kind: Any) -> Any:
     return str if kind is str else Any
 
 
+def stream_type(kind: Any) -> Any:
+    """What an async iterable of this annotation gives; None where it is no async iterable."""
+    origin = typing.get_origin(kind) or kind
+    if origin not in (collections.abc.AsyncIterable, collections.abc.AsyncIterator):
+        return None
+    return next(iter(typing.get_args(kind)), Any)
+
+
+def outcome_type(kind: Any) -> Any:
+    """The type of the value of an `Outcome` of this annotation; None where it is no outcome."""
+    if (typing.get_origin(kind) or kind) is not Outcome:
+        return None
+    return next(iter(typing.get_args(kind)), Any)
+
+
+def cannot_expand(kind: Any) -> bool:
+    """Whether no value of this annotation can be taken apart into elements: strings and mappings are not either."""
+    given = _plain_class(kind)
+    if given is None:
+        return is_typeddict(kind)
+    if issubclass(given, (str, bytes, collections.abc.Mapping)):
+        return True
+    iterables = (collections.abc.Iterable, collections.abc.AsyncIterable)
+    return issubclass(given, (*_SCALARS, type(None))) and not issubclass(given, iterables)
+
+
 def _plain_class(kind: Any) -> type | None:
     """The class that values of this annotation are instances of, or None where that is not one class."""
     if kind is None or kind is type(None):
@@ -37,8 +67,8 @@ def _plain_class(kind: Any) -> type | None:
     origin = typing.get_origin(kind) or kind
     if (
         not isinstance(origin, type)
-        or origin is object
-        or typing.is_typeddict(origin)
+        or origin in (object, types.UnionType)
+        or is_typeddict(origin)
         or hasattr(origin, "__supertype__")
     ):
         return None

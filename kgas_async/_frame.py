@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from ._call import Call
-from ._errors import CallCancelled, CallSkipped, PipelineError
+from ._errors import CallCancelled, PipelineError, text_of
 from ._expand import Elements
-from ._outcome import Outcome
-from ._pipeline import Pipeline
-from ._plan import Plan, PlannedPhase
+from ._plan import PlannedPhase, Steps
 
-__all__ = ["Expansion", "Frame", "follow", "inputs_for", "item_fields", "item_outcome", "key_of"]
+__all__ = ["Expansion", "Frame"]
 
 
 class Frame:
-    """An item or an element: its fields, what its phases gave, and what failed."""
+    """An item or an element: its fields, what its phases gave, and what failed.
+
+    Attributes:
+        bad: Phases that have no result because they, or what they need, failed.
+        skipped: Phases that have none because ``when`` said no, to them or to what they need.
+        failures: What failed itself, by phase: status and error.
+        behind: What failed in elements, and is why this failed.
+        branches: How many of its phases run, are about to, or are expanded.
+        status, error, failed_phase: What came of it, once it is settled.
+    """
 
     __slots__ = (
         "bad",
+        "behind",
+        "branches",
         "calls",
         "error",
         "expansion",
         "expansions",
-        "failed",
         "failed_phase",
+        "failures",
         "fields",
         "index",
+        "joins",
         "key",
         "parent",
         "results",
+        "skipped",
         "status",
         "steps",
     )
@@ -41,7 +49,7 @@ class Frame:
     def __init__(
         self,
         parent: Frame | None,
-        steps: list[PlannedPhase],
+        steps: Steps,
         index: int,
         key: str,
         fields: Mapping[str, Any],
@@ -56,8 +64,12 @@ class Frame:
         self.calls: dict[str, Call[Any]] = {}
         self.expansions: list[Expansion] = []
         self.expansion = expansion
-        self.bad: set[str] = set()  # phases that failed or were skipped
-        self.failed: tuple[str, ...] = ()  # those of them that failed
+        self.bad: set[str] = set()
+        self.behind: set[str] = set()
+        self.skipped: set[str] = set()
+        self.failures: dict[str, tuple[str, BaseException | None]] = {}
+        self.branches = len(steps.starts)
+        self.joins: dict[str, int] = {}  # of those that wait for several: how many have ended
         self.status = "succeeded"
         self.error: BaseException | None = None
         self.failed_phase: str | None = None
@@ -74,23 +86,36 @@ class Frame:
 
     def _failed(self, phase: str, status: str, error: BaseException | None) -> None:
         self.bad.add(phase)
-        self.failed += (phase,)
-        if self.status == "succeeded":
-            self.status, self.error, self.failed_phase = status, error, phase
+        self.failures.setdefault(phase, (status, error))
 
-    def cut_short(self, position: int = 0) -> None:
-        """End it here: what it has not begun does not run."""
-        left = [planned.phase.name for planned in self.steps[position:]]
-        self.bad.update(left)
-        if self.status == "succeeded" and left:
-            self.status, self.failed_phase = "cancelled", left[0]
-            self.error = CallCancelled(f"item {self.key!r} was cancelled before phase {left[0]!r}")
+    def cut(self, planned: PlannedPhase) -> None:
+        """A phase is not begun any more."""
+        name = planned.phase.name
+        if self.blocked(planned.needs) is None:
+            error = CallCancelled(f"item {self.key!r} was cancelled before phase {name!r}")
+            self._failed(name, "cancelled", error)
+        self.bad.add(name)
 
-    def settle(self) -> None:
-        """Once all phases have ended: what failed in elements, and no collect goes on without, is this frame's too."""
+    def join(self, planned: PlannedPhase) -> bool:
+        """One more of those that a phase waits for has ended: whether it was the last."""
+        if planned.waits == 1:
+            return True
+        name = planned.phase.name
+        ended = self.joins[name] = self.joins.get(name, 0) + 1
+        return ended == planned.waits
+
+    def settle(self, places: Mapping[str, PlannedPhase]) -> None:
+        """Once all phases have ended: what came of it. Of several failures the first as declared, on every loop.
+
+        What failed in elements, and no collect goes on without, is this frame's too.
+        """
         for expansion in self.expansions:
             if lost := expansion.lost():
                 self.take_failure(expansion, lost)
+        if self.failures:
+            first = min(self.failures, key=lambda name: places[name].place)
+            self.status, self.error = self.failures[first]
+            self.failed_phase = first
 
     def take_failure(self, expansion: Expansion, failed: list[Frame]) -> None:
         """Fail because of elements that failed: with their error, or a group of their errors."""
@@ -98,16 +123,25 @@ class Frame:
         phase = failed[0].failed_phase or expansion.planned.phase.name
         status = failed[0].status if len({frame.status for frame in failed}) == 1 else "failed"
         error = ExceptionGroup(f"{len(errors)} elements failed", errors) if len(errors) > 1 else failed[0].error
-        self._failed(phase, status, error)
+        self.failures.setdefault(phase, (status, error))  # none of it is a phase of this frame's own
+        # All that failed, since a collect may excuse one and not another.
+        self.behind.update(name for frame in failed for name in frame.all_failed() or (phase,))
 
-    def is_blocked(self, needs: Iterable[str]) -> bool:
-        """Whether a phase that is needed failed or was skipped, here or in what this is an element of."""
+    def all_failed(self) -> set[str]:
+        """The phases that failed, in it or in its elements."""
+        return self.behind.union(self.failures)
+
+    def blocked(self, needs: Iterable[str]) -> str | None:
+        """Why a phase with these needs does not run: ``bad``, ``skipped``, or None where it does."""
         frame: Frame | None = self
+        found: str | None = None
         while frame is not None:
-            if any(name in frame.bad for name in needs):
-                return True
+            if frame.bad and not frame.bad.isdisjoint(needs):
+                return "bad"
+            if frame.skipped and not frame.skipped.isdisjoint(needs):
+                found = "skipped"
             frame = frame.parent
-        return False
+        return found
 
     def all_calls(self) -> Iterator[Call[Any]]:
         """The calls of this frame and of its elements."""
@@ -123,14 +157,20 @@ class Frame:
                 return expansion
         return None
 
+    def frames_at(self, level: tuple[str, ...]) -> list[Frame]:
+        """The frames below this one on that level, in order."""
+        frames: list[Frame] = [self]
+        for element in level:
+            frames = [inner for one in frames for inner in getattr(one.expansion_of(element), "frames", ())]
+        return frames
+
 
 class Expansion:
     """The elements of one frame's expanded phase, on their way."""
 
-    def __init__(self, frame: Frame, planned: PlannedPhase, position: int, elements: Elements) -> None:
+    def __init__(self, frame: Frame, planned: PlannedPhase, elements: Elements) -> None:
         self.frame = frame
         self.planned = planned
-        self.position = position  # where the frame goes on when all elements have ended
         self.elements = elements
         self.frames: list[Frame] = []
         self.running = 0
@@ -164,13 +204,18 @@ class Expansion:
     @property
     def is_done(self) -> bool:
         """Whether no element is left and none runs."""
-        return self.elements.exhausted and not self.elements.buffer and self.running == 0
+        return not self.has_more and self.running == 0
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are elements, or may be, that nobody has taken."""
+        return not self.elements.exhausted or bool(self.elements.buffer)
 
     def broken(self, error: BaseException) -> None:
         """The iterator raised: the parent fails when its elements have ended."""
         failure = PipelineError(
             f"the elements of {self._name!r} ended after {len(self.frames)}: phase {self.planned.phase.name!r} raised "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {text_of(error)}"
         )
         failure.__cause__ = error
         self.error = failure
@@ -180,7 +225,7 @@ class Expansion:
         """End it here: what was not pulled or taken is no element."""
         self.closed = True
         self.error = CallCancelled(f"the elements of {self._name!r} were cancelled after {len(self.frames)}")
-        self.frame.cut_short(self.position - 1)
+        self.frame.cut(self.planned)
 
     def failed(self) -> list[Frame]:
         """Elements that did not succeed."""
@@ -190,19 +235,22 @@ class Expansion:
         """Those of them that failed in a phase without which no collect goes on (``missing="ignore"``)."""
         failed = self.failed()
         excused = self._excused() if failed else set()
-        return [frame for frame in failed if not excused.issuperset(frame.failed or (None,))]
+        return [frame for frame in failed if not excused.issuperset(frame.all_failed() or (None,))]
 
     def _excused(self) -> set[str]:
-        """The phases below this expansion whose results a collect takes, and goes on without."""
+        """The phases below this expansion whose failures a collect sees, or goes on without."""
         inner: dict[str, PlannedPhase] = {}
-        queue = list(self.planned.children)
+        queue = list(self.planned.children.phases)
         while queue:
             planned = queue.pop()
             inner[planned.phase.name] = planned
-            queue += planned.children
+            queue += planned.children.phases
         excused: set[str] = set()
-        taking = [p for p in self.frame.steps if p.phase.collect == self._name and p.phase.missing == "ignore"]
-        names = [name for planned in taking for name in planned.needs]
+        names: list[str] = []
+        for planned in self.frame.steps.phases:
+            if planned.phase.collect == self._name:
+                seen = {binding.name for binding in planned.bindings if binding.outcomes}
+                names += [name for name in planned.needs if planned.phase.missing == "ignore" or name in seen]
         while names:
             name = names.pop()
             if name in inner and name not in excused:
@@ -213,161 +261,3 @@ class Expansion:
     def first_error(self) -> BaseException | None:
         """The first failed element's error."""
         return next((frame.error for frame in self.failed()), self.error)
-
-    def collected(self, planned: PlannedPhase, frame: Frame) -> tuple[dict[str, Any], int]:
-        """The inputs of a collect, lists over the elements in order; and how many elements are missing in them."""
-        wanted = [binding for binding in planned.bindings if binding.collected]
-        needed = {b.name for b in wanted if b.kind == "result"} | (set(planned.needs) & self._inner())
-        whole = [one for one in self.frames if not any(name in one.bad for name in needed)]
-        inputs = inputs_for(planned, frame)
-        for binding in wanted:
-            inputs[binding.parameter] = [
-                follow(
-                    one.results[binding.name] if binding.kind == "result" else one.fields[binding.name], binding.path
-                )
-                for one in whole
-            ]
-        return inputs, len(self.frames) - len(whole)
-
-    def _inner(self) -> set[str]:
-        return {planned.phase.name for planned in self.planned.children}
-
-
-def follow(value: Any, path: tuple[str, ...]) -> Any:
-    """The value below a path of attributes or keys.
-
-    Raises:
-        PipelineError: There is no such thing.
-    """
-    for part in path:
-        try:
-            value = value[part] if isinstance(value, Mapping) else getattr(value, part)
-        except (KeyError, AttributeError):
-            raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r})") from None
-        except Exception as error:
-            of = f"{type(value).__name__} (of {'.'.join(path)!r})"
-            raise PipelineError(f"{part!r} of {of} cannot be read: {error!r}") from error
-    return value
-
-
-def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
-    """The inputs of a phase in this frame, but for what it collects.
-
-    Raises:
-        PipelineError: The item has no such field.
-    """
-    inputs: dict[str, Any] = {}
-    depth = len(planned.level)
-    for binding in planned.bindings:
-        if binding.collected:
-            continue
-        home = frame
-        for _ in range(depth - len(binding.level)):
-            assert home.parent is not None
-            home = home.parent
-        source = home.results if binding.kind == "result" else home.fields
-        try:
-            value = source[binding.name]
-        except KeyError:
-            if binding.optional:
-                continue
-            raise PipelineError(
-                f"phase {planned.phase.name!r}: the item {home.key!r} has no {binding.kind} {binding.name!r}"
-            ) from None
-        inputs[binding.parameter] = follow(value, binding.path) if binding.path else value
-    return inputs
-
-
-def item_fields(pipeline: Pipeline, item: Any) -> Mapping[str, Any]:
-    """The fields of an item.
-
-    Raises:
-        PipelineError: It is no mapping, model or dataclass, or lacks a declared field.
-    """
-    fields: Mapping[str, Any]
-    if isinstance(item, Mapping):
-        fields = item
-    elif isinstance(item, BaseModel):
-        fields = {name: getattr(item, name) for name in type(item).model_fields}
-    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
-        fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-    else:
-        raise PipelineError(
-            f"pipeline {pipeline.name!r}: an item is a mapping of fields (or a model, or a dataclass), not "
-            f"{type(item).__name__}: give {{'name': value}}"
-        )
-    return fields
-
-
-def key_of(pipeline: Pipeline, item: Any, fields: Mapping[str, Any], index: int) -> str:
-    """The item's key.
-
-    Raises:
-        PipelineError: The key field is missing, or the key is None.
-    """
-    key = pipeline.key
-    if key is None:
-        return str(index)
-    value = fields.get(key) if isinstance(key, str) else key(item)
-    if value is None:
-        raise PipelineError(f"pipeline {pipeline.name!r}: item {index} has no key ({key!r} gives None)")
-    return str(value)
-
-
-def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
-    """What came of a source item."""
-    frame.settle()
-    value: Any = None
-    if frame.status == "succeeded":
-        leaves = [name for name in plan.leaves if name not in frame.bad]
-        values = {name: _leaf(frame, plan, name) for name in leaves}
-        value = next(iter(values.values())) if len(plan.leaves) == 1 and values else values
-    attempts = wait_ns = run_ns = 0
-    tool = ""
-    for call in frame.all_calls() if frame.expansions else frame.calls.values():
-        attempts += call.attempt
-        run_ns += call.run_ns
-        if call.waited:
-            wait_ns += call.wait_ns
-    for call in frame.calls.values():
-        tool = call.bound.name
-    return Outcome(
-        frame.status, value, frame.error, frame.key, frame.index, tool, attempts, wait_ns, run_ns, frame.failed_phase,
-        lambda: phase_outcomes(frame),
-    )  # fmt: skip
-
-
-def _leaf(frame: Frame, plan: Plan, name: str) -> Any:
-    """A leaf's value; of one below an expansion a list in order, of those elements that have it."""
-    planned = plan.phases[name]
-    frames = [frame]
-    for element in planned.level:
-        frames = [inner for one in frames for inner in getattr(one.expansion_of(element), "frames", ())]
-    own = planned.phase.expand
-    if own is not None:  # nothing takes its elements: they are the value
-        return [inner.fields[own] for one in frames for inner in getattr(one.expansion_of(own), "frames", ())]
-    if not planned.level:
-        return frame.results.get(name)
-    return [one.results[name] for one in frames if name in one.results]
-
-
-def phase_outcomes(frame: Frame) -> dict[str, Any]:
-    """The outcomes of an item's phases by name; below an expansion a list in order."""
-    found: dict[str, Any] = {name: _call_outcome(frame, name, call) for name, call in frame.calls.items()}
-    for planned in frame.steps:
-        name = planned.phase.name
-        if name in frame.bad and name not in found:
-            error = CallSkipped(f"phase {name!r} was not run: what it needs failed", tool=planned.phase.tool.name)
-            found[name] = Outcome("skipped", None, error, frame.key, frame.index, planned.phase.tool.name)
-    for expansion in frame.expansions:
-        for inner in expansion.frames:
-            for name, outcome in phase_outcomes(inner).items():
-                rows = found.setdefault(name, [])
-                rows.extend(outcome) if isinstance(outcome, list) else rows.append(outcome)
-    return found
-
-
-def _call_outcome(frame: Frame, name: str, call: Call[Any]) -> Outcome[Any]:
-    outcome = call.to_outcome()
-    outcome.value = frame.results.get(name)
-    return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Sequence
+from pickle import PicklingError
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from pydantic import BaseModel
@@ -25,7 +26,7 @@ class FunctionTool(ToolAdapter[P, R], Generic[P, R, C_co]):
     name = "FunctionTool"
     _plain: Callable[..., Any]
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C_co:
         """The plain function, without policy and evidence; a coroutine if it is async."""
         result: C_co = self._plain(*args, **kwargs)
         return result
@@ -41,13 +42,25 @@ class FunctionTool(ToolAdapter[P, R], Generic[P, R, C_co]):
     def __reduce__(self) -> tuple[Any, ...]:
         # As the global that it is: what wraps the function is made anew where it is loaded.
         plain = self._plain
-        return (_load_global, (plain.__module__, plain.__qualname__, self._using, self.__dict__.get("name")))
+        module, qualname = getattr(plain, "__module__", None), getattr(plain, "__qualname__", None)
+        found = _global(module, qualname) if module and qualname else None
+        if not isinstance(found, FunctionTool) or found._plain is not plain:
+            raise PicklingError(
+                f"tool {self.name!r} pickles as the global that it is, and {module}.{qualname} is not it; decorate a "
+                f"function at the top level of its module: @tool"
+            )
+        return (_load_global, (module, qualname, self._using, self.__dict__.get("name")))
+
+
+def _global(module: str, qualname: str) -> Any:
+    found: Any = __import__(module, fromlist=["_"])
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _load_global(module: str, qualname: str, using: Policy | None, name: str | None) -> Any:
-    found: Any = __import__(module, fromlist=["_"])
-    for part in qualname.split("."):
-        found = getattr(found, part)
+    found = _global(module, qualname)
     if not isinstance(found, FunctionTool):
         raise TypeError(f"{module}.{qualname} is no tool any more")
     copy = found.using(name=name)

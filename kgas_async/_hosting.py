@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import anyio
 
 from ._context import current_call, current_work, running_manager
-from ._errors import ManagerClosed, ServiceCrashed, ServiceError, ServiceNotRunning, ServiceStartFailed
+from ._errors import ManagerClosed, ServiceCrashed, ServiceError, ServiceNotRunning, ServiceStartFailed, shown, text_of
 from ._service import Service, lifetime, service_name
 
 __all__ = ["Hosting"]
@@ -83,7 +83,7 @@ class Hosting:
             ServiceError: They require each other in a circle.
             ManagerClosed: The session's services are being stopped.
         """
-        order = _in_order(services)
+        order = in_order(services)
         for service in order:
             await self._until_settled_elsewhere(service)
         if self._is_stopping:
@@ -161,9 +161,9 @@ class Hosting:
             self._say("service.stopped", hosted)
         else:
             event = "service.crashed" if began and not hosted.stop.is_set() else "service.failed"
-            self._say(event, hosted, error={"type": type(hosted.error).__name__, "message": str(hosted.error)})
+            self._say(event, hosted, error={"type": type(hosted.error).__name__, "message": text_of(hosted.error)})
             if event == "service.crashed":
-                crashed = ServiceCrashed(f"service {hosted.name!r} crashed: {hosted.error!r}", service=hosted.name)
+                crashed = ServiceCrashed(f"service {hosted.name!r} crashed: {shown(hosted.error)}", service=hosted.name)
                 crashed.__cause__ = hosted.error
                 self._session.crash(crashed)
         hosted.settled.set()
@@ -215,14 +215,14 @@ def _start_failed(hosts: Sequence[_Hosted]) -> ServiceStartFailed:
         name = next(one.name for one in hosts if not one.is_running)
         return ServiceStartFailed(f"service {name!r} did not start: the manager stopped it", service=name)
     first, *others = failed
-    text = f"service {first.name!r} did not start: {first.error!r}"
+    text = f"service {first.name!r} did not start: {shown(first.error)}"
     lost = {id(one.service): one.name for one in failed}
     for one in hosts:  # required ones come first
         needed = [lost[id(other)] for other in getattr(one.service, "requires", ()) if id(other) in lost]
         if needed and one not in failed:
             lost[id(one.service)] = one.name
             text += f"; {one.name} waited for {'it' if needed == [first.name] else ' and '.join(needed)}"
-    text += "".join(f"; service {one.name!r} did not start either: {one.error!r}" for one in others)
+    text += "".join(f"; service {one.name!r} did not start either: {shown(one.error)}" for one in others)
     error = ServiceStartFailed(text, service=first.name)
     error.__cause__ = first.error
     return error
@@ -235,7 +235,7 @@ def _singled(error: Exception) -> Exception:
     return error
 
 
-def _in_order(services: Sequence[Any]) -> list[Any]:
+def in_order(services: Sequence[Any]) -> list[Any]:
     """The services and what they require, each once, required ones first.
 
     Raises:

@@ -34,11 +34,15 @@ def check_seconds(what: str, value: object, *, zero: bool = True) -> float:
     """A finite number of seconds (or tokens), or an error that names the parameter."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number, not {value!r}")
-    if math.isnan(value) or math.isinf(value):
+    try:
+        seconds = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        seconds = math.inf
+    if math.isnan(seconds) or math.isinf(seconds):
         raise ValueError(f"{what} must be a finite number, not {value}; None is no limit")
-    if value < 0 or (value == 0 and not zero):
+    if seconds < 0 or (seconds == 0 and not zero):
         raise ValueError(f"{what} must be {'at least 0' if zero else 'above 0'}, not {value}")
-    return float(value)
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)

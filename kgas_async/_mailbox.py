@@ -214,11 +214,14 @@ _mailbox: RunVar[Mailbox] = RunVar("kgas_async_mailbox")
 
 
 def is_on_loop() -> bool:
-    """Whether this thread runs an event loop now."""
+    """Whether this thread runs an event loop now; not whether its context comes from one (``asyncio.to_thread``)."""
+    if trio.lowlevel.in_trio_run():
+        return True
     try:
-        return sniffio.current_async_library() is not None
-    except sniffio.AsyncLibraryNotFoundError:
+        asyncio.get_running_loop()
+    except RuntimeError:
         return False
+    return True
 
 
 def nested_context(backend: str) -> Context:

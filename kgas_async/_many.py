@@ -18,7 +18,7 @@ from ._pipeline import Pipeline
 from ._report import Progress, RunReport
 from ._running import running
 from ._session import Session
-from ._stream import OutcomeStream
+from ._stream import OutcomeStream, not_taken
 from ._together import Together
 from ._tool import SupportsExecute
 
@@ -162,16 +162,14 @@ class ManyCalls(ABC):
                 async for outcome in OutcomeStream(crew):
                     report.add(outcome, keep_all=keep == "all")
             except PipelineError as error:
+                for outcome in not_taken(crew):
+                    report.add(outcome, keep_all=keep == "all")
                 error.report = report
                 raise
             finally:
                 report.elapsed_s = perf_counter() - began
-                report.results = crew.results
-                report.missing = crew.missing
+                crew.level.tell(report)
                 report.drained = crew.drained
-                report.errors = {
-                    name: outcome.error for name, outcome in crew.run_outcomes.items() if outcome.error is not None
-                }
         return report
 
     @overload

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from ._errors import CallError, PipelineError
 from ._outcome import Outcome
+from ._report import Progress
 
 __all__ = ["OnError"]
 
@@ -25,9 +27,11 @@ class OnError:
                 f"on_error is 'collect', 'raise' or a share of failed items from 0.0 to 1.0, not {on_error!r}"
             )
         self._on_error = on_error
+        self._last: Outcome[Any] | None = None
 
     def verdict(self, outcome: Outcome[Any], done: int, failed: int) -> BaseException | None:
         """The error that ends the whole after this failed item, None to go on."""
+        self._last = outcome
         if self._on_error == "raise":
             return outcome.error or CallError(f"item {outcome.key} was {outcome.status}")
         if isinstance(self._on_error, float) and done >= SHARE_FROM and failed / done > self._on_error:
@@ -36,3 +40,22 @@ class OnError:
                 f"{outcome.error}"
             )
         return None
+
+    def is_early(self, done: int, failed: int) -> bool:
+        """Whether this was the first failure, and comes before a share means anything: then `watched` is called for."""
+        return failed == 1 and done < SHARE_FROM and isinstance(self._on_error, float)
+
+    def watched(
+        self, on_progress: Callable[[Progress], object] | None, is_stopped: Callable[[], bool]
+    ) -> Callable[[Progress], object]:
+        """What is to be called after each outcome, since it may be a success that makes the early failures a share."""
+
+        def watch(progress: Progress) -> None:
+            if on_progress is not None:
+                on_progress(progress)
+            if progress.done == SHARE_FROM and self._last is not None and not is_stopped():
+                error = self.verdict(self._last, progress.done, progress.failed)
+                if error is not None:
+                    raise error
+
+        return watch

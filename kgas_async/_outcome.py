@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ._errors import CallCancelled
+from ._errors import CallCancelled, shown
 
 __all__ = ["Outcome"]
 
@@ -107,7 +107,7 @@ class Outcome(Generic[R]):
         raise self.error or CallCancelled(f"{self.tool or 'item'} {self.key}: {self.status}")
 
     def __repr__(self) -> str:
-        what = f"value={self.value!r}" if self.ok else f"error={self.error!r}"
+        what = f"value={shown(self.value)}" if self.ok else f"error={shown(self.error)}"
         if len(what) > 120:
             what = what[:117] + "..."
         where = f" {self.key!r}" if self.key else ""

@@ -19,7 +19,7 @@ from ._attempt import attempt_once, contained, plain_in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
-from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, text_of
+from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, shown, text_of
 from ._mailbox import is_self_inflicted
 from ._offload import ReturnedError
 from ._tokens import DeadlinePassed
@@ -326,6 +326,6 @@ async def _clean_up(call: Call[Any], error: BaseException) -> None:
         try:
             await contained(call, call.bound.tool.cleanup_resources(call), _context(call))
         except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            error.add_note(f"cleanup_resources of tool {call.tool_name!r} failed too: {broken!r}")
+            error.add_note(f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:
         error.add_note(f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")

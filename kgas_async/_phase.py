@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
+from ._limits import check_count, check_seconds
 from ._policy import Policy
 from ._suggest import nearest
 from ._tool import KGASTool
@@ -25,6 +27,11 @@ class Phase:
         after: Phases that must have ended before, without data.
         expand: The name of one element of the result, which is an iterable: what binds it runs once per element.
         collect: The name of an expansion: runs once per parent, with lists in order; or True: once per run.
+        when: Whether it runs, a sync function of any of its inputs, by name; if not, it and what needs it is skipped.
+        batch: Runs up to so many items in one call: every input is a list, the result a list of that length; an
+            exception as an element fails its item alone. A batch leaves when it is full, after ``batch_wait``, or
+            when nothing upstream can add to it. At most ``in_flight``.
+        batch_wait: Seconds that a batch waits for more after its first item; unless given, as long as more can come.
         missing: What a collect does about failed inputs: ``"skip"`` (it is skipped and the parent fails; the default
             per parent) or ``"ignore"`` (it goes on without them; the default per run).
         policy: Laid over the tool's own.
@@ -40,6 +47,9 @@ class Phase:
         expand: str | None = None,
         collect: str | Literal[True] | None = None,
         missing: Literal["skip", "ignore"] | None = None,
+        when: Callable[..., object] | None = None,
+        batch: int | None = None,
+        batch_wait: float | None = None,
         policy: Policy | None = None,
     ) -> None:
         if not isinstance(name, str) or not name.isidentifier():
@@ -48,11 +58,15 @@ class Phase:
             raise TypeError(f"phase {name!r} takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
         self.name = name
         self.tool = tool
-        self.bind = dict(bind or {})
-        self.after: tuple[str, ...] = (after,) if isinstance(after, str) else tuple(after or ())
+        self.bind = _checked_bind(name, bind)
+        self.after = _checked_after(name, after)
         self.expand = expand
         self.collect = collect
         self.policy = policy
+        self.when = when
+        self.batch = None if batch is None else check_count(f"phase {name!r}: batch", batch)
+        self.batch_wait = None if batch_wait is None else check_seconds(f"phase {name!r}: batch_wait", batch_wait)
+        self._check_when_and_batch()
         if expand is not None and (not isinstance(expand, str) or not expand.isidentifier()):
             raise ValueError(f"phase {name!r}: expand= names one element of the result, not {expand!r}")
         if collect is not None and collect is not True and not isinstance(collect, str):
@@ -71,5 +85,36 @@ class Phase:
                     f"{', '.join(tool.signature.types) or 'none'}{nearest(parameter, tool.signature.types)}"
                 )
 
+    def _check_when_and_batch(self) -> None:
+        if self.batch is None and self.batch_wait is not None:
+            raise TypeError(f"phase {self.name!r}: batch_wait= belongs to a batch: say how many, batch=...")
+        if self.batch is not None and self.collect is True:
+            raise TypeError(f"phase {self.name!r}: runs once per run (collect=True), so it has nothing to batch")
+        if self.when is not None and (not callable(self.when) or inspect.iscoroutinefunction(self.when)):
+            raise TypeError(f"phase {self.name!r}: when= is a sync function of the phase's inputs, not {self.when!r}")
+
     def __repr__(self) -> str:
         return f"Phase({self.name!r}, {self.tool.name!r})"
+
+
+def _checked_after(phase: str, after: object) -> tuple[str, ...]:
+    if isinstance(after, str):
+        return (after,)
+    names = tuple(after) if isinstance(after, Iterable) else ()
+    if (after is not None and not isinstance(after, Iterable)) or not all(isinstance(one, str) for one in names):
+        raise TypeError(f"phase {phase!r}: after= is the name of a phase or several, not {after!r}")
+    return names
+
+
+def _checked_bind(phase: str, bind: object) -> dict[str, str]:
+    if bind is None:
+        return {}
+    if not isinstance(bind, Mapping):
+        raise TypeError(f"phase {phase!r}: bind= is a mapping of inputs to names of sources, not {bind!r}")
+    for parameter, source in bind.items():
+        if not isinstance(source, str):
+            raise TypeError(
+                f"phase {phase!r}: bind={{{parameter!r}: ...}} names a source (a field, a phase, an element), "
+                f"not {source!r}"
+            )
+    return dict(bind)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from typing_extensions import is_typeddict  # knows its own TypedDict too, which pydantic wants below Python 3.12
 
 from ._phase import Phase
-from ._plan import Planner
+from ._planner import Planner
 from ._suggest import nearest
 
 __all__ = ["Pipeline"]
@@ -22,7 +22,7 @@ class Pipeline:
 
     Args:
         name: Its name.
-        phases: In order; a phase may bind those before it.
+        phases: What runs, in any order that has no circle; who needs nothing of each other runs in parallel.
         item: The fields of an item: names, a TypedDict, a pydantic model or a dataclass. Unless given, inputs that
             no phase gives are taken for item fields, and verified on the first item before any tool runs.
         key: A field, or a function of the item, that names the item in outcomes and evidence. Unless given, its index.
@@ -84,7 +84,7 @@ def _fields(pipeline: str, item: Any) -> dict[str, Any] | None:
     if isinstance(item, type) and issubclass(item, BaseModel):
         return {name: field.annotation for name, field in item.model_fields.items()}
     if isinstance(item, type) and (dataclasses.is_dataclass(item) or is_typeddict(item)):
-        return dict(typing.get_type_hints(item))
+        return _hints(item)
     if not isinstance(item, (str, type)) and isinstance(item, Iterable):
         names = list(item)
         if all(isinstance(name, str) and name.isidentifier() for name in names) and names:
@@ -92,3 +92,13 @@ def _fields(pipeline: str, item: Any) -> dict[str, Any] | None:
     raise TypeError(
         f"pipeline {pipeline!r}: item= is a list of field names, a TypedDict, a model or a dataclass, not {item!r}"
     )
+
+
+def _hints(item: type) -> dict[str, Any]:
+    """Fields with types; one that cannot be resolved (a local class behind a string) is `Any`, as in a signature."""
+    names = [field.name for field in dataclasses.fields(item)] if dataclasses.is_dataclass(item) else None
+    try:
+        hints = typing.get_type_hints(item)
+    except Exception:  # noqa: BLE001  (whatever evaluating a foreign annotation raises)
+        hints = dict.fromkeys(item.__annotations__, Any)
+    return {name: hints.get(name, Any) for name in (hints if names is None else names)}

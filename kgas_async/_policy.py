@@ -119,6 +119,8 @@ class Policy:
 
     def overlaid(self, other: Policy | None) -> Policy:
         """This policy with ``other`` laid over it: where both give a field, the other's counts."""
+        if other is not None and not isinstance(other, Policy):
+            raise TypeError(f"what is laid over a policy is a Policy(...), not {other!r}")
         if other is None or not other._given:
             return self
         return _rebuilt({**self._given, **other._given})

@@ -129,7 +129,7 @@ class RunReport:
         total, succeeded, failed, timed_out, cancelled, rejected, skipped: Source items, by how they ended.
         results: What the run-level phases returned, by phase.
         errors: The errors of run-level phases that failed, by phase.
-        missing: How many items a run-level phase went on without, by phase.
+        missing: How many items a run-level collect lacks, by phase.
         failures: The outcomes of the first 1,000 items that did not succeed.
         more_failures: How many more there were.
         outcomes: All outcomes in source order, with ``keep="all"``, else empty.
@@ -192,5 +192,6 @@ class RunReport:
         for phase, error in self.errors.items():
             text += f"; phase {phase!r} failed: {error}"
         for phase, count in self.missing.items():
-            text += f"; phase {phase!r} went on without {count}"
+            ran = phase in self.results or phase in self.errors
+            text += f"; phase {phase!r} {'went on without' if ran else 'was skipped, since it lacks'} {count}"
         return text

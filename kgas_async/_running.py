@@ -39,9 +39,11 @@ async def running(
     try:
         yield crew
     finally:
-        await crew.close()
-        if session.log is not None:
-            session.log.emit(
-                "run.ended", run_id=run_id, pipeline=pipeline.name, items=crew.done, failed=crew.failed,
-                skipped=crew.skipped,
-            )  # fmt: skip
+        try:
+            await crew.close()
+        finally:  # a generator of the user's may raise as it is closed
+            if session.log is not None:
+                session.log.emit(
+                    "run.ended", run_id=run_id, pipeline=pipeline.name, items=crew.done, failed=crew.failed,
+                    skipped=crew.skipped,
+                )  # fmt: skip

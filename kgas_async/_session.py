@@ -15,7 +15,7 @@ import anyio
 from ._bound import Bound, ToolState
 from ._call import Call, Host
 from ._context import current_call
-from ._errors import EvidenceError, ManagerClosed
+from ._errors import EvidenceError, ManagerClosed, shown
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
@@ -88,11 +88,7 @@ class Session:
     # --- binding and owning
 
     def state_of(self, tool: KGASTool) -> ToolState:
-        """What all uses of the tool's name share here.
-
-        Raises:
-            ValueError: Another tool has that name.
-        """
+        """What all uses of the tool's name share here; `ValueError` where another tool has that name."""
         state = self.states.get(tool.name)
         if state is None:
             state = self.states[tool.name] = ToolState(tool.name, tool._origin())
@@ -296,7 +292,7 @@ class Session:
         """End the session: cancel everything, and raise ``error`` on leaving. The first one counts."""
         if self.pending is None or isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.pending = error
-        self.cancel("the session was ended by " + repr(error))
+        self.cancel("the session was ended by " + shown(error))
 
     def cancel(self, reason: str) -> None:
         """Cancel every call, every crew and the body of the ``async with``."""
@@ -370,6 +366,7 @@ class Session:
                 await self._close_evidence(error)
                 for pool in self.pools():
                     await pool.close(self.mailbox).wait()
+                    pool.join()
         finally:
             self.is_closed = True
             self.closed.set()
@@ -391,6 +388,7 @@ class Session:
             status="failed" if isinstance(error, Exception) else status,
         )
         await log.begin_close().wait()
+        log.join()
 
     def evidence_failed(self, error: EvidenceError) -> None:
         """A sink failed, which the log has said: stop, or go on without it, as ``on_sink_error`` says."""

@@ -6,20 +6,22 @@ Knows callables and pydantic; nothing of tools and calls.
 from __future__ import annotations
 
 import inspect
+import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NotRequired, Required
+from typing import Annotated, Any, NotRequired, Required
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError, WrapValidator
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
+from pydantic_core import SchemaError
 from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
 
-from ._errors import InvalidInputs
+from ._errors import InvalidInputs, shown
 from ._suggest import nearest
 
-__all__ = ["Signature", "request_builder"]
+__all__ = ["Signature", "request_builder", "result_type"]
 
 _EMPTY = inspect.Parameter.empty
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -68,6 +70,11 @@ class Signature:
                     f"the inputs in the signature, or wrap it: ToolAdapter(..., params=['text', ...]) or inputs=Model"
                 )
             types[name] = hints.get(name, Any)
+            if any(isinstance(one, FieldInfo) and one.validation_alias for one in _metadata(types[name])):
+                raise TypeError(
+                    f"tool {tool!r}: input {name!r} has an alias, but calls name a function's inputs as the function "
+                    f"does; rename it, or wrap what takes a model: ToolAdapter(..., inputs=Model)"
+                )
             if parameter.default is _EMPTY:
                 required.append(name)
         return cls(tool, types, required, hints.get("return", Any) if returns is _EMPTY else returns)
@@ -103,7 +110,8 @@ class Signature:
         if self.model is not None:
             return TypeAdapter(self.model)
         fields = {
-            name: Required[kind] if name in self.required else NotRequired[kind] for name, kind in self.types.items()
+            name: Required[_kept(kind)] if name in self.required else NotRequired[_kept(kind)]
+            for name, kind in self.types.items()
         }
         make: Any = TypedDict  # with a name and fields that only run time knows
         shape = make(f"{self.tool} inputs", fields)
@@ -114,7 +122,7 @@ class Signature:
     def _check(self) -> Callable[[Any], Any]:
         try:
             return self._adapter.validator.validate_python
-        except (PydanticUserError, TypeError) as error:
+        except (PydanticUserError, SchemaError, TypeError) as error:
             raise TypeError(f"tool {self.tool!r}: no schema can be made of its signature: {error}") from error
 
     def checker(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -129,13 +137,18 @@ class Signature:
         model = self.model
         names = [(_asked_as(name, field), name) for name, field in model.model_fields.items()]
         # Pydantic's default is to drop what it does not know.
+        # Of the rest the request object takes its defaults itself, and so knows what was given and what was not.
+        always = bool(model.model_config.get("validate_default"))
+        validated = {name for name, field in model.model_fields.items() if field.validate_default or always}
         known = None if model.model_config.get("extra") == "allow" else {name for pair in names for name in pair}
 
         def check_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
             if known is not None and not known.issuperset(inputs):
                 raise self.unknown([name for name in inputs if name not in known], inputs)
             checked = check(inputs)
-            return {asked_as: getattr(checked, name) for asked_as, name in names} | (checked.model_extra or {})
+            kept = checked.model_fields_set | validated
+            given = {asked_as: getattr(checked, name) for asked_as, name in names if name in kept}
+            return given | (checked.model_extra or {})
 
         return check_model
 
@@ -206,16 +219,32 @@ class Signature:
         return {name: value for name, value in inputs.items() if name in known}
 
     def input_schema(self) -> dict[str, Any]:
-        """JSON Schema of the inputs: an object, unknown ones forbidden."""
+        """JSON Schema of the inputs: an object, unknown ones forbidden.
+
+        Raises:
+            TypeError: An input that cannot be given as JSON, such as an object of any class.
+        """
         self.checker()
-        schema = self._adapter.json_schema()
+        try:
+            schema = self._adapter.json_schema()
+        except PydanticUserError as error:
+            raise TypeError(f"tool {self.tool!r}: its inputs have no JSON Schema: {error.message}") from error
         schema["title"] = self.tool
         return schema
 
     def output_schema(self) -> dict[str, Any]:
-        """JSON Schema of the result; an empty one where it is not annotated."""
-        kind = type(None) if self.returns is None else self.returns
-        return TypeAdapter(kind, config=None).json_schema(mode="serialization") if kind is not Any else {}
+        """JSON Schema of the result; an empty one where it is not annotated, or where JSON has no form for it."""
+        if self.returns is Any:
+            return {}
+        try:
+            return TypeAdapter(self.returns, config=None).json_schema(mode="serialization")
+        except (PydanticUserError, SchemaError):
+            return {}
+
+
+def result_type(function: Callable[..., Any]) -> Any:
+    """The annotation of what a callable returns, `Any` where there is none."""
+    return _hints(function).get("return", Any)
 
 
 def request_builder(model: type[BaseModel]) -> Callable[..., BaseModel]:
@@ -262,8 +291,32 @@ def _kind(parameter: inspect.Parameter) -> str:
     return str(parameter).split(":")[0]
 
 
+def _kept(kind: Any) -> Any:
+    """An annotation of which a checked value can be iterated over in each attempt of a call, and not in the first only.
+
+    Pydantic makes an iterator of what is given for an Iterable.
+    """
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        checked = handler(value)
+        return list(checked) if isinstance(checked, Iterator) and isinstance(value, Collection) else checked
+
+    return Annotated[kind, WrapValidator(check)] if _takes_iterable(kind) else kind
+
+
+def _takes_iterable(kind: Any) -> bool:
+    origin = typing.get_origin(kind)
+    if origin in (Annotated, typing.Union, types.UnionType):
+        return any(_takes_iterable(one) for one in typing.get_args(kind))
+    return Iterable in (kind, origin)
+
+
+def _metadata(kind: Any) -> tuple[Any, ...]:
+    return kind.__metadata__ if typing.get_origin(kind) is Annotated else ()
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -272,9 +325,21 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     target: Any = inspect.unwrap(function)
     while hasattr(target, "func"):  # functools.partial
         target = target.func
-    if not inspect.isroutine(target) and callable(target) and not isinstance(target, type):
+    if isinstance(target, type):  # what its constructor takes; a model's or a dataclass's are the class's own
+        constructor: Any = inspect.getattr_static(target, "__init__")
+        if not inspect.isfunction(constructor):
+            return {**_resolved(target), "return": target}
+        own = _hints(constructor)
+        for parameter in inspect.signature(constructor).parameters.values():
+            if parameter.kind in _VARIABLE:  # a model's **data is no field of it
+                own.pop(parameter.name, None)
+        return {**_resolved(target), **own, "return": target}
+    if not inspect.isroutine(target) and callable(target):
         target = target.__call__
-    target = getattr(target, "__func__", target)
+    return _resolved(getattr(target, "__func__", target))
+
+
+def _resolved(target: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target, include_extras=True)
     except Exception:  # noqa: BLE001  (whatever evaluating a foreign annotation raises)

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["close_source", "open_source"]
+__all__ = ["close_source", "closed_for_open_scope", "open_source"]
 
 
 def open_source(source: object) -> tuple[Iterator[Any] | None, AsyncIterator[Any] | None]:
@@ -35,3 +35,22 @@ async def close_source(iterator: Iterator[Any] | None, asynchronous: AsyncIterat
     if closing is not None:
         with anyio.CancelScope(deadline=anyio.current_time() + grace, shield=True):
             await closing()
+
+
+async def closed_for_open_scope(asynchronous: AsyncIterator[Any]) -> RuntimeError:
+    """A source that gave an item inside a scope of its own, which no other task can leave: it is left here, and told.
+
+    Returns:
+        The error that says what to do instead.
+    """
+    closing = getattr(asynchronous, "aclose", None)
+    if closing is not None:
+        try:
+            await closing()
+        except BaseExceptionGroup as group:  # a task group wraps also what merely closes the generator
+            if (rest := group.split(GeneratorExit)[1]) is not None:
+                raise rest from None
+    return RuntimeError(
+        "it yields inside a task group or a cancel scope, which would have to be left in another task than it was "
+        "entered in: give the scope to a task of its own, and pass items on through a memory object stream"
+    )

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from ._crew import Crew
 from ._outcome import Outcome
 
-__all__ = ["OutcomeStream"]
+__all__ = ["OutcomeStream", "not_taken"]
 
 T = TypeVar("T")
 
@@ -44,3 +44,8 @@ class OutcomeStream(Generic[T]):
         while len(some) < most and (outcome := self._crew.next_ready()) is not None:
             some.append(outcome)
         return some
+
+
+def not_taken(crew: Crew[T]) -> list[Outcome[T]]:
+    """The outcomes that were there when an error came before them, in source order."""
+    return [crew._ready[index] for index in sorted(crew._ready)] + list(crew._queue)

@@ -18,6 +18,7 @@ import anyio
 from ._mailbox import Gate, Mailbox, leave_loop, wait_until
 
 __all__ = [
+    "JOIN_S",
     "Reply",
     "Signal",
     "ThreadPool",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Signal: Final = threading.Event
+JOIN_S: Final = 1.0  # seconds for a thread that has ended to be gone; it needs but the GIL
 
 
 def is_main_thread() -> bool:
@@ -218,6 +220,7 @@ class ThreadPool:
         self._serial = 0
         self._closed = False
         self._on_ended: Callable[[], object] | None = None
+        self._leaving: list[threading.Thread] = []
 
     @property
     def alive(self) -> int:
@@ -286,6 +289,8 @@ class ThreadPool:
         instances_here().clear()  # what lives in this thread ends in it, before anybody is told that it has ended
         with self._lock:
             self._alive -= 1
+            if self._on_ended is not None:
+                self._leaving.append(threading.current_thread())
             self._tell_if_ended()
 
     def _tell_if_ended(self) -> None:
@@ -318,6 +323,11 @@ class ThreadPool:
             self.slots += change
             if change > 0:
                 self._engage()
+
+    def join(self) -> None:
+        """After `close`: wait for the threads that have ended, which only have to return."""
+        for thread in self._leaving:
+            thread.join(JOIN_S)
 
     def close(self, mailbox: Mailbox) -> Gate:
         """Let the threads end; the gate opens when none is left but abandoned ones, which end after their work."""

@@ -80,10 +80,12 @@ class KGASTool:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        if "description" not in cls.__dict__:
-            cls.description = (inspect.getdoc(cls) or "").partition("\n")[0]
+        if "description" not in cls.__dict__ and cls.__doc__:  # its own: inspect.getdoc would find this class's
+            cls.description = inspect.cleandoc(cls.__doc__).partition("\n")[0]
         if not isinstance(cls.policy, Policy):
             raise TypeError(f"{cls.__name__}.policy is a Policy(...), not {cls.policy!r}")
+        if cls.backend not in ("asyncio", "trio"):
+            raise TypeError(f"{cls.__name__}.backend is 'asyncio' or 'trio', not {cls.backend!r}")
         own = cls.__dict__.get("execute_async")
         if own is not None and cls._names_inputs and not getattr(own, "__isabstractmethod__", False):
             if not inspect.iscoroutinefunction(own):
@@ -106,11 +108,11 @@ class KGASTool:
         return f"<{type(self).__name__} {self.name!r}>" if self.name != type(self).__name__ else f"<tool {self.name!r}>"
 
     @abstractmethod
-    async def execute_async(self, *args: Any, **kwargs: Any) -> Any:
+    async def execute_async(self, /, *args: Any, **kwargs: Any) -> Any:
         """The tool itself, with named inputs. Awaiting it directly bypasses policy, limits and evidence."""
         raise TypeError(f"{type(self).__name__} has no execute_async")
 
-    def execute(self: SupportsExecute[P, R], *args: P.args, **inputs: P.kwargs) -> R:
+    def execute(self: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> R:
         """Run the tool from sync code and wait for its result.
 
         In a worker thread of a call it is a nested call of that call, under the same manager. With no event loop
@@ -152,7 +154,7 @@ class KGASTool:
         """The services that must run before this tool: those among its attributes."""
         return tuple(value for value in vars(self).values() if isinstance(value, Service))
 
-    async def validate_inputs(self, **inputs: Any) -> dict[str, Any]:
+    async def validate_inputs(self, /, **inputs: Any) -> dict[str, Any]:
         """Check and coerce the inputs by the signature; what comes out is what runs. Override to add checks.
 
         Returns:

@@ -381,7 +381,7 @@ async def test_those_who_wait_for_a_batch_that_is_cancelled_are_told() -> None:
         group.start_soon(waits)
         await anyio.sleep(1)
         (call,) = manager.calls.values()
-        assert call.extra == {"batch_size": 1}
+        assert call.batch_size == 1
         await manager.cancel(call.id, "enough")
 
 

@@ -326,3 +326,42 @@ def test_on_a_terminal_the_line_is_rewritten(
     assert "p: 4 of 10 items, 8/s, 0 s, 123 s left\r" in err
     assert "p: 6 of 10 items, 8/s, 1 s, 0 s left  \r" in err
     assert "p: 10 of 10 items, 8/s, 1 s, 0 s left\r" in err
+
+
+@pytest.mark.parametrize("given", ["None", "3", "coroutine"])
+def test_2_where_the_source_gives_no_items(run: Run, given: str) -> None:
+    result = run(
+        "mine:wrong",
+        more=f"""
+        async def coroutine():
+            return []
+
+        wrong = Pipeline("wrong", Phase("twice", double), item=["x"],
+                         source=coroutine if {given!r} == "coroutine" else lambda: {given.replace("coroutine", "None")})
+        """,
+    )
+    assert result.exit_code == 2
+    kind = {"None": "NoneType", "3": "int"}.get(given, given)
+    assert result.stderr.startswith(f"error: the source of 'mine:wrong' gives no items but {kind}: a source is a plain")
+
+
+def test_2_where_only_the_manager_sees_the_misuse(run: Run) -> None:
+    more = """
+    twins = Pipeline("twins", Phase("a", double), Phase("b", picky.using(name="double")), item=["x"], source=numbers)
+    """
+    result = run("mine:twins", more=more)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: two different tools are named 'double'")
+
+
+def test_an_error_of_the_users_is_not_taken_for_a_missing_event_loop(run: Run) -> None:
+    more = """
+    class Items:
+        def __iter__(self):
+            raise KeyError("items")
+
+    broken = Pipeline("broken", Phase("twice", double), item=["x"], source=Items)
+    """
+    result = run("mine:broken", more=more)
+    assert "--backend" not in result.output
+    assert (result.exit_code, repr(result.exception)) == (1, "KeyError('items')")

@@ -43,6 +43,14 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a/b.txt"]
 
 
+def test_a_link_that_leads_to_itself_is_a_document_that_cannot_be_read_and_ends_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "z.txt", "x")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    assert names(tmp_path) == ["loop.txt", "z.txt"]
+    with pytest.raises(UnreadableDocument, match=r"cannot read .*loop\.txt"):
+        read(tmp_path / "loop.txt")
+
+
 def test_a_single_file_is_a_corpus_of_one(tmp_path: Path) -> None:
     assert names(write(tmp_path / "a.md", "x")) == ["a.md"]
 

@@ -24,13 +24,17 @@ PACKAGE = "kgas_async"
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _threads _system _context _suggest"),
     ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
-    ("L2", "_tool _signature _fit _offload _elements _service _journal"),
+    ("L2", "_tool _signature _offload _elements _service _journal"),
     (
         "L3",
-        "_drive _events _outcome _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor _phase "
-        "_plan _pipeline _report _every",
+        "_drive _events _outcome _fit _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor "
+        "_phase _plan _planner _resolve _pipeline _report _every",
     ),
-    ("L4", "_run _crew _on_error _employer _expand _frame _source _stream"),
+    (
+        "L4",
+        "_run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame _source "
+        "_stream",
+    ),
     (
         "L5",
         "_manager _single _options _book _many _together _lifetime _running _session _hosting _map _blocking _signals "

@@ -340,3 +340,20 @@ async def test_a_share_counts_from_twenty_finished_items_on() -> None:
         assert len(outcomes) == 19
         with pytest.raises(PipelineError, match="20 of 20"):
             await collect(manager, breaks, [{"x": n} for n in range(20)], on_error=0.0)
+
+
+@pytest.mark.parametrize("on_progress", [None, lambda progress: None])
+async def test_a_share_of_early_failures_counts_at_the_twentieth_item_also_where_that_succeeds(
+    on_progress: Any,
+) -> None:
+    @tool
+    async def starts_badly(x: int) -> int:
+        if x < 3:
+            raise ValueError(x)
+        return x
+
+    inputs = [{"x": n} for n in range(100)]
+    async with ServiceManager() as manager:
+        with pytest.raises(PipelineError, match=r"3 of 20 items have failed, more than on_error=0.1 .*ValueError: 2"):
+            await collect(manager, starts_badly, inputs, on_error=0.1, in_flight=1, on_progress=on_progress)
+        assert len(await collect(manager, starts_badly, inputs, on_error=0.15, in_flight=1)) == 100

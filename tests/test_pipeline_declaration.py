@@ -58,9 +58,9 @@ def papers(**changes: Any) -> list[Phase]:
 
 def test_a_sound_pipeline_says_what_runs_where() -> None:
     plan = Pipeline("papers", *papers(), item=["path"]).plan
-    assert [planned.phase.name for planned in plan.item] == ["text", "chunks", "merged"]
-    assert [planned.phase.name for planned in plan.phases["chunks"].children] == ["vectors"]
-    assert [planned.phase.name for planned in plan.run] == ["rank"]
+    assert [planned.phase.name for planned in plan.item.phases] == ["text", "chunks", "merged"]
+    assert [planned.phase.name for planned in plan.phases["chunks"].children.phases] == ["vectors"]
+    assert [planned.phase.name for planned in plan.run.phases] == ["rank"]
     assert plan.leaves == ("merged",)
     assert plan.assumed == ()
 
@@ -139,27 +139,21 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
         "'vectors': input 'chunk' of tool 'embed' has no source 'chunc'.*did you mean 'chunk'.*bind=",
     ),
     (
-        "a source that comes later",
-        lambda: [Phase("chunks", split, bind={"text": "body"}), Phase("body", load)],
-        ValueError,
-        "'chunks': input 'text' binds 'body', which is declared later; move it up",
-    ),
-    (
         "a circle",
         lambda: [Phase("a", anything, bind={"x": "b"}), Phase("b", anything, bind={"x": "a"})],
         ValueError,
-        "'a': input 'x' binds 'b', which is declared later",
+        "phases need each other in a circle: a -> b -> a",
     ),
     (
         "itself",
         lambda: [Phase("a", anything, bind={"x": "a"})],
         ValueError,
-        "'a'.*no source 'a'|binds itself",
+        "'a': input 'x' binds 'a', which is of this phase itself",
     ),
     ("after nothing", lambda: papers(rank=Phase("rank", rank, collect=True, after="merge")), ValueError,
-     "after='merge' is no phase before it; did you mean 'merged'"),
-    ("after a later one", lambda: papers(text=Phase("text", load, after="rank")), ValueError,
-     "after='rank' is no phase before it; declare it before"),
+     "after='merge' is no other phase; there are .*did you mean 'merged'"),
+    ("after what comes after it", lambda: papers(text=Phase("text", load, after="rank")), ValueError,
+     "in a circle: text -> rank -> merged -> vectors -> chunks -> text"),
     (
         "what is expanded, whole",
         lambda: papers(vectors=Phase("vectors", embed, bind={"chunk": "chunks"})),
@@ -170,7 +164,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
         "a collect of no expansion",
         lambda: papers(merged=Phase("merged", merge, collect="chunks")),
         ValueError,
-        "'merged': collect='chunks' is no expansion before it; did you mean 'chunk'",
+        "'merged': collect='chunks' is no expansion of another phase; there are chunk; did you mean 'chunk'",
     ),
     (
         "item values after a run-level phase",
@@ -183,6 +177,12 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
         lambda: papers(rank=Phase("rank", anything, bind={"x": "vectors"}, collect=True)),
         ValueError,
         "'rank': collect=True takes values of items; 'vectors' is one of each 'chunk'.*collect='chunk'",
+    ),
+    (
+        "a collect per parent after a run-level phase",
+        lambda: [*papers(), Phase("late", merge, bind={"vectors": "vectors"}, collect="chunk", after="rank")],
+        ValueError,
+        "'late': comes after collect=True, so it runs once per run and may not collect 'chunk'",
     ),
     (
         "an expansion once per run",
@@ -202,6 +202,10 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
     ),
     ("expand that is no name", lambda: Phase("a", split, expand="a b"), ValueError, "expand= names one element"),
     ("collect that is none", lambda: Phase("a", merge, collect=3), TypeError, "collect= is the name of an expansion"),
+    ("bind that is none", lambda: Phase("a", load, bind={"path": 3}), TypeError, "'path': .* names a source"),
+    ("bind that is a list", lambda: Phase("a", load, bind=["path"]), TypeError, "bind= is a mapping of inputs"),
+    ("after a number", lambda: Phase("a", load, after=3), TypeError, "after= is the name of a phase or several, not 3"),
+    ("after numbers", lambda: Phase("a", load, after=[3]), TypeError, "after= is the name of a phase or several"),
     ("missing without collect", lambda: Phase("a", merge, missing="skip"), TypeError, "missing= belongs to a collect"),
     ("missing that is none", lambda: Phase("a", merge, collect=True, missing="x"), ValueError, "'skip' or 'ignore'"),
     ("a policy that is none", lambda: Phase("a", load, policy=3), TypeError, r"'a': policy= is a Policy\(\.\.\.\)"),
@@ -351,7 +355,7 @@ def test_optional_inputs_need_no_source() -> None:
     async def optional(path: Path, language: str = "en") -> str:
         return language
 
-    assert Pipeline("p", Phase("a", optional), item=["path"]).plan.item[0].bindings[0].name == "path"
+    assert Pipeline("p", Phase("a", optional), item=["path"]).plan.item.phases[0].bindings[0].name == "path"
     assert Pipeline("p", Phase("a", optional)).plan.assumed == ("path",)
 
 

@@ -75,6 +75,7 @@ async def test_a_run_level_phase_that_wants_all_is_skipped_with_what_follows_it(
         report = await manager.run(pipeline, numbers(20))
         assert report.results == {}
         assert report.missing == {"sum": 2}
+        assert str(report).endswith("2 failed; phase 'sum' was skipped, since it lacks 2")
         assert ran == []
         report = await manager.run(pipeline, numbers(3))
         assert report.results["sum"] == 1.5
@@ -155,6 +156,23 @@ async def test_a_share_of_failures_ends_the_run_and_keeps_the_report() -> None:
             await manager.run(Pipeline("p", Phase("half", half)), numbers(1_000_000), on_error=0.05, in_flight=2)
     assert caught.value.report is not None
     assert caught.value.report.total <= 40
+
+
+async def test_the_report_of_an_error_has_all_that_had_finished_when_it_came() -> None:
+    @tool
+    async def at_once(x: int) -> int:
+        if x == 5:
+            raise ValueError(x)
+        return x
+
+    async with ServiceManager() as manager:
+        with pytest.raises(PipelineError, match="1 of 20 items have failed") as caught:
+            await manager.run(Pipeline("p", Phase("f", at_once)), numbers(100), on_error=0.0, keep="all")
+    report = caught.value.report
+    assert report is not None
+    assert (report.total, report.succeeded, report.failed) == (20, 19, 1)
+    assert [outcome.index for outcome in report.outcomes] == list(range(20))
+    assert [outcome.index for outcome in report.failures] == [5]
 
 
 # --- stopping

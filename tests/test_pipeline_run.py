@@ -300,11 +300,20 @@ async def test_a_key_may_come_again_when_its_item_has_ended() -> None:
     assert report.succeeded == 3  # memory is O(in flight)
 
 
-@pytest.mark.parametrize("key", ["name", lambda item: item["name"], lambda item: None])
+async def test_a_first_item_without_the_key_ends_the_run_before_any_tool() -> None:
+    async with ServiceManager() as manager:
+        with pytest.raises(PipelineError, match="the first item has no field 'name', which is to be its key; it has x"):
+            await manager.run(Pipeline("p", Phase("half", half), key="name"), [{"x": 1}])
+        assert manager.statistics().tools["half"].calls == 0
+
+
+@pytest.mark.parametrize("key", ["name", lambda item: item["name"], lambda item: item.get("name")])
 async def test_an_item_without_a_key_fails_alone(key: Any) -> None:
     async with ServiceManager() as manager:
-        report = await manager.run(Pipeline("p", Phase("half", half), key=key), [{"x": 1}], keep="all")
-    (outcome,) = report.outcomes
+        items = [{"x": 1, "name": "one"}, {"x": 1}]
+        report = await manager.run(Pipeline("p", Phase("half", half), key=key), items, keep="all")
+    assert report.succeeded == 1
+    outcome = report.outcomes[1]
     assert isinstance(outcome.error, PipelineError)
     assert "key" in str(outcome.error)
 

@@ -177,6 +177,16 @@ class Frame:
 _NOTHING = object()
 
 
+def declared_names(chain: tuple[Any, ...]) -> list[str]:
+    names: list[str] = []
+    for node in chain:
+        names.append(node.name)
+        if isinstance(node, Split):
+            names += declared_names(node.body)
+            names += [] if node.missing is None else [f"{node.name}_all"]
+    return names
+
+
 def interpret(chain: tuple[Any, ...], value: Any, rarity: int, calls: Counter[Any]) -> tuple[Frame, Any]:
     """Run a chain on a value; `_NOTHING` stands for a value that there is none of, here and in the result."""
     frame = Frame()
@@ -189,23 +199,31 @@ def interpret(chain: tuple[Any, ...], value: Any, rarity: int, calls: Counter[An
         children, is_whole = split(frame, node, value, rarity, calls)
         inner = [interpret(node.body, element, rarity, calls) for element in children or ()]
         frame.leaves.setdefault(node.name, []).extend(children or ())
-        lost = [one.failures[0] for one, _ in inner if one.failures]
+        lost = together([one for one, _ in inner if one.failures])
         for one, _ in inner:
             for name, values in one.leaves.items():
                 frame.leaves.setdefault(name, []).extend(values)
         if node.missing is None:
-            unsettled += lost[:1]
+            unsettled += lost
             continue
         found = [last for _, last in inner if last is not _NOTHING]
         value_there = is_whole and children is not None
         if value_there and len(found) < len(inner) and node.missing == "skip":
-            frame.failures += lost[:1]
+            frame.failures += lost
             value_there = False
         value = call(frame, f"{node.name}_all", found if value_there else _NOTHING, rarity, calls)
         excused = upstream(node.body) if node.missing == "ignore" else set()
-        unsettled += [one.failures[0] for one, _ in inner if any(not f[1] <= excused for f in one.failures)][:1]
+        unsettled += together([one for one, _ in inner if any(not f[1] <= excused for f in one.failures)])
     frame.failures += unsettled
+    order = declared_names(chain)
+    frame.failures.sort(key=lambda failure: order.index(failure[0]))  # the first as declared is the one that is named
     return frame, value
+
+
+def together(failed: list[Frame]) -> list[tuple[str, set[str]]]:
+    """What failed elements are to their parent: one failure, named by the first, of all that failed in them."""
+    names = {name for frame in failed for _, inner in frame.failures for name in inner}
+    return [(failed[0].failures[0][0], names)] if failed else []
 
 
 def call(frame: Frame, name: str, value: Any, rarity: int, calls: Counter[Any]) -> Any:

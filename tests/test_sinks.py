@@ -76,7 +76,7 @@ async def test_a_torn_last_line_stays_as_it_is_and_ours_begin_on_their_own(tmp_p
     check_whole([json.loads(line) for line in ours.splitlines()[1:]])
 
 
-@pytest.mark.parametrize("where", ["missing/evidence.jsonl", "", "file/evidence.jsonl"])
+@pytest.mark.parametrize("where", ["missing/evidence.jsonl", "", "file/evidence.jsonl", "nul\0", "half\ud800"])
 async def test_a_file_that_cannot_be_written_is_said_on_entering(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     wrong = tmp_path / where
@@ -87,7 +87,7 @@ async def test_a_file_that_cannot_be_written_is_said_on_entering(tmp_path: Path,
             raise AssertionError("entered")
     assert repr(str(wrong)) in str(caught.value)
     assert "evidence=" in str(caught.value)
-    assert isinstance(caught.value.__cause__, OSError)
+    assert isinstance(caught.value.__cause__, OSError | ValueError)
     assert open_files() == before
     if where.startswith("missing"):
         wrong.parent.mkdir()

@@ -14,6 +14,7 @@ from kgas_async import (
     ServiceCrashed,
     ServiceManager,
     ServiceNotRunning,
+    current,
     tool,
 )
 from kgas_async.testing import FakeService, assert_clean, check_tool, faults
@@ -128,3 +129,11 @@ def test_a_plain_service_is_usable_by_name() -> None:
     assert isinstance(FakeService("x"), Service)
     assert FakeService("x", requires=[FakeService("y")]).requires[0].name == "y"
     assert Policy() == Policy()
+
+
+async def test_check_tool_takes_an_input_named_tool_and_a_tool_that_calls_itself() -> None:
+    @tool
+    async def factorial(tool: int) -> int:
+        return 1 if tool < 2 else tool * await current().execute(factorial, tool=tool - 1)
+
+    assert await check_tool(factorial, tool=3) == 6

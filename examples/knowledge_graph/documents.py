@@ -171,8 +171,15 @@ def _walk(root: Path, folder: Path, skip: Sequence[str] = ()) -> Iterator[Docume
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, Path(entry.path), skip)
-        elif kind_of(entry.name) and not entry.is_dir():
+        elif kind_of(entry.name) and not _leads_to_folder(entry):
             yield _document(Path(entry.path), name)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or to where nobody may look: its document fails, with the reason
+        return False
 
 
 def _document(path: Path, name: str) -> Document:

@@ -16,9 +16,10 @@ from ._sweep import sweep
 __all__ = ["check_tool"]
 
 UNKNOWN = "no_tool_has_such_an_input"
+_ENDS = tuple(f"call.{status}" for status in ("succeeded", "failed", "timed_out", "cancelled", "rejected"))
 
 
-async def check_tool(tool: KGASTool, *, pickles: bool = False, sweeps: bool = True, **inputs: Any) -> Any:
+async def check_tool(tool: KGASTool, /, *, pickles: bool = False, sweeps: bool = True, **inputs: Any) -> Any:
     """Try a tool out: its schemas can be made, it runs, refuses what it should, and can be cancelled anywhere.
 
     Runs the tool many times (once per suspension point that it has), so give it inputs that do no harm.
@@ -55,7 +56,12 @@ async def _runs(tool: KGASTool, inputs: dict[str, Any]) -> Any:
     async with manager:
         value = await manager.execute(tool, **inputs)
     assert_clean(manager)
-    ends = [record for record in sink.records if record.get("tool") == tool.name and "status" in record]
+    # Not those of calls that are nested in it, which may be its own again; nor the end of an abandoned thread.
+    ends = [
+        record
+        for record in sink.records
+        if record.get("tool") == tool.name and record["event"] in _ENDS and "parent_id" not in record
+    ]
     assert len(ends) == 1, f"one call of {tool.name!r} has {len(ends)} ends in the evidence"
     return value
 

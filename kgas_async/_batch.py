@@ -1,0 +1,204 @@
+"""Items that wait to be run in one call: when a batch leaves, and what each of its items gets of it.
+
+Knows the run only as what it is told: who has arrived, who will not come any more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any
+
+import anyio
+
+from ._bound import Bound, ToolState
+from ._call import Call
+from ._errors import CallError, CallFailed, InvalidInputs, PipelineError, text_of
+from ._frame import Expansion, Frame
+from ._plan import Plan, PlannedPhase, Steps
+
+__all__ = ["Batch", "Batches", "Seat"]
+
+
+class Seat:
+    """One item's place in a batch: its call, which can be cancelled alone as long as the batch has not left."""
+
+    __slots__ = ("_leave", "call", "frame", "inputs", "owned", "planned")
+
+    def __init__(
+        self,
+        frame: Frame,
+        planned: PlannedPhase,
+        call: Call[Any],
+        inputs: dict[str, Any],
+        leave: Callable[[Seat], None],
+    ) -> None:
+        self.frame = frame
+        self.planned = planned
+        self.call = call
+        self.inputs = inputs
+        self.owned = True
+        self._leave = leave
+
+    def cancel(self) -> None:
+        """As of a `Host`: whose call it is was asked to stop."""
+        self._leave(self)
+
+
+class Batch:
+    """The batches of one phase, one after another.
+
+    Attributes:
+        seats: Who waits for the next one to leave.
+        due_at: When it leaves at the latest (loop time).
+    """
+
+    def __init__(self, planned: PlannedPhase, bound: Bound) -> None:
+        assert planned.phase.batch is not None
+        self.planned = planned
+        self.bound = bound
+        self.size = planned.phase.batch
+        self.wait = planned.phase.batch_wait
+        self.seats: list[Seat] = []
+        self.due_at = float("inf")
+        # An item's call is on record as any other, but the tool was called once for all of them.
+        self._for_items = copy.copy(bound)
+        self._for_items.state = ToolState(bound.name, bound.state.origin)
+
+    @property
+    def for_items(self) -> Bound:
+        """What the calls of single items are bound to."""
+        return self._for_items
+
+    def add(self, seat: Seat) -> None:
+        """Somebody waits for it."""
+        if not self.seats and self.wait is not None:
+            self.due_at = anyio.current_time() + self.wait
+        self.seats.append(seat)
+        seat.call._host = seat  # type: ignore[assignment]
+
+    def leave(self) -> list[Seat]:
+        """Those whom the next call is for."""
+        leaving, self.seats = self.seats[: self.size], self.seats[self.size :]
+        self.due_at = float("inf") if self.wait is None or not self.seats else anyio.current_time() + self.wait
+        for seat in leaving:
+            seat.call._host = None  # from now on it ends with the batch
+        return leaving
+
+
+class Batches:
+    """All batches of a run, and who can still come to which.
+
+    A batch leaves when nothing upstream can add to it: no item or element on its way there, none to be pulled.
+    """
+
+    def __init__(self, plan: Plan, bound: Mapping[str, Bound]) -> None:
+        self.all = [Batch(planned, bound[planned.phase.name]) for planned in plan.batches]
+        self.by_name = {batch.planned.phase.name: batch for batch in self.all}
+        owners = {planned.phase.expand: planned for planned in plan.phases.values() if planned.phase.expand}
+        # A batch below expansions has yet to expect elements as long as one of these is to come, or is open.
+        self._above = {name: [owners[one] for one in self.by_name[name].planned.level] for name in self.by_name}
+        counted = {*self.by_name, *(one.phase.name for above in self._above.values() for one in above)}
+        self._expected = dict.fromkeys(counted, 0)
+        self._counted: dict[int, list[str]] = {}
+        levels = [plan.item, *(planned.children for planned in owners.values())]
+        for steps in levels:
+            self._counted[id(steps)] = [one.phase.name for one in steps.phases if one.phase.name in counted]
+
+    def expect(self, steps: Steps) -> None:
+        """A frame begins that will come to these phases, or be past them."""
+        for name in self._counted[id(steps)]:
+            self._expected[name] += 1
+
+    def passed(self, planned: PlannedPhase) -> None:
+        """A frame has come to this phase, or never will."""
+        if planned.phase.name in self._expected:
+            self._expected[planned.phase.name] -= 1
+
+    def ready(self, expansions: Sequence[Expansion], *, pulling: bool) -> Batch | None:
+        """A batch that nobody can add to any more, or that is due: that furthest upstream.
+
+        To be asked only where there is no item and no element to be had now.
+        """
+        for batch in self.all:
+            if batch.seats and (batch.due_at <= anyio.current_time() or not self._can_grow(batch, expansions, pulling)):
+                return batch
+        return None
+
+    def _can_grow(self, batch: Batch, expansions: Sequence[Expansion], pulling: bool) -> bool:
+        name = batch.planned.phase.name
+        if pulling or self._expected[name]:
+            return True
+        above = self._above[name]
+        return any(self._expected[one.phase.name] for one in above) or any(
+            expansion.planned is one and expansion.has_more for one in above for expansion in expansions
+        )
+
+    def due_at(self) -> float:
+        """When the next one is due (loop time)."""
+        return min((batch.due_at for batch in self.all), default=float("inf"))
+
+
+def give_out(call: Call[Any], seats: Sequence[Seat]) -> list[Seat]:
+    """End the calls of the seats with what the batch's call gave; those that have to go again, without the others.
+
+    That is where some inputs were invalid: the others' are not to blame.
+    """
+    if call.status == "succeeded":
+        error = _misshapen(call, len(seats))
+        for number, seat in enumerate(seats):
+            _end(seat, call, error if error is not None else call.value[number])
+        return []
+    guilty = _guilty(call.error, len(seats)) if isinstance(call.error, InvalidInputs) else None
+    again: list[Seat] = []
+    for number, seat in enumerate(seats):
+        if guilty is not None and number not in guilty:
+            again.append(seat)
+        else:
+            _end(seat, call, None)
+    return again
+
+
+def _misshapen(call: Call[Any], wanted: int) -> PipelineError | None:
+    value = call.value
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sized) or not hasattr(value, "__getitem__"):
+        return PipelineError(
+            f"batch {call.id}: tool {call.name!r} returned {type(value).__name__}, not a list of {wanted} results"
+        )
+    if len(value) != wanted:
+        return PipelineError(f"batch {call.id}: tool {call.name!r} returned {len(value)} results for {wanted} items")
+    return None
+
+
+def _guilty(error: InvalidInputs, seats: int) -> set[int] | None:
+    """The numbers of the seats whose inputs were invalid; None where that is not to be told."""
+    numbers: set[int] = set()
+    for one in error.errors:
+        parts = str(one["field"]).split(".")
+        if len(parts) < 2 or not parts[1].isdigit() or int(parts[1]) >= seats:
+            return None
+        numbers.add(int(parts[1]))
+    return numbers if len(numbers) < seats else None
+
+
+def _end(seat: Seat, batch: Call[Any], value: Any) -> None:
+    call = seat.call
+    call.attempt, call.begun_ns, call.run_ns = batch.attempt, batch.begun_ns, batch.run_ns
+    if call.cancel_requested or batch.status == "cancelled":
+        call.end("cancelled")
+    elif batch.status != "succeeded":
+        error = copy.copy(batch.error)
+        if isinstance(error, CallError):
+            error.call_id = call.id
+            error.__cause__ = None if batch.error is None else batch.error.__cause__
+        call.end(batch.status, error)
+    elif isinstance(value, BaseException):
+        what = f"{type(value).__name__}: {text_of(value)}"
+        failed = CallFailed(
+            f"tool {call.name!r} failed: {what}", tool=call.name, call_id=call.id, attempts=call.attempt
+        )
+        failed.__cause__ = value
+        call.end("failed", failed)
+    else:
+        call.value = value
+        call.end("succeeded")

@@ -1,0 +1,127 @@
+"""What a phase is given: fields of an item, results, and what lies below them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from ._errors import PipelineError, shown
+from ._frame import Expansion, Frame
+from ._item_outcome import phase_outcome
+from ._pipeline import Pipeline
+from ._plan import PlannedPhase
+
+__all__ = ["collected_inputs", "follow", "inputs_for", "item_fields", "key_of"]
+
+
+def follow(value: Any, path: tuple[str, ...]) -> Any:
+    """The value below a path of attributes or keys.
+
+    Raises:
+        PipelineError: There is no such thing.
+    """
+    for part in path:
+        try:
+            value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+        except (KeyError, AttributeError):
+            raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r})") from None
+        except Exception as error:
+            of = f"{type(value).__name__} (of {'.'.join(path)!r})"
+            raise PipelineError(f"{part!r} of {of} cannot be read: {shown(error)}") from error
+    return value
+
+
+def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
+    """The inputs of a phase in this frame, but for what it collects.
+
+    Raises:
+        PipelineError: The item has no such field.
+    """
+    inputs: dict[str, Any] = {}
+    depth = len(planned.level)
+    for binding in planned.bindings:
+        if binding.collected:
+            continue
+        home = frame
+        for _ in range(depth - len(binding.level)):
+            assert home.parent is not None
+            home = home.parent
+        source = home.results if binding.kind == "result" else home.fields
+        try:
+            value = source[binding.name]
+        except KeyError:
+            if binding.optional:
+                continue
+            raise PipelineError(
+                f"phase {planned.phase.name!r}: the item {home.key!r} has no {binding.kind} {binding.name!r}"
+            ) from None
+        inputs[binding.parameter] = follow(value, binding.path) if binding.path else value
+    return inputs
+
+
+def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) -> tuple[dict[str, Any], list[Frame]]:
+    """The inputs of a collect per parent, lists over the elements in order; and the elements that are missing in them.
+
+    What was skipped is left out, and is not missing. Lists of outcomes have all elements.
+
+    Raises:
+        PipelineError: A value cannot be read.
+    """
+    inner = {one.phase.name: one for one in expansion.planned.children.phases}
+    wanted = [binding for binding in planned.bindings if binding.collected]
+    seen = {binding.name for binding in wanted if binding.outcomes}
+    needed = {b.name for b in wanted if b.kind == "result"} | (set(planned.needs) & inner.keys())
+    needed = {name for name in needed if name not in seen or any(b.name == name and not b.outcomes for b in wanted)}
+    missing = [one for one in expansion.frames if not one.bad.isdisjoint(needed)]
+    whole = [one for one in expansion.frames if one.bad.isdisjoint(needed) and one.skipped.isdisjoint(needed)]
+    inputs = inputs_for(planned, frame)
+    for binding in wanted:
+        if binding.outcomes:
+            inputs[binding.parameter] = [phase_outcome(one, inner[binding.name]) for one in expansion.frames]
+        else:
+            inputs[binding.parameter] = [
+                follow(
+                    one.results[binding.name] if binding.kind == "result" else one.fields[binding.name], binding.path
+                )
+                for one in whole
+            ]
+    return inputs, missing
+
+
+def item_fields(pipeline: Pipeline, item: Any) -> Mapping[str, Any]:
+    """The fields of an item.
+
+    Raises:
+        PipelineError: It is no mapping, model or dataclass, or lacks a declared field.
+    """
+    fields: Mapping[str, Any]
+    if isinstance(item, Mapping):
+        fields = item
+    elif isinstance(item, BaseModel):
+        fields = {name: getattr(item, name) for name in type(item).model_fields}
+    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+        fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    else:
+        raise PipelineError(
+            f"pipeline {pipeline.name!r}: an item is a mapping of fields (or a model, or a dataclass), not "
+            f"{type(item).__name__}: give {{'name': value}}"
+        )
+    return fields
+
+
+def key_of(pipeline: Pipeline, item: Any, fields: Mapping[str, Any], index: int) -> str:
+    """The item's key.
+
+    Raises:
+        PipelineError: The key field is missing, or the key is None.
+    """
+    key = pipeline.key
+    if key is None:
+        return str(index)
+    value = fields.get(key) if isinstance(key, str) else key(item)
+    if value is None:
+        raise PipelineError(f"pipeline {pipeline.name!r}: item {index} has no key ({key!r} gives None)")
+    return str(value)

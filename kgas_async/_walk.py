@@ -1,0 +1,291 @@
+"""Walking an item, or an element of an expansion, through the phases of its level.
+
+A worker goes from phase to phase, and where several may begin at once leaves all but one to whoever is free. At an
+expansion it lays the item aside, and whoever is free takes elements, the newest expansion first; who ends the last
+element goes on with the item. So there is no task per item, phase or element, and memory is O(in flight) but for what
+an open expansion keeps, which is O(its size). Which items there are, and what is done with them, `_run` says.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import Any
+
+import anyio
+
+from ._bound import Bound
+from ._call import Call, Host
+from ._crew import Crew
+from ._employer import Employer
+from ._errors import CallSkipped, PipelineError, shown
+from ._expand import Elements
+from ._frame import Expansion, Frame
+from ._inputs import collected_inputs, inputs_for
+from ._mailbox import is_self_inflicted
+from ._path import begin
+from ._plan import Plan, PlannedPhase
+
+__all__ = ["Step", "WalkCrew"]
+
+Step = tuple[Frame, PlannedPhase]  # a phase that is to run in a frame
+
+
+class WalkCrew(Crew[Any]):
+    """Workers that walk frames.
+
+    Args:
+        home: The manager.
+        plan: The phases.
+        bound: The bound tool of each phase, by the phase's name.
+        source: The items.
+        options: As of `Crew`.
+    """
+
+    def __init__(
+        self,
+        home: Employer,
+        plan: Plan,
+        bound: Mapping[str, Bound],
+        source: Iterable[Any] | AsyncIterable[Any],
+        **options: Any,
+    ) -> None:
+        super().__init__(home, source, **options)
+        self._plan = plan
+        self._bound = bound
+        self._open_expansions: list[Expansion] = []
+        self._branches: deque[Step] = deque()  # that nobody has begun
+        self._ended: list[Step] = []  # phases after which somebody has to go on
+
+    @abstractmethod
+    async def _seat(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Step | None:
+        """Have an item wait for a batch."""
+
+    @abstractmethod
+    def _passed(self, planned: PlannedPhase) -> None:
+        """A frame has come to this phase, or never will."""
+
+    @abstractmethod
+    def _begun(self, frame: Frame) -> None:
+        """A frame begins."""
+
+    @abstractmethod
+    def _say_failed(self, key: str, phase: str | None, error: PipelineError) -> None:
+        """Put on record that an item failed outside of any call."""
+
+    @abstractmethod
+    def _item_done(self, frame: Frame) -> None:
+        """All phases of an item have ended."""
+
+    def _entered(self, frame: Frame) -> Step | None:
+        """A new frame's first step; further ones are anybody's."""
+        self._begun(frame)
+        starts = frame.steps.starts
+        if not starts:
+            return self._frame_done(frame)
+        for planned in starts[1:]:
+            self._branches.append((frame, planned))
+            self.wake_one()
+        return frame, starts[0]
+
+    async def _step(self, host: Host, frame: Frame, planned: PlannedPhase) -> Step | None:
+        """Run one phase in a frame; what to go on with after it, if that falls to this worker."""
+        phase = planned.phase
+        blocked = None
+        if frame.bad or frame.skipped or frame.parent is not None:
+            blocked = frame.blocked(planned.needs)
+        inputs = self._gathered(frame, planned) if blocked is None else None
+        if inputs is None:
+            if blocked is not None:
+                (frame.bad if blocked == "bad" else frame.skipped).add(phase.name)
+        elif phase.batch is not None:
+            return await self._seat(host, frame, planned, inputs)
+        else:
+            call = await self._call(host, frame, planned, inputs)
+            expansion = self._take_result(frame, planned, call)
+            if expansion is not None:
+                self._passed(planned)
+                is_left_to_others = expansion.elements.is_ready or host.was_cancelled
+                return None if is_left_to_others else await self._refill(expansion)
+        self._passed(planned)
+        return self._after(frame, planned)
+
+    def _after(self, frame: Frame, planned: PlannedPhase) -> Step | None:
+        """A phase, and if it was expanded all its elements, has ended: what this worker goes on with."""
+        while True:
+            following = None
+            for one in planned.then:
+                if not frame.join(one):
+                    continue
+                if following is None:
+                    following = one
+                else:
+                    frame.branches += 1
+                    self._branches.append((frame, one))
+                    self.wake_one()
+            if following is not None:
+                return frame, following
+            frame.branches -= 1
+            if frame.branches:
+                return None
+            expansion = self._settled(frame)
+            if expansion is None:
+                return None
+            frame, planned = expansion.frame, expansion.planned
+
+    def _frame_done(self, frame: Frame) -> Step | None:
+        """A frame without any phase has ended."""
+        expansion = self._settled(frame)
+        return None if expansion is None else self._after(expansion.frame, expansion.planned)
+
+    def _settled(self, frame: Frame) -> Expansion | None:
+        """All phases of a frame have ended; the expansion that has ended with it, if it was the last element."""
+        expansion = frame.expansion
+        if expansion is None:
+            self._item_done(frame)
+            return None
+        frame.settle(self._plan.phases)
+        expansion.running -= 1
+        return expansion if self._is_over(expansion) else None
+
+    def _is_over(self, expansion: Expansion) -> bool:
+        """Whether nothing of the expansion is left, asked once."""
+        if not expansion.is_done or expansion.closed:
+            return False
+        expansion.closed = True
+        self._open_expansions.remove(expansion)
+        return True
+
+    def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:
+        """The inputs of a phase, or None where it is skipped or cannot have them."""
+        phase = planned.phase
+        try:
+            if phase.collect is not None:
+                expansion = frame.expansion_of(str(phase.collect))
+                assert expansion is not None  # else its phase has failed, which this one needs
+                inputs, missing = collected_inputs(planned, frame, expansion)
+                if missing and phase.missing == "skip":
+                    self._skip_collect(frame, planned, expansion)
+                    return None
+            else:
+                inputs = inputs_for(planned, frame)
+            if planned.when is None or planned.when(inputs):
+                return inputs
+            self._skip(frame, planned)
+        except PipelineError as error:
+            self._fail(frame, phase.name, error)
+        except Exception as error:  # noqa: BLE001  (a mapping, a property or a function of the user's)
+            failure = PipelineError(f"phase {phase.name!r}: its inputs or its when= cannot be read: {shown(error)}")
+            failure.__cause__ = error
+            self._fail(frame, phase.name, failure)
+        return None
+
+    def _fail(self, frame: Frame, phase: str, error: PipelineError) -> None:
+        frame.fail_with(phase, error)
+        self._say_failed(frame.key, phase, error)
+
+    def _skip(self, frame: Frame, planned: PlannedPhase) -> None:
+        """``when`` said no."""
+        name = planned.phase.name
+        call = self.home.new_call(self._bound[name], {}, self.parent, frame.key)
+        call.index = frame.index
+        call.end("skipped", CallSkipped(f"phase {name!r} was skipped: when= said no", tool=call.name, call_id=call.id))
+        self.last_ended_ns = call.ended_ns
+        frame.calls[name] = call
+        frame.skipped.add(name)
+
+    def _skip_collect(self, frame: Frame, planned: PlannedPhase, expansion: Expansion) -> None:
+        """Half a document is no document: the collect is skipped and its parent fails."""
+        call = self.home.new_call(self._bound[planned.phase.name], {}, self.parent, frame.key)
+        error = CallSkipped(
+            f"phase {planned.phase.name!r} was skipped: {len(expansion.failed())} of {len(expansion.frames)} "
+            f"elements of {planned.phase.collect!r} failed",
+            tool=call.name,
+            call_id=call.id,
+        )
+        error.__cause__ = expansion.first_error()
+        call.index = frame.index
+        call.end("skipped", error)
+        self.last_ended_ns = call.ended_ns
+        frame.calls[planned.phase.name] = call
+        frame.bad.add(planned.phase.name)
+        frame.take_failure(expansion, expansion.failed())
+
+    def _take_result(self, frame: Frame, planned: PlannedPhase, call: Call[Any]) -> Expansion | None:
+        """What came of a phase's call; the expansion that it opens, if it does."""
+        name = planned.phase.name
+        if call.status != "succeeded":
+            frame.fail(name, call)
+        elif planned.phase.expand is not None:
+            return self._expand(frame, planned, call)
+        else:
+            frame.results[name] = call.value
+        return None
+
+    def _registered(self, frame: Frame, planned: PlannedPhase, bound: Bound, inputs: dict[str, Any]) -> Call[Any]:
+        call = self.home.new_call(bound, inputs, self.parent, frame.key)
+        call.index = frame.index
+        frame.calls[planned.phase.name] = call
+        return call
+
+    async def _call(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Call[Any]:
+        call = self._registered(frame, planned, self._bound[planned.phase.name], inputs)
+        try:
+            await self._perform(host, call)
+        except BaseException:
+            frame.fail(planned.phase.name, call)
+            self._passed(planned)
+            self._ended.append((frame, planned))  # only this call was cancelled, unless we are all to stop
+            raise
+        return call
+
+    async def _perform(self, host: Host, call: Call[Any]) -> None:
+        call._host = host
+        host.call = call
+        try:
+            if call.bound.isolated:
+                await self.home.run_isolated(call)
+            else:
+                rest = begin(call)
+                if rest is not None:
+                    await rest
+        finally:
+            host.call = None
+        self.last_ended_ns = call.ended_ns
+
+    # --- expansions
+
+    def _expand(self, frame: Frame, planned: PlannedPhase, call: Any) -> Expansion | None:
+        phase = planned.phase
+        try:
+            elements = Elements.of(call.value, call, phase.name)
+        except Exception as error:  # noqa: BLE001  (the user's __iter__)
+            failure = PipelineError(str(error))
+            failure.__cause__ = error
+            self._fail(frame, phase.name, failure)
+            return None
+        call.value = None
+        expansion = Expansion(frame, planned, elements)
+        frame.expansions.append(expansion)
+        self._open_expansions.append(expansion)
+        return expansion
+
+    async def _refill(self, expansion: Expansion) -> Step | None:
+        """Pull elements where they are made; what to go on with if there are none."""
+        expansion.elements.pulling = True
+        self.wake_one()
+        try:
+            await expansion.elements.pull()
+        except Exception as error:  # noqa: BLE001  (the user's iterator)
+            expansion.elements.exhausted = True
+            expansion.broken(error)
+        except anyio.get_cancelled_exc_class() as error:
+            if not is_self_inflicted(owned=True):
+                raise
+            expansion.elements.exhausted = True  # as with a source: it has not come to its end
+            expansion.broken(error)
+        finally:
+            expansion.elements.pulling = False
+        self.wake_one()
+        return self._after(expansion.frame, expansion.planned) if self._is_over(expansion) else None
