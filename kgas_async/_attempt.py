@@ -66,8 +66,8 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
 
 def _timeout(call: Call[Any]) -> CallTimeout:
     return CallTimeout(
-        f"tool {call.name!r} did not end within its timeout of {call.bound.timeout:g} s",
-        tool=call.name,
+        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s",
+        tool=call.tool_name,
         call_id=call.id,
         attempts=call.attempt,
     )

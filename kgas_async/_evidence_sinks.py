@@ -150,9 +150,10 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             "pipeline": call.pipeline,
             "phase": call.phase,
             "item": call.item,
-            "tool": call.name,
+            "tool": call.tool_name,
             "call": call.id,
             "attempt": call.attempt,
+            "call_name": call.given_name,
         }
         for name, value in found.items():
             if value is not None:

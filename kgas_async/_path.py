@@ -147,7 +147,8 @@ async def _perform_fully(call: Call[Any]) -> None:
             call.deadline_at = at if call.deadline_at is None else min(at, call.deadline_at)
         call.context = copy_context()
         call.context.run(current_call.set, call)
-        error = await _validated(call)
+        error = await _after_replaced(call) if call.replaces else None
+        error = error or await _validated(call)
         if error is None:
             error = await _attempts(call)
         if error is None:
@@ -171,6 +172,16 @@ async def _perform_fully(call: Call[Any]) -> None:
             if is_tools_own:
                 return
         raise
+
+
+async def _after_replaced(call: Call[Any]) -> BaseException | None:
+    """Wait until those that it replaces have ended."""
+    call.waits()
+    with anyio.CancelScope(deadline=_deadline(call)) as scope:
+        for replaced in call.replaces:
+            await replaced.wait()
+    call.replaces = ()
+    return DeadlinePassed() if scope.cancelled_caught else None
 
 
 async def _validated(call: Call[Any]) -> BaseException | None:
@@ -265,14 +276,14 @@ def _ending(call: Call[Any], error: BaseException, last: BaseException | None) -
 
 def _failure(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
     """How the call ends after this error: the status and the error that is raised."""
-    known: dict[str, Any] = {"tool": call.name, "call_id": call.id, "attempts": call.attempt}
+    known: dict[str, Any] = {"tool": call.tool_name, "call_id": call.id, "attempts": call.attempt}
     if isinstance(error, ValidationError) and not call.attempt:
         error = call.bound.signature.invalid(error)
     if isinstance(error, InvalidInputs) and not call.attempt:
-        error.tool, error.call_id = call.name, call.id
+        error.tool, error.call_id = call.tool_name, call.id
         return "failed", error
     if isinstance(error, DeadlinePassed):
-        what = f"tool {call.name!r} did not end within its deadline of {_given_deadline(call)}"
+        what = f"tool {call.tool_name!r} did not end within its deadline of {_given_deadline(call)}"
         if call.bound.execution.serial and call.bound.home.left.holds(call.bound.state):
             what += "; its one instance (instances='serial') is held by an abandoned thread that has not ended"
         timeout = CallTimeout(what, **known)
@@ -284,16 +295,16 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
             error.__cause__ = last
         return "timed_out", error
     if isinstance(error, CallRejected) and _is_own_rejection(call, error):
-        error.tool, error.call_id, error.attempts = call.name, call.id, call.attempt
+        error.tool, error.call_id, error.attempts = call.tool_name, call.id, call.attempt
         return "rejected", error
     if isinstance(error, ReturnedError):
-        failed = CallFailed(f"tool {call.name!r} returned an error: {error}", result=error.result, **known)
+        failed = CallFailed(f"tool {call.tool_name!r} returned an error: {error}", result=error.result, **known)
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
     text = text_of(error)
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    failed = CallFailed(f"tool {call.name!r} failed: {what}", **known)
+    failed = CallFailed(f"tool {call.tool_name!r} failed: {what}", **known)
     failed.__cause__ = error
     _annotate(error, call)
     return "failed", failed
@@ -305,7 +316,7 @@ def _given_deadline(call: Call[Any]) -> str:
 
 
 def _annotate(error: BaseException, call: Call[Any]) -> None:
-    place = [f"tool {call.name!r}"]
+    place = [f"tool {call.tool_name!r}"]
     if call.phase is not None:
         place.append(f"phase {call.phase!r}")
     if call.item is not None:
@@ -371,6 +382,6 @@ async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
         try:
             await contained(call, call.bound.tool.cleanup_resources(call), _context(call))
         except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            add_note(error, f"cleanup_resources of tool {call.name!r} failed too: {shown(broken)}")
+            add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:
-        add_note(error, f"cleanup_resources of tool {call.name!r} did not end within its grace and was cancelled")
+        add_note(error, f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")

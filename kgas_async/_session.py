@@ -215,7 +215,7 @@ class Session:
         Cancellation: Waited out, for a grace at the most.
         """
         if self.log is not None:
-            tool, call_id = (None, None) if call is None else (call.name, call.id)
+            tool, call_id = (None, None) if call is None else (call.tool_name, call.id)
             self.log.emit("scope.leaked", tool=tool, call_id=call_id)
         await scopes.close_others(self.grace)
 

@@ -60,7 +60,7 @@ def _refuse_deadlock(call: Call[Any]) -> None:
             for wanted in call.bound.holds:
                 if wanted is held:
                     raise CallRejected(_own_chain(call, ancestor, held))
-                if (others := _taken_against(held, wanted, (ancestor.name, call.name))) is not None:
+                if (others := _taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
                     raise CallRejected(_other_order(call, ancestor, held, wanted, others))
         ancestor = ancestor.parent
 
@@ -68,11 +68,11 @@ def _refuse_deadlock(call: Call[Any]) -> None:
 def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) -> str:
     if limit not in call.bound.limits:
         return (
-            f"tool {call.name!r} has one instance in one thread (instances='dedicated'), which waits for this call: "
+            f"tool {call.tool_name!r} has one instance in one thread (instances='dedicated'), which waits for this call: "
             f"they would wait for each other; call the object itself in there"
         )
     return (
-        f"tool {call.name!r} wants a token of {limit!r}, which tool {ancestor.name!r} holds while it waits for "
+        f"tool {call.tool_name!r} wants a token of {limit!r}, which tool {ancestor.tool_name!r} holds while it waits for "
         f"this call: they would wait for each other; give the two tools limits of their own"
     )
 
@@ -81,7 +81,7 @@ def _other_order(
     call: Call[Any], ancestor: Call[Any], held: ConcurrencyLimit, wanted: ConcurrencyLimit, others: tuple[str, str]
 ) -> str:
     return (
-        f"tool {call.name!r} wants a token of {wanted!r} while tool {ancestor.name!r}, which it is nested in, holds "
+        f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested in, holds "
         f"one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that all could "
         f"wait for each other: keep to one order, or give the tools limits of their own"
     )
