@@ -68,12 +68,12 @@ def _refuse_deadlock(call: Call[Any]) -> None:
 def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) -> str:
     if limit not in call.bound.limits:
         return (
-            f"tool {call.tool_name!r} has one instance in one thread (instances='dedicated'), which waits for this call: "
-            f"they would wait for each other; call the object itself in there"
+            f"tool {call.tool_name!r} has one instance in one thread (instances='dedicated'), which waits for this "
+            f"call: they would wait for each other; call the object itself in there"
         )
     return (
-        f"tool {call.tool_name!r} wants a token of {limit!r}, which tool {ancestor.tool_name!r} holds while it waits for "
-        f"this call: they would wait for each other; give the two tools limits of their own"
+        f"tool {call.tool_name!r} wants a token of {limit!r}, which tool {ancestor.tool_name!r} holds while it waits "
+        f"for this call: they would wait for each other; give the two tools limits of their own"
     )
 
 
@@ -81,8 +81,8 @@ def _other_order(
     call: Call[Any], ancestor: Call[Any], held: ConcurrencyLimit, wanted: ConcurrencyLimit, others: tuple[str, str]
 ) -> str:
     return (
-        f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested in, holds "
-        f"one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that all could "
+        f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested in, "
+        f"holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that all could "
         f"wait for each other: keep to one order, or give the tools limits of their own"
     )
 
