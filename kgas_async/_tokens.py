@@ -81,8 +81,8 @@ def _other_order(
     call: Call[Any], ancestor: Call[Any], held: ConcurrencyLimit, wanted: ConcurrencyLimit, others: tuple[str, str]
 ) -> str:
     return (
-        f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested in, "
-        f"holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that all could "
+        f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested "
+        f"in, holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that "
         f"wait for each other: keep to one order, or give the tools limits of their own"
     )
 
