@@ -83,7 +83,7 @@ def _other_order(
     return (
         f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested "
         f"in, holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that "
-        f"wait for each other: keep to one order, or give the tools limits of their own"
+        f"all could wait for each other: keep to one order, or give the tools limits of their own"
     )
 
 
