@@ -4,9 +4,10 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
 from ._adapter import ToolAdapter
-from ._blocking import BlockingCall, BlockingManager
+from ._batcher import BatchedTool, Batcher
+from ._blocking import BlockingCall, BlockingManager, BlockingOptions
 from ._call import Call
-from ._context import check_cancelled
+from ._context import check_cancelled, progress
 from ._door import current, open_door
 from ._errors import (
     CallAborted,
@@ -28,11 +29,17 @@ from ._errors import (
     ServiceStartFailed,
     UnknownTool,
 )
+from ._events import CallEvents, CallProgress, CallState
+from ._every import Every
 from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
+from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
 from ._limits import ConcurrencyLimit, LimitStatistics
 from ._manager import ServiceManager
+from ._metrics import Distribution
+from ._monitor import PerformanceMonitor
+from ._options import CallOptions
 from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
@@ -47,17 +54,27 @@ from ._tool import KGASTool, Toolbox
 open_door()
 
 __all__ = [
+    "BatchedTool",
+    "Batcher",
     "BlockingCall",
     "BlockingManager",
+    "BlockingOptions",
     "Call",
     "CallAborted",
     "CallCancelled",
     "CallError",
+    "CallEvents",
     "CallFailed",
+    "CallFigures",
+    "CallOptions",
+    "CallProgress",
     "CallRejected",
     "CallSkipped",
+    "CallState",
     "CallTimeout",
     "ConcurrencyLimit",
+    "Distribution",
+    "Every",
     "EvidenceError",
     "FunctionTool",
     "InvalidInputs",
@@ -71,6 +88,8 @@ __all__ = [
     "MemorySink",
     "Outcome",
     "OutcomeStream",
+    "PerformanceMonitor",
+    "PerformanceReport",
     "Phase",
     "Pipeline",
     "PipelineError",
@@ -95,6 +114,7 @@ __all__ = [
     "check_cancelled",
     "current",
     "exponential",
+    "progress",
     "tool",
 ]
 

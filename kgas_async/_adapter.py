@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel
 
+from ._limits import ConcurrencyLimit
 from ._offload import LegacyFunction
 from ._policy import POLICY_FIELDS, Policy
 from ._signature import Signature, request_builder, result_type
@@ -98,10 +99,14 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         self._params: Sequence[str] | None = get("params")
         self._model: type[BaseModel] | None = get("inputs")
         # A sync tool that is wrapped runs where and as it would by itself.
-        self._sync = legacy if isinstance(legacy, ToolAdapter) and not legacy._is_async else None
+        wrapped = legacy if isinstance(legacy, ToolAdapter) else None
+        self._sync = wrapped if wrapped is not None and not wrapped._is_async else None
         self.offload: str = get("offload", "thread" if self._sync is None else self._sync.offload)
         self.on_cancel: str = get("on_cancel", "wait" if self._sync is None else self._sync.on_cancel)
-        self.instances: str = get("instances", "shared" if self._sync is None else self._sync.instances)
+        self.instances: str = get("instances", "shared" if wrapped is None else wrapped.instances)
+        self._serial: ConcurrencyLimit | None = None
+        if self.instances == "serial":
+            self._serial = (None if wrapped is None else wrapped._serial) or ConcurrencyLimit(1)
         factory = get("factory")
         _check_target(self, legacy, factory)
         target = factory if legacy is None else legacy
@@ -181,7 +186,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         if self._is_async:
             mapped = self._function
             function: Any = mapped.function if mapped.is_bare else functools.partial(_awaited, mapped)
-            return Execution("async", function, serial=self.instances == "serial")
+            return Execution("async", function, serial=self._serial)
         if self.offload == "inline":
             return Execution("inline", self._function)
         function = self._function.function if self._function.is_bare else self._function
@@ -190,7 +195,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             function,
             factory=self._factory,
             dedicated=self.instances == "dedicated",
-            serial=self.instances == "serial",
+            serial=self._serial,
             abandon=self.on_cancel == "abandon",
         )
 

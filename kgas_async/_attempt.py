@@ -52,7 +52,7 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     kind = call.bound.execution.kind
     if kind == "thread":
         return await _in_thread(call, held, wanted)
-    call.holds = tuple(held)
+    call.holds = call.bound.holds
     call.status = "running"
     began = perf_counter_ns()
     call.begun_ns = call.begun_ns or began
@@ -66,8 +66,8 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
 
 def _timeout(call: Call[Any]) -> CallTimeout:
     return CallTimeout(
-        f"tool {call.name!r} did not end within its timeout of {call.bound.timeout:g} s",
-        tool=call.name,
+        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s",
+        tool=call.tool_name,
         call_id=call.id,
         attempts=call.attempt,
     )
@@ -156,10 +156,16 @@ async def _in_thread(
         return full
     assert call.context is not None
     bounded = bound.timeout is not None or call.deadline_at is not None
-    call.holds = tuple(held)
+    call.holds = bound.holds
     call.attempt_context = call.context.copy()
     call.status = "running"
-    work, submitted = hand_over(call, call.attempt_context, held, timed=bounded)
+    try:
+        work, submitted = hand_over(call, call.attempt_context, held, timed=bounded)
+    except Exception as error:  # noqa: BLE001  (no thread can be started for it)
+        call.holds = ()
+        give_back(held)
+        refund(rates)
+        return error
     timed_out = False
     try:
         if bounded:
@@ -210,8 +216,13 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
     work = Work(function, context, home.mailbox)
     context.run(_set_current_work, work)
     work.on_end = partial(give_back, held)
-    call.holds = tuple(held)
-    home.pool_of(call.bound).submit(work)
+    call.holds = call.bound.holds
+    try:
+        home.pool_of(call.bound).submit(work)
+    except BaseException:
+        call.holds = ()
+        give_back(held)
+        raise
     try:
         await work.done.wait()
     except BaseException:

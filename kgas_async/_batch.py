@@ -163,10 +163,12 @@ def _misshapen(call: Call[Any], wanted: int) -> PipelineError | None:
     value = call.value
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sized) or not hasattr(value, "__getitem__"):
         return PipelineError(
-            f"batch {call.id}: tool {call.name!r} returned {type(value).__name__}, not a list of {wanted} results"
+            f"batch {call.id}: tool {call.tool_name!r} returned {type(value).__name__}, not a list of {wanted} results"
         )
     if len(value) != wanted:
-        return PipelineError(f"batch {call.id}: tool {call.name!r} returned {len(value)} results for {wanted} items")
+        return PipelineError(
+            f"batch {call.id}: tool {call.tool_name!r} returned {len(value)} results for {wanted} items"
+        )
     return None
 
 
@@ -195,7 +197,7 @@ def _end(seat: Seat, batch: Call[Any], value: Any) -> None:
     elif isinstance(value, BaseException):
         what = f"{type(value).__name__}: {text_of(value)}"
         failed = CallFailed(
-            f"tool {call.name!r} failed: {what}", tool=call.name, call_id=call.id, attempts=call.attempt
+            f"tool {call.tool_name!r} failed: {what}", tool=call.tool_name, call_id=call.id, attempts=call.attempt
         )
         failed.__cause__ = value
         call.end("failed", failed)

@@ -16,13 +16,14 @@ import anyio
 
 from ._drive import drive
 from ._errors import CallCancelled, ManagerClosed
+from ._events import CallEvents, CallProgress, CallState
 from ._mailbox import Mailbox, nested_context
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._report import ManagerStatistics, RunReport
 from ._threads import Reply, current_ident, start_daemon
 
-__all__ = ["BlockingCall", "BlockingManager"]
+__all__ = ["BlockingCall", "BlockingManager", "BlockingOptions"]
 
 TAKE_MANY = 64  # outcomes per hop between the threads
 
@@ -49,9 +50,31 @@ class BlockingCall:
         return str(self._call.id)
 
     @property
+    def name(self) -> str:
+        """As of `Call`."""
+        return str(self._call.name)
+
+    @property
     def status(self) -> str:
         """As of `Call`."""
         return str(self._call.status)
+
+    @property
+    def progress(self) -> CallProgress | None:
+        """As of `Call`."""
+        latest: CallProgress | None = self._call.progress
+        return latest
+
+    def events(self) -> Iterator[CallProgress | CallState]:
+        """As of `Call`, as a plain iterator."""
+
+        async def read() -> CallEvents:
+            events: CallEvents = self._call.events()
+            return events
+
+        events: CallEvents = self._door._ask(read)
+        while (event := self._door._ask(events.__anext__)) is not None:
+            yield event
 
     def result(self) -> Any:
         """Wait for the value."""
@@ -75,13 +98,39 @@ class BlockingCall:
         return bool(self._door._ask(cancel))
 
 
-class BlockingManager:
+class BlockingOptions:
+    """How one call is made; from ``BlockingManager.options``. As of `CallOptions`."""
+
+    def __init__(self, door: BlockingManager, view: Any) -> None:
+        self._door = door
+        self._view = view
+
+    def execute(self, tool: Any, /, *args: Any, **inputs: Any) -> Any:
+        """As ``ServiceManager.execute``."""
+        return self._door._ask(lambda: self._view.execute(tool, *args, **inputs))
+
+    def outcome(self, tool: Any, /, *args: Any, **inputs: Any) -> Outcome[Any]:
+        """As ``ServiceManager.outcome``."""
+        outcome: Outcome[Any] = self._door._ask(lambda: self._view.outcome(tool, *args, **inputs))
+        return outcome
+
+    def submit(self, tool: Any, /, *args: Any, **inputs: Any) -> BlockingCall:
+        """As ``ServiceManager.submit``."""
+
+        async def submit() -> Any:
+            return self._view.submit(tool, *args, **inputs)
+
+        return BlockingCall(self._door, self._door._ask(submit))
+
+
+class BlockingManager(BlockingOptions):
     """What ``ServiceManager(...).blocking()`` gives: enter it with ``with``; each method waits for its result.
 
     Ctrl-C while waiting cancels what is waited for, and is raised when that has ended.
     """
 
     def __init__(self, manager: _Async, backend: str, backend_options: dict[str, Any] | None) -> None:
+        super().__init__(self, manager)
         self._manager: Any = manager
         self._backend = backend
         self._backend_options = backend_options or {}
@@ -190,22 +239,9 @@ class BlockingManager:
 
     # --- the manager's names
 
-    def execute(self, tool: Any, /, *args: Any, **inputs: Any) -> Any:
-        """As ``ServiceManager.execute``."""
-        return self._ask(lambda: self._manager.execute(tool, *args, **inputs))
-
-    def outcome(self, tool: Any, /, *args: Any, **inputs: Any) -> Outcome[Any]:
-        """As ``ServiceManager.outcome``."""
-        outcome: Outcome[Any] = self._ask(lambda: self._manager.outcome(tool, *args, **inputs))
-        return outcome
-
-    def submit(self, tool: Any, /, *args: Any, **inputs: Any) -> BlockingCall:
-        """As ``ServiceManager.submit``."""
-
-        async def submit() -> Any:
-            return self._manager.submit(tool, *args, **inputs)
-
-        return BlockingCall(self, self._ask(submit))
+    def options(self, **options: Any) -> BlockingOptions:
+        """As ``ServiceManager.options``."""
+        return BlockingOptions(self, self._manager.options(**options))
 
     @contextmanager
     def map(self, tool: Any, inputs: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:
@@ -244,6 +280,16 @@ class BlockingManager:
         report: RunReport = self._ask(lambda: self._manager.run(pipeline, items, **options))
         return report
 
+    def gather(self, tools: Any, inputs: Any = None, on_error: str = "raise") -> dict[str, Any]:
+        """As ``ServiceManager.gather``."""
+        results: dict[str, Any] = self._ask(lambda: self._manager.gather(tools, inputs, on_error))
+        return results
+
+    def race(self, tools: Any, inputs: Any = None) -> Outcome[Any]:
+        """As ``ServiceManager.race``."""
+        outcome: Outcome[Any] = self._ask(lambda: self._manager.race(tools, inputs))
+        return outcome
+
     def start(self, service: Any) -> None:
         """As ``ServiceManager.start``."""
         self._ask(self._manager.start, service)
@@ -255,6 +301,15 @@ class BlockingManager:
     def cancel(self, id: str | None = None, reason: str = "") -> bool:  # noqa: A002
         """As ``ServiceManager.cancel``."""
         return bool(self._ask(lambda: self._manager.cancel(id, reason)))
+
+    def find(self, id: str) -> BlockingCall | None:  # noqa: A002
+        """As ``ServiceManager.find``."""
+
+        async def find() -> Any:
+            return self._manager.find(id)
+
+        call = self._ask(find)
+        return None if call is None else BlockingCall(self, call)
 
     def statistics(self) -> ManagerStatistics:
         """As ``ServiceManager.statistics``."""

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ._evidence import EvidenceLog
+from ._figures import CallFigures
 from ._left import LeftBehind
 from ._limits import ConcurrencyLimit
 from ._mailbox import Mailbox, OpenScopes
+from ._monitor import PerformanceMonitor
 from ._policy import Policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
@@ -33,6 +35,7 @@ class Home(Protocol):
     grace: float
     max_abandoned: int
     log: EvidenceLog | None
+    monitor: PerformanceMonitor | None
     left: LeftBehind
     calls_open: dict[int, Any]
     closing_at: float
@@ -41,6 +44,7 @@ class Home(Protocol):
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
+    def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
     async def close_leaked(self, scopes: OpenScopes, call: Any = None) -> None: ...
 
 
@@ -63,13 +67,14 @@ class ToolState:
             ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"), 0
         )
 
-    def statistics(self) -> ToolStatistics:
-        """The counts as users see them."""
+    def statistics(self, figures: CallFigures | None = None) -> ToolStatistics:
+        """The counts as users see them, with what a monitor has to say."""
         return ToolStatistics(
             calls=sum(self.ended.values()),
             retried=self.retried,
             threads_used=self.thread_starts,
             run_s=self.run_ns / 1e9,
+            figures=figures,
             **{status: count for status, count in self.ended.items() if status != "reused"},
         )
 
@@ -84,6 +89,7 @@ class Bound:
         "execution",
         "function",
         "grace",
+        "holds",
         "home",
         "is_coroutine_function",
         "isolated",
@@ -129,20 +135,26 @@ class Bound:
         self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
         self.function = self.execution.function
+        if home.monitor is not None:
+            self.function = home.monitor._ledger.counted(
+                self.function, self.execution.kind, self.name, pipeline=pipeline, phase=phase
+            )
         self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
         self.timeout: float | None = policy.timeout
         self.deadline: float | None = policy.deadline
         self.grace: float | None = policy.grace
         self.retry: Retry | None = policy.retry
         self.isolated: bool = policy.isolated
-        self.limits = _limits(policy, state, serial=self.execution.serial)
+        self.limits = _limits(policy, state, self.execution.serial)
+        # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
+        self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.rates = _rates(policy, state)
         self.requires = tool.requires
         self.template: Any = None  # the evidence's, made by its writer
         # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
         self.plain = (
             self.execution.kind != "inline"
-            and not (self.limits or self.rates or self.validates or self.cleans_up or self.isolated)
+            and not (self.holds or self.rates or self.validates or self.cleans_up or self.isolated)
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
@@ -150,14 +162,16 @@ class Bound:
         self.plain_thread = self.plain and self.execution.kind == "thread"
 
 
-def _limits(policy: Policy, state: ToolState, *, serial: bool) -> tuple[ConcurrencyLimit, ...]:
+def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:
     given = policy.concurrency
     limits: tuple[ConcurrencyLimit, ...] = ()
     if isinstance(given, int):
         limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
     elif given is not None:
         limits = given
-    return (*limits, state.serial) if serial else limits
+    if serial is not None:
+        limits = (*limits, state.serial, serial)
+    return tuple(sorted(limits, key=lambda limit: limit.serial))  # in one order for all: who waits holds no later one
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from time import perf_counter_ns
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
 
 from ._bound import Bound
 from ._errors import CallCancelled
+from ._events import CallEvents, CallProgress, CallState, Feed
 from ._mailbox import OpenScopes, wait_until
 from ._outcome import Outcome
 from ._threads import Work
@@ -70,10 +71,10 @@ class Call(Generic[R]):
 
     Attributes:
         id: As in the evidence.
-        name: The name of the tool.
         status: ``waiting`` or ``running``, then how it ended: ``succeeded``, ``failed``, ``timed_out``,
             ``cancelled``, ``rejected``, ``skipped``.
         attempt: The number of the current attempt, from 1; 0 before the first.
+        progress: The latest that its tool has told by `progress`, or None.
         reason: Why it was cancelled.
     """
 
@@ -83,6 +84,7 @@ class Call(Generic[R]):
     error: BaseException | None = None
     reason = ""
     attempt = 0
+    progress: CallProgress | None = None
     parent: Any = None
     item: str | None = None
     batch_id: str | None = None  # the call that ran it together with others
@@ -105,11 +107,14 @@ class Call(Generic[R]):
     last_error: BaseException | None = None
     children: set[Any] | None = None
     holds: tuple[Any, ...] = ()
+    replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
+    given_name: str | None = None
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
     _host: Host | None = None
     _done: anyio.Event | None = None
+    _feed: Feed | None = None
 
     def __init__(self, bound: Bound, serial: int, inputs: Mapping[str, Any]) -> None:
         self.bound = bound
@@ -132,6 +137,11 @@ class Call(Generic[R]):
 
     @property
     def name(self) -> str:
+        """The name that ``manager.options(name=...)`` gave it, else the tool's."""
+        return self.given_name or self.bound.name
+
+    @property
+    def tool_name(self) -> str:
         """The name of the tool."""
         return self.bound.name
 
@@ -261,6 +271,35 @@ class Call(Generic[R]):
         await self.wait()
         return self.to_outcome()
 
+    def events(self) -> CallEvents:
+        """What the call tells from now on: ``async for event in call.events()``. On the manager's event loop.
+
+        Any number of readers; each begins with the latest progress and state. One that does not keep up gets the
+        newest 256, and of states that follow each other the last.
+
+        Returns:
+            An async iterator over `CallProgress` and `CallState`; the call's final state is the last.
+        """
+        first: list[CallProgress | CallState] = [] if self.progress is None else [self.progress]
+        events = CallEvents([*first, self._state()], has_ended=self.has_ended)
+        if not self.ended_ns:
+            if self._feed is None:
+                self._feed = Feed(self.bound.home.mailbox)
+                self.__class__ = cast(Any, WatchedCall)  # so that the others pay nothing for it
+            self._feed.add(events)
+        return events
+
+    def _state(self) -> CallState:
+        return CallState(self.status, self.attempt, self.duration)
+
+    def note_progress(self, done: float, total: float | None, message: str, data: Mapping[str, Any]) -> None:
+        """What `progress` does inside this call. From any thread."""
+        if self.ended_ns:
+            return  # a thread that was left behind
+        event = self.progress = CallProgress(done, total, message, data, self.attempt, self.duration)
+        if self._feed is not None:
+            self._feed.publish(event)
+
     def unwrap(self) -> R:
         """The value of a call that has ended, or its error raised."""
         if self.status == "succeeded":
@@ -272,8 +311,8 @@ class Call(Generic[R]):
         """The error for those who wait for this cancelled call."""
         why = f": {self.reason}" if self.reason else ""
         self.error = CallCancelled(
-            f"call {self.id} of tool {self.name!r} was cancelled{why}",
-            tool=self.name,
+            f"call {self.id} of tool {self.tool_name!r} was cancelled{why}",
+            tool=self.tool_name,
             call_id=self.id,
             attempts=self.attempt,
             reason=self.reason,
@@ -322,6 +361,15 @@ class Call(Generic[R]):
             self.parent.children.discard(self)
         if self.on_end is not None:
             self.on_end(self)
+
+
+class WatchedCall(Call[R]):
+    """A call that somebody reads the events of: it says when its status changes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "status" and self._feed is not None:
+            self._feed.publish(self._state(), last=self.has_ended)
 
 
 async def wait_for_end(call: Call[Any], deadline: float) -> BaseException | None:

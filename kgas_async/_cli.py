@@ -143,13 +143,14 @@ def _progress(name: str) -> Iterator[Any]:
     """A line that is rewritten on a terminal; elsewhere a line every few seconds."""
     console = Console(stderr=True)
     last = 0.0
-    shown = False
+    shown = 0
 
     def line(progress: Progress) -> str:
         of = f" of {progress.total}" if progress.total is not None else ""
         failed = f", {progress.failed} failed" if progress.failed else ""
-        rate = progress.done / progress.elapsed_s if progress.elapsed_s else 0.0
-        return f"{name}: {progress.done}{of} items{failed}, {rate:.0f}/s, {progress.elapsed_s:.0f} s"
+        rate = f", {progress.rate:.0f}/s" if progress.rate is not None else ""
+        left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
+        return f"{name}: {progress.done}{of} items{failed}{rate}, {progress.elapsed_s:.0f} s{left}"
 
     def on_progress(progress: Progress) -> None:
         nonlocal last, shown
@@ -157,9 +158,11 @@ def _progress(name: str) -> Iterator[Any]:
         if progress.elapsed_s - last < interval:
             return
         last = progress.elapsed_s
-        shown = True
+        text = line(progress)
+        padding = " " * (shown - len(text) if console.is_terminal else 0)  # over what is left of a longer line
+        shown = len(text)
         end = "\r" if console.is_terminal else "\n"
-        console.print(line(progress), end=end, highlight=False, markup=False, soft_wrap=True)
+        console.print(text + padding, end=end, highlight=False, markup=False, soft_wrap=True)
 
     try:
         yield on_progress

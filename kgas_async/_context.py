@@ -1,10 +1,11 @@
-"""What a running tool can ask for: its call, its manager, whether it should stop.
+"""What a running tool can ask for: its call, its manager, whether it should stop; and how it says how far it is.
 
 Holds the context variable and the protocols of what is in it; the classes behind them live higher up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ __all__ = [
     "current_manager",
     "current_work",
     "door",
+    "progress",
     "running_manager",
 ]
 
@@ -26,13 +28,14 @@ class RunningCall(Protocol):
 
     attempt: int
     item: str | None
+    given_name: str | None
 
     @property
     def id(self) -> str: ...
     @property
     def session_id(self) -> str: ...
     @property
-    def name(self) -> str: ...
+    def tool_name(self) -> str: ...
     @property
     def manager(self) -> Any: ...
     @property
@@ -43,6 +46,7 @@ class RunningCall(Protocol):
     def phase(self) -> str | None: ...
     @property
     def run_id(self) -> str | None: ...
+    def note_progress(self, done: float, total: float | None, message: str, data: Mapping[str, Any]) -> None: ...
 
 
 current_call: ContextVar[RunningCall | None] = ContextVar("kgas_async_call", default=None)
@@ -83,4 +87,22 @@ def check_cancelled() -> None:
         raise CallAborted("the call that this thread works for was cancelled or has timed out")
     call = current_call.get()
     if call is not None and call.aborted:
-        raise CallAborted(f"call {call.id} of tool {call.name!r} was cancelled")
+        raise CallAborted(f"call {call.id} of tool {call.tool_name!r} was cancelled")
+
+
+def progress(done: float, total: float | None = None, message: str = "", **data: Any) -> None:
+    """Say how far this call is; from any tool, in worker threads too. Never blocks.
+
+    Whoever reads ``call.events()`` is told, and ``call.progress`` is the latest. In a nested call it is that call's.
+    Does nothing outside of a call, so that a tool can be called as a plain function.
+
+    Args:
+        done: How much is done, in the tool's own unit.
+        total: How much there is, None where nobody knows.
+        message: For people.
+        data: Whatever else readers are to have.
+    """
+    call = current_call.get()
+    work = current_work.get()
+    if call is not None and (work is None or not work.aborted):  # nobody waits for a thread that was left behind
+        call.note_progress(done, total, message, data)

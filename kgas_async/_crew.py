@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
-from time import perf_counter, perf_counter_ns
+from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
 import anyio
@@ -23,7 +23,7 @@ from ._limits import check_count
 from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted, wait_until
 from ._on_error import OnError
 from ._outcome import Outcome
-from ._report import Progress
+from ._report import Pace, Progress
 from ._source import close_source, closed_for_open_scope, open_source
 
 __all__ = ["Crew"]
@@ -62,7 +62,7 @@ class Crew(ABC, Generic[T]):
         self._ordered = ordered
         self._on_error = OnError(on_error)
         self._on_progress = on_progress
-        self._total = len(source) if isinstance(source, Sized) else None
+        self._pace = Pace(len(source) if isinstance(source, Sized) else None)
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
         self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
@@ -85,7 +85,6 @@ class Crew(ABC, Generic[T]):
         self._workers = 0
         self._hiring = False
         self._left = anyio.Event()
-        self._began = perf_counter()
         self.last_ended_ns = 0  # when the last call of any worker ended
 
     # --- for the manager and the public stream
@@ -226,7 +225,7 @@ class Crew(ABC, Generic[T]):
                 self._wake_consumers()
         if self._on_progress is not None:
             try:
-                self._on_progress(Progress(self.done, self.failed, self._total, perf_counter() - self._began))
+                self._on_progress(self._pace.progress(self.done, self.failed))
             except Exception as error:  # noqa: BLE001
                 self.fail(error)
 

@@ -94,8 +94,8 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
 
     if not session.mailbox.put(begin):
         raise ManagerClosed(f"tool {tool.name!r}: the event loop of this thread's manager has ended")
-    if work is None:
-        child = reply.wait()
+    if work is None or work.pool is not session.pool:
+        child = reply.wait()  # the one thread of a dedicated instance is lent to nobody: there is one instance
     else:
         work.pool.lend(1)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from ._bound import Home
@@ -14,7 +13,6 @@ __all__ = ["Employer"]
 class Employer(Home, Protocol):
     """What a crew needs of the manager beyond what a call needs."""
 
-    def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
     def new_call(self, bound: Any, inputs: Any, parent: Any = None, item: str | None = None) -> Call[Any]: ...
     def start_call(self, call: Call[Any]) -> None: ...
     async def run_isolated(self, call: Call[Any]) -> None: ...

@@ -7,6 +7,7 @@ the ``__cause__``. Cancellation is not here: it is never wrapped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ServiceNotRunning",
     "ServiceStartFailed",
     "UnknownTool",
+    "add_note",
     "shown",
     "text_of",
 ]
@@ -47,6 +49,13 @@ def shown(value: object) -> str:
         return repr(value)
     except Exception as broken:  # noqa: BLE001  (the user's code)
         return f"(a {type(value).__name__} whose __repr__ raised {type(broken).__name__})"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Note something on a tool's exception; not on one that takes no attributes (a frozen dataclass)."""
+    with suppress(Exception):
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 class KgasAsyncError(Exception):

@@ -39,6 +39,18 @@ class Sink(Protocol):
         """No more records will come."""
 
 
+class Receiver(Protocol):
+    """Takes what was appended as it is, ended calls and fields of events, before it is rendered."""
+
+    def take(self, entries: Sequence[Any]) -> Sequence[dict[str, Any]]:
+        """Take entries, in order, each once, in one thread at a time.
+
+        Returns:
+            Fields of events to be recorded after them, with ``at_ns``.
+        """
+        ...
+
+
 class EvidenceLog:
     """The evidence of one session.
 
@@ -49,6 +61,7 @@ class EvidenceLog:
         mailbox: Of the manager's loop.
         open_calls: The manager's register of open calls, read when the writer flushes.
         on_failure: Called on the loop with the error of a sink that failed.
+        receiver: What gets every entry, mostly in the writer's thread.
     """
 
     def __init__(
@@ -59,16 +72,20 @@ class EvidenceLog:
         mailbox: Mailbox,
         open_calls: dict[int, Any],
         on_failure: Callable[[EvidenceError], None],
+        receiver: Receiver | None = None,
     ) -> None:
         self.session = session
         self.buffer: deque[Any] = deque()
-        self.wants_calls = bool(sinks) or any(sink.wants("call.succeeded") for sink in quiet)
+        self.wants_calls = bool(sinks) or receiver is not None or any(sink.wants("call.succeeded") for sink in quiet)
         self.announces = bool(sinks)
         self._sinks = list(sinks)
         self._quiet = list(quiet)
         self._mailbox = mailbox
         self._open_calls = open_calls
         self._on_failure = on_failure
+        self._receiver = receiver
+        self._ahead = 0  # entries at the buffer's head that the receiver has and the writer has not
+        self._handing = Lock()
         self._seq = 0
         self.armed = False
         self._wake = Signal()
@@ -177,13 +194,13 @@ class EvidenceLog:
         entries: list[Any] = []
         buffer = self.buffer
         if not self._seq and buffer:
-            entries.append(buffer.popleft())  # the session's start, also before calls that have begun meanwhile
+            entries = self._popped(1)  # the session's start, also before calls that have begun meanwhile
         if self.announces:
-            for call in self._open_now():
+            for call in self.open_now():
                 if not call.announced and not call.ended_ns:
                     call.announced = True
                     entries.append(call_fields(call, "call.started", None) | {"at_ns": call.created_ns})
-        entries.extend(buffer.popleft() for _ in range(min(len(buffer), 4 * BATCH)))
+        entries += self._popped(4 * BATCH)
         if entries:
             self._write(entries)
         if buffer:
@@ -195,7 +212,42 @@ class EvidenceLog:
             for waiter in waiters:
                 self._mailbox.put(waiter.set)
 
-    def _open_now(self) -> list[Any]:
+    def _popped(self, count: int) -> list[Any]:
+        """The next entries, at most so many; the receiver has them too then, and its own are among them."""
+        buffer = self.buffer
+        with self._handing:
+            entries = [buffer.popleft() for _ in range(min(len(buffer), count))]
+            known = min(self._ahead, len(entries))
+            self._ahead -= known
+            return entries + self._handed(entries[known:])
+
+    def take_in(self) -> None:
+        """Have the receiver take what was appended and is not yet written. From any thread."""
+        with self._handing:
+            while True:
+                try:
+                    entries = list(self.buffer)
+                except RuntimeError:  # another thread appended meanwhile
+                    continue
+                break
+            new = entries[self._ahead :]
+            self._ahead = len(entries)
+            own = self._handed(new)
+        for fields in own:
+            self.append(fields)
+
+    def _handed(self, entries: list[Any]) -> list[Any]:
+        if self._receiver is None or not entries:
+            return []
+        try:
+            return list(self._receiver.take(entries))
+        except Exception as error:  # noqa: BLE001  (the writer's thread must live; said as of a sink)
+            receiver, self._receiver = self._receiver, None
+            self._fail(receiver, error)
+            return []
+
+    def open_now(self) -> list[Any]:
+        """The calls that have not ended, oldest first. From any thread."""
         while True:
             try:
                 return list(self._open_calls.values())

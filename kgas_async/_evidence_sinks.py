@@ -90,8 +90,11 @@ class MemorySink:
         """Nothing to do."""
 
 
-_QUIET = ("call.started", "call.succeeded", "call.cancelled", "call.reused", "session.started", "session.ended")
-_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "abandoned")
+_QUIET = (
+    *("call.started", "call.succeeded", "call.cancelled", "call.reused", "session.started", "session.ended"),
+    *("block.succeeded", "block.cancelled", "resource.sampled"),
+)
+_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "slow", "abandoned")
 
 
 class StructlogSink:
@@ -118,6 +121,8 @@ class StructlogSink:
             event = record["event"]
             fields = {name: value for name, value in record.items() if name not in ("event", "time", "schema")}
             fields["at"] = record["time"]
+            if "stack" in fields:
+                fields["stack"] = "\n".join(fields["stack"])  # structlog's renderers take it for text
             suffix = event.rpartition(".")[2]
             say = self._logger.warning if suffix in _ERRORS else self._logger.info
             call = getattr(record, "call", None)
@@ -145,9 +150,10 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             "pipeline": call.pipeline,
             "phase": call.phase,
             "item": call.item,
-            "tool": call.name,
+            "tool": call.tool_name,
             "call": call.id,
             "attempt": call.attempt,
+            "call_name": call.given_name,
         }
         for name, value in found.items():
             if value is not None:

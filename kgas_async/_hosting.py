@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from ._context import running_manager
+from ._context import current_call, current_work, running_manager
 from ._errors import ManagerClosed, ServiceCrashed, ServiceError, ServiceNotRunning, ServiceStartFailed, shown, text_of
 from ._service import Service, lifetime, service_name
 
@@ -120,6 +120,9 @@ class Hosting:
     async def _host(self, hosted: _Hosted) -> None:
         """The life of one service, all of it in this task, where its scopes are entered and left."""
         running_manager.set(self._session.manager)
+        # Whoever has it started may be a call: what the service does is no part of that call.
+        current_call.set(None)
+        current_work.set(None)
         began = False
         try:
             # Cancellation of the session must not tear a service from under the calls that it still serves: it is

@@ -56,4 +56,4 @@ class LeftBehind:
 
     def _say(self, event: str, call: Any, **fields: Any) -> None:
         if self._owner.log is not None and not self._owner.is_closed:  # its evidence has had its last record then
-            self._owner.log.emit(event, call_id=call.id, tool=call.name, attempt=call.attempt, **fields)
+            self._owner.log.emit(event, call_id=call.id, tool=call.tool_name, attempt=call.attempt, **fields)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 from types import TracebackType
 
@@ -19,6 +21,8 @@ import anyio.lowlevel
 from ._mailbox import Mailbox
 
 __all__ = ["ConcurrencyLimit", "LimitStatistics", "Waiter", "check_count"]
+
+_serials = count(1)
 
 
 def check_count(what: str, value: object, least: int = 1) -> int:
@@ -65,12 +69,13 @@ class LimitStatistics:
 class Waiter:
     """Somebody in some loop who waits for a token."""
 
-    __slots__ = ("event", "granted", "mailbox")
+    __slots__ = ("event", "granted", "has_left", "mailbox")
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
         self.event = anyio.Event()
         self.granted = False
+        self.has_left = False  # it was cancelled
 
     def wake(self) -> bool:
         """From any thread. False where its loop has ended: the token goes to the next."""
@@ -85,10 +90,14 @@ class ConcurrencyLimit:
 
     A token is held for exactly as long as the work that it admitted runs, also by an abandoned thread. First come,
     first served. May be made at import and used in one event loop after another.
+
+    Attributes:
+        serial: The order in which the limits of one policy are taken, by all alike.
     """
 
     def __init__(self, total: int) -> None:
         self._total = check_count("ConcurrencyLimit(total)", total)
+        self.serial = next(_serials)
         self._borrowed = 0
         self._peak = 0
         self._lock = Lock()
@@ -140,8 +149,10 @@ class ConcurrencyLimit:
         except BaseException:
             with self._lock:
                 granted = waiter.granted
+                waiter.has_left = True
                 if not granted:
-                    self._waiters.remove(waiter)
+                    with suppress(ValueError):  # its loop had ended, and it was passed over
+                        self._waiters.remove(waiter)
             if granted:
                 self.release()
             raise
@@ -159,6 +170,10 @@ class ConcurrencyLimit:
                 waiter.granted = True
             if waiter.wake():
                 return
+            with self._lock:  # its loop has ended; either it has given the token on when it was cancelled, or we do
+                if waiter.has_left:
+                    return
+                waiter.granted = False
 
     async def __aenter__(self) -> None:
         await anyio.lowlevel.checkpoint_if_cancelled()

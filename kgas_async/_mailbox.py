@@ -15,7 +15,9 @@ from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
 from time import monotonic
+from types import FrameType
 from typing import Any, Protocol
+from weakref import ref
 
 import anyio
 import sniffio
@@ -29,6 +31,7 @@ __all__ = [
     "OpenScopes",
     "absorb_own_cancel",
     "cancels_pending",
+    "context_in",
     "is_on_loop",
     "is_self_inflicted",
     "leave_loop",
@@ -124,6 +127,7 @@ class Mailbox:
     """
 
     __slots__ = (
+        "__weakref__",
         "_awake",
         "_post",
         "_queue",
@@ -170,11 +174,17 @@ class Mailbox:
     @staticmethod
     def here() -> Mailbox:
         """The mailbox of the running event loop."""
-        mailbox = _mailbox.get(None)
+        known = _mailbox.get(None)
+        mailbox = None if known is None else known()
         if mailbox is None:
             mailbox = Mailbox()
-            _mailbox.set(mailbox)
+            _mailbox.set(ref(mailbox))
         return mailbox
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether the loop's time is none that passes in the world outside."""
+        return self.time is not monotonic
 
     def put(self, callback: Callable[[], object]) -> bool:
         """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
@@ -210,7 +220,8 @@ def _clock_of(home: Any) -> Callable[[], float]:
     return clock
 
 
-_mailbox: RunVar[Mailbox] = RunVar("kgas_async_mailbox")
+# Weakly: AnyIO keeps the values for as long as their loop lives, and a mailbox refers to its loop.
+_mailbox: RunVar[ref[Mailbox]] = RunVar("kgas_async_mailbox")
 
 
 def is_on_loop() -> bool:
@@ -229,6 +240,21 @@ def nested_context(backend: str) -> Context:
     context = copy_context()
     context.run(_library.set, backend)
     return context
+
+
+def context_in(frame: FrameType) -> Context | None:
+    """The context of the task that an event loop runs in this frame; None if it is no loop's frame that does so.
+
+    For other threads that look at what blocks the loop. Where what is read here is not there (uvloop has no frames, and
+    names inside the loops may change), nothing is ever found.
+    """
+    name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+    found: Any = None
+    if (module, name) == ("asyncio.events", "_run"):
+        found = getattr(frame.f_locals.get("self"), "_context", None)
+    elif (module, name) == ("trio._core._run", "unrolled_run"):
+        found = getattr(frame.f_locals.get("task"), "context", None)
+    return found if isinstance(found, Context) else None
 
 
 def cancels_pending() -> Callable[[], int] | None:

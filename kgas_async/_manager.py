@@ -1,6 +1,7 @@
 """`ServiceManager`: the composition root. Opens and leaves a session, and has the public methods.
 
-Ownership, threads and registers are the session's (`_session`); the methods over many inputs are in `_many`.
+Ownership, threads and registers are the session's (`_session`); the methods that make calls are in `_single` and
+`_many`.
 """
 
 from __future__ import annotations
@@ -8,33 +9,31 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar
-
-import anyio.lowlevel
+from typing import Any, Literal, Self
 
 from ._blocking import BlockingManager
+from ._book import CallBook
 from ._call import Call
-from ._errors import KgasAsyncError, ManagerClosed
+from ._errors import ManagerClosed
 from ._evidence import Sink
 from ._evidence_sinks import StructlogSink, as_sinks, open_sinks
 from ._hosting import lifetime_check
 from ._lifetime import Lifetime
 from ._limits import check_count, check_seconds
 from ._many import ManyCalls
-from ._outcome import Outcome
+from ._monitor import PerformanceMonitor
+from ._options import CallOptions
 from ._report import ManagerStatistics
 from ._session import Session
+from ._single import SingleCalls
 from ._system import default_threads
-from ._tool import SupportsExecute
 
 __all__ = ["ServiceManager"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Evidence = str | os.PathLike[str] | Sink | Sequence[str | os.PathLike[str] | Sink]
 
 
-class ServiceManager(ManyCalls):
+class ServiceManager(SingleCalls, ManyCalls):
     """Owns the execution of tools and the lifetimes of services: ``async with ServiceManager(...) as manager:``.
 
     After the ``async with`` nothing that it started runs, but for threads on record as abandoned. It may be entered
@@ -45,6 +44,7 @@ class ServiceManager(ManyCalls):
         evidence: A path for JSON lines (continued, never truncated), a sink, or a list of them. None: off.
         log: What goes to structlog: ``"events"`` (failures, retries, services, runs), ``"calls"`` (every call too),
             None (nothing).
+        monitor: Measures calls, resources and stalls of the event loop.
         grace: Seconds that cancelled work has to end.
         abandoned: On leaving, ``"leave"`` abandoned threads to themselves (they are daemons, and the evidence names
             them), or ``"join"``: wait for them.
@@ -66,6 +66,7 @@ class ServiceManager(ManyCalls):
         *services: Any,
         evidence: Evidence | None = None,
         log: Literal["events", "calls"] | None = "events",
+        monitor: PerformanceMonitor | None = None,
         grace: float = 10.0,
         abandoned: Literal["leave", "join"] = "leave",
         signals: bool = False,
@@ -78,6 +79,8 @@ class ServiceManager(ManyCalls):
             lifetime_check(service)
         if log not in ("events", "calls", None):
             raise ValueError(f"log= is 'events', 'calls' or None, not {log!r}")
+        if monitor is not None and not isinstance(monitor, PerformanceMonitor):
+            raise TypeError(f"monitor= is a PerformanceMonitor, not {monitor!r}")
         if abandoned not in ("leave", "join"):
             raise ValueError(f"abandoned= is 'leave' or 'join', not {abandoned!r}")
         if on_sink_error not in ("stop", "continue"):
@@ -93,10 +96,12 @@ class ServiceManager(ManyCalls):
             "threads": default_threads() if threads is None else check_count("threads", threads),
             "max_abandoned": check_count("max_abandoned", max_abandoned),
             "on_sink_error": on_sink_error,
+            "monitor": monitor,
         }
         self._session: Session | None = None
         self._last_session: Session | None = None  # what kgas_async.testing looks into
         self._lifetime: Lifetime | None = None
+        self._calls: CallBook | None = None
 
     # --- lifetime
 
@@ -105,12 +110,13 @@ class ServiceManager(ManyCalls):
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
         open_sinks(self._sinks)
         session = self._session = self._last_session = Session(self, **self._options)
-        session.record(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
+        session.recording.open(self._sinks, [StructlogSink(self._log)] if self._log is not None else [])
+        self._calls = CallBook(session.calls_open)
         self._lifetime = Lifetime(session, signals=self._signals)
         try:
             await self._lifetime.open(self._services)
         except BaseException:
-            self._session = None
+            self._session = self._calls = None
             raise
         return self
 
@@ -121,12 +127,18 @@ class ServiceManager(ManyCalls):
         try:
             return await self._lifetime.leave(exc_type, exc, tb)
         finally:
-            self._session = None
+            self._session = self._calls = None
 
     def _opened(self) -> Session:
         if self._session is None:
             raise ManagerClosed("the manager is not open; use it inside 'async with ServiceManager(...) as manager:'")
         return self._session
+
+    @property
+    def _book(self) -> CallBook:
+        self._opened()
+        assert self._calls is not None
+        return self._calls
 
     @property
     def session_id(self) -> str:
@@ -152,68 +164,38 @@ class ServiceManager(ManyCalls):
         """
         await self._opened().drain()
 
-    # --- single calls
+    # --- calls
 
-    async def execute(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> R:
-        """Run a tool and give its value.
+    def options(self, *, name: str | None = None, replace: bool = False) -> CallOptions:
+        """How the next call is made: ``await manager.options(name="nightly").execute(tool, ...)``.
 
-        Raises:
-            CallFailed: The tool raised; its exception is the ``__cause__``.
-            CallTimeout: Timeout or deadline; also a ``TimeoutError``.
-            InvalidInputs: The inputs do not fit.
-            CallRejected: There is no room for it.
-            CallCancelled: Somebody else cancelled the call.
-            ManagerClosed, ServiceNotRunning: It was not admitted.
-
-        Cancellation: Reaches the tool; a thread that does not look has its grace, then is abandoned.
-        """
-        call = await self._run_here(tool, args, inputs)
-        result: R = call.unwrap()
-        return result
-
-    async def outcome(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> Outcome[R]:
-        """Run a tool and give what came of it; raises nothing but the caller's own cancellation."""
-        try:
-            call = await self._run_here(tool, args, inputs)
-        except (KgasAsyncError, TypeError, ValueError) as error:
-            name = getattr(tool, "name", type(tool).__name__)
-            return Outcome("rejected", None, error, "", -1, name)
-        return call.to_outcome()
-
-    async def _run_here(self, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
-        session = self._opened()
-        if session.log is not None and session.log.behind:
-            await session.log.caught_up()
-        call = session.admit(tool, args, inputs)
-        await session.host_call(call)
-        if call.status == "cancelled":
-            await anyio.lowlevel.checkpoint_if_cancelled()  # as in `Call.wait`
-        return call
-
-    def submit(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> Call[R]:
-        """Start a tool in the background; the manager owns it.
+        Args:
+            name: Of the call, in `Call.name`, evidence and log lines; `cancel` takes it. At most one call of a name is
+                open: a second one is refused (`CallRejected`), unless it replaces the first.
+            replace: Cancel an open call of that name, and wait for its end before the new one begins.
 
         Returns:
-            The `Call`: ``await call.result()``, ``call.cancel()``.
-
-        Raises:
-            ManagerClosed, ServiceNotRunning, InvalidInputs: It was not admitted.
+            A view with ``execute``, ``outcome`` and ``submit``, as the manager's own.
         """
-        session = self._opened()
-        call = session.admit(tool, args, inputs)  # type: ignore[arg-type]
-        session.start_call(call)
-        return call
+        return CallOptions(self, name, replace)
 
     @property
     def calls(self) -> Mapping[str, Call[Any]]:
         """The calls that have not ended, by id; a snapshot."""
         return MappingProxyType({call.id: call for call in self._opened().calls_open.values()})
 
+    def find(self, id: str) -> Call[Any] | None:  # noqa: A002
+        """A call by its id, or by the name that `options` gave it (the latest of that name); None if there is none.
+
+        Open calls are found, and those made by ``submit`` that have ended, the last 256 of them.
+        """
+        return self._book.find(id)
+
     async def cancel(self, id: str | None = None, reason: str = "") -> bool:  # noqa: A002  (the word that users have)
         """Cancel one call, or all calls, maps and runs, and wait until they have ended.
 
         Args:
-            id: The call's id; None for all.
+            id: The call's id, or the name that `options` gave it; None for all.
             reason: Goes into evidence and into `CallCancelled.reason`.
 
         Returns:
@@ -227,7 +209,7 @@ class ServiceManager(ManyCalls):
             found = [call for serial, call in session.calls_open.items() if serial not in own]
             session.cancel_calls(reason)
         else:
-            found = [call for call in session.calls_open.values() if call.id == id]
+            found = self._book.open_calls(id)
             for call in found:
                 call.cancel(reason)
         for call in found:

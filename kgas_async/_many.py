@@ -1,23 +1,25 @@
-"""The manager's public methods over many inputs: `map`, `stream`, `run`.
+"""The manager's public methods over many inputs or tools: `map`, `stream`, `run`, `gather`, `race`.
 
-What moves them is `_map`, `_run` and, under both, `_crew`.
+What moves them is `_map`, `_run` and, under both, `_crew`; and `_together`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from ._errors import PipelineError
 from ._map import MapCrew
+from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._report import Progress, RunReport
 from ._running import running
 from ._session import Session
 from ._stream import OutcomeStream, not_taken
+from ._together import Together
 from ._tool import SupportsExecute
 
 __all__ = ["ManyCalls"]
@@ -169,3 +171,75 @@ class ManyCalls(ABC):
                 crew.level.tell(report)
                 report.drained = crew.drained
         return report
+
+    @overload
+    async def gather(
+        self,
+        tools: Mapping[str, SupportsExecute[..., R]],
+        inputs: Mapping[str, Any] | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> dict[str, R]: ...
+    @overload
+    async def gather(
+        self,
+        tools: Mapping[str, SupportsExecute[..., R]],
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        on_error: Literal["collect"],
+    ) -> dict[str, Outcome[R]]: ...
+    @overload
+    async def gather(
+        self,
+        tools: Mapping[str, SupportsExecute[..., R]],
+        inputs: Mapping[str, Any] | None,
+        on_error: Literal["collect"],
+    ) -> dict[str, Outcome[R]]: ...
+    async def gather(
+        self,
+        tools: Mapping[str, SupportsExecute[..., Any]],
+        inputs: Mapping[str, Any] | None = None,
+        on_error: Literal["raise", "collect"] = "raise",
+    ) -> dict[str, Any]:
+        """Several tools on the same inputs at once, results by name: ``await manager.gather({"a": tool}, inputs)``.
+
+        Args:
+            tools: Tools, async and sync, by the names that the results are to have.
+            inputs: For all; each tool gets those that it takes.
+            on_error: ``"raise"``: the first failure cancels the rest; ``"collect"``: each failure is an outcome.
+
+        Returns:
+            The values by name, in the order of ``tools``; with ``"collect"`` an `Outcome` for each.
+
+        Raises:
+            CallError: The one that failed, as of `execute`.
+            ExceptionGroup: Of those that failed, where several did before they could be cancelled.
+            ManagerClosed: Nothing was admitted.
+            TypeError: An input that no tool takes.
+
+        Cancellation: Cancels all and waits for them, so ``fail_after`` around it bounds the whole.
+        """
+        if on_error not in ("raise", "collect"):
+            raise ValueError(f"on_error= of gather is 'raise' or 'collect', not {on_error!r}")
+        return await Together(self._opened(), tools, inputs or {}).all(on_error=on_error)
+
+    async def race(
+        self, tools: Mapping[str, SupportsExecute[..., R]], inputs: Mapping[str, Any] | None = None
+    ) -> Outcome[R]:
+        """Several tools on the same inputs; the first success wins, the others are cancelled and waited for.
+
+        Args:
+            tools, inputs: As of `gather`.
+
+        Returns:
+            The winner's `Outcome`: ``key`` is its name in ``tools``, ``tool`` its tool's.
+
+        Raises:
+            CallError: All failed: the error if there is one, else
+            ExceptionGroup: of all of them.
+            ManagerClosed, TypeError: As of `gather`.
+
+        Cancellation: Cancels all and waits for them.
+        """
+        if not tools:
+            raise ValueError("race needs at least one tool: nobody can win")
+        return await Together(self._opened(), tools, inputs or {}).first()

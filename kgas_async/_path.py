@@ -6,6 +6,7 @@ cancellation; how the call ended is on the call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from functools import partial
@@ -19,8 +20,8 @@ from ._attempt import attempt_once, contained, plain_in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
-from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, shown, text_of
-from ._mailbox import is_self_inflicted
+from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
+from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted, wait_until
 from ._offload import ReturnedError
 from ._tokens import DeadlinePassed
 
@@ -114,7 +115,7 @@ async def _perform_in_thread(call: Call[Any]) -> None:
             call.end("succeeded")
         else:
             call.context = context
-            call.end(*_failure(call, failed, None))
+            call.end(*_ending(call, failed, None))
     except Exception as error:  # noqa: BLE001
         _end_failed(call, error)
     except BaseException as error:
@@ -126,8 +127,7 @@ async def _perform_in_thread(call: Call[Any]) -> None:
 
 def _end_failed(call: Call[Any], error: Exception) -> None:
     _note_run(call)
-    status, failure = _failure(call, error, None)
-    call.end(status, failure)
+    call.end(*_ending(call, error, None))
 
 
 def _note_run(call: Call[Any]) -> None:
@@ -147,25 +147,41 @@ async def _perform_fully(call: Call[Any]) -> None:
             call.deadline_at = at if call.deadline_at is None else min(at, call.deadline_at)
         call.context = copy_context()
         call.context.run(current_call.set, call)
-        error = await _validated(call)
+        error = await _after_replaced(call) if call.replaces else None
+        error = error or await _validated(call)
         if error is None:
             error = await _attempts(call)
         if error is None:
             call.end("succeeded")
             return
-        status, ended = _failure(call, error, call.last_error)
-        await _clean_up(call, ended)
+        status, ended = _ending(call, error, call.last_error)
+        native = await _clean_up(call, ended)
         call.end(status, ended)
+        if native is not None:
+            raise native
     except BaseException as error:
         _cancel_children(call)
         if not call.ended_ns:
+            native = None
             try:
-                await _clean_up(call, error)
-            finally:  # a second native cancellation may end the clean-up, but not the record
+                native = await _clean_up(call, error)
+            finally:
                 is_tools_own = _ended_by_tool(call, error)
+            if native is not None:
+                raise native from error
             if is_tools_own:
                 return
         raise
+
+
+async def _after_replaced(call: Call[Any]) -> BaseException | None:
+    """Wait until those that it replaces have ended."""
+    call.waits()
+    with anyio.CancelScope(deadline=_deadline(call)) as scope:
+        for replaced in call.replaces:
+            await replaced.wait()
+    call.replaces = ()
+    return DeadlinePassed() if scope.cancelled_caught else None
 
 
 async def _validated(call: Call[Any]) -> BaseException | None:
@@ -185,7 +201,7 @@ async def _validated(call: Call[Any]) -> BaseException | None:
 
 
 def _deadline(call: Call[Any]) -> float:
-    return float("inf") if call.deadline_at is None else call.deadline_at
+    return math.inf if call.deadline_at is None else call.deadline_at
 
 
 def _context(call: Call[Any]) -> Context:
@@ -197,11 +213,16 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
     """Attempts until one succeeds (None) or the last one's error."""
     bound = call.bound
     retry = bound.retry
+    native = None if retry is None or call.host_is_ours else NativeCancels()
     while True:
         call.attempt += 1
         error = await attempt_once(call)
-        if error is None or retry is None or isinstance(error, (DeadlinePassed, CallRejected)):
+        if error is None or retry is None or isinstance(error, DeadlinePassed) or _is_own_rejection(call, error):
             return error
+        if call.cancel_requested:
+            return error
+        if native is not None and (lost := native.swallowed()) is not None:
+            raise lost from error  # the tool has made this error of it
         asked = _as_seen_by_retry(call, error)
         if call.work is not None and call.work.abandoned and not call.work.ended_ns and not retry.while_running:
             return error
@@ -227,22 +248,42 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         call.wait_retry_ns += perf_counter_ns() - slept
 
 
+def _is_own_rejection(call: Call[Any], error: BaseException) -> bool:
+    """Whether this call itself was refused, and not one that its tool made."""
+    return isinstance(error, CallRejected) and error.call_id in ("", call.id)
+
+
 def _as_seen_by_retry(call: Call[Any], error: BaseException) -> BaseException:
     if isinstance(error, ReturnedError):
         return error.error
     return error
 
 
+def _is_cancelled(call: Call[Any]) -> bool:
+    """Whether the call was told to stop, by whomever: what its tool makes of that is no failure."""
+    return call.cancel_requested or anyio.current_effective_deadline() == -math.inf
+
+
+def _ending(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
+    """How the call ends after this error, unless it was cancelled and its tool has made an error of that."""
+    status, ended = _failure(call, error, last)
+    if status == "failed" and call.attempt and _is_cancelled(call):
+        status, cause = "cancelled", ended.__cause__
+        ended = call.cancelled_error()
+        ended.__cause__ = cause
+    return status, ended
+
+
 def _failure(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
     """How the call ends after this error: the status and the error that is raised."""
-    known: dict[str, Any] = {"tool": call.name, "call_id": call.id, "attempts": call.attempt}
+    known: dict[str, Any] = {"tool": call.tool_name, "call_id": call.id, "attempts": call.attempt}
     if isinstance(error, ValidationError) and not call.attempt:
         error = call.bound.signature.invalid(error)
     if isinstance(error, InvalidInputs) and not call.attempt:
-        error.tool, error.call_id = call.name, call.id
+        error.tool, error.call_id = call.tool_name, call.id
         return "failed", error
     if isinstance(error, DeadlinePassed):
-        what = f"tool {call.name!r} did not end within its deadline of {_given_deadline(call)}"
+        what = f"tool {call.tool_name!r} did not end within its deadline of {_given_deadline(call)}"
         if call.bound.execution.serial and call.bound.home.left.holds(call.bound.state):
             what += "; its one instance (instances='serial') is held by an abandoned thread that has not ended"
         timeout = CallTimeout(what, **known)
@@ -253,17 +294,17 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         if error.__cause__ is None:
             error.__cause__ = last
         return "timed_out", error
-    if isinstance(error, CallRejected) and error.call_id in ("", call.id):
-        error.tool, error.call_id, error.attempts = call.name, call.id, call.attempt
+    if isinstance(error, CallRejected) and _is_own_rejection(call, error):
+        error.tool, error.call_id, error.attempts = call.tool_name, call.id, call.attempt
         return "rejected", error
     if isinstance(error, ReturnedError):
-        failed = CallFailed(f"tool {call.name!r} returned an error: {error}", result=error.result, **known)
+        failed = CallFailed(f"tool {call.tool_name!r} returned an error: {error}", result=error.result, **known)
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
     text = text_of(error)
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    failed = CallFailed(f"tool {call.name!r} failed: {what}", **known)
+    failed = CallFailed(f"tool {call.tool_name!r} failed: {what}", **known)
     failed.__cause__ = error
     _annotate(error, call)
     return "failed", failed
@@ -275,15 +316,13 @@ def _given_deadline(call: Call[Any]) -> str:
 
 
 def _annotate(error: BaseException, call: Call[Any]) -> None:
-    place = [f"tool {call.name!r}"]
+    place = [f"tool {call.tool_name!r}"]
     if call.phase is not None:
         place.append(f"phase {call.phase!r}")
     if call.item is not None:
         place.append(f"item {call.item!r}")
     place.append(f"attempt {call.attempt}")
-    note = "in " + ", ".join(place)
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    add_note(error, "in " + ", ".join(place))
 
 
 def _ended_by_tool(call: Call[Any], error: BaseException) -> bool:
@@ -308,13 +347,41 @@ def _cancel_children(call: Call[Any]) -> None:
         child.cancel("the call that it is nested in has ended")
 
 
-async def _clean_up(call: Call[Any], error: BaseException) -> None:
+async def _clean_up(call: Call[Any], error: BaseException) -> BaseException | None:
+    """Let the tool clean up.
+
+    Returns:
+        A native cancellation that came meanwhile, to be raised again: it goes through shields, so that in a task which
+        is not ours the clean-up is given one that is.
+    """
     if not call.bound.cleans_up or not call.begun_ns:
-        return
+        return None
+    if call.host_is_ours or cancels_pending() is None:
+        await _cleaned_up(call, error)
+        return None
+    ended = anyio.Event()
+    exits: list[BaseException] = []
+
+    async def clean_up() -> None:
+        try:
+            await _cleaned_up(call, error)
+        except (KeyboardInterrupt, SystemExit) as caught:
+            exits.append(caught)
+        finally:
+            ended.set()
+
+    call.bound.home.spawn(clean_up)
+    native = await wait_until(ended)
+    if exits:
+        raise exits[0]
+    return native
+
+
+async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
     with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
         try:
             await contained(call, call.bound.tool.cleanup_resources(call), _context(call))
         except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            error.add_note(f"cleanup_resources of tool {call.name!r} failed too: {shown(broken)}")
+            add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:
-        error.add_note(f"cleanup_resources of tool {call.name!r} did not end within its grace and was cancelled")
+        add_note(error, f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")

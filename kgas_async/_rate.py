@@ -142,6 +142,8 @@ class RateLimit:
     def _leave(self, waiter: Waiter) -> None:
         """Step out of the line, for whatever reason; the next becomes the first."""
         with self._lock:
+            if waiter not in self._waiters:  # its loop had ended, and it was passed over
+                return
             first = self._waiters[0] is waiter
             self._waiters.remove(waiter)
         if first:

@@ -112,6 +112,8 @@ def call_fields(call: Any, event: str, error: BaseException | None) -> dict[str,
         fields["batch_id"] = call.batch_id
     if call.batch_size:
         fields["batch_size"] = call.batch_size
+    if call.given_name is not None:
+        fields["call_name"] = call.given_name
     if error is not None:
         fields["error"] = error_fields(error)
     return fields
@@ -180,7 +182,14 @@ def _template(call: Any) -> tuple[str, str, str]:
 
 def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
     """The line of a call's end."""
-    if call.status != "succeeded" or call.reason or call.abandoned or call.batch_id or call.batch_size:
+    if (
+        call.status != "succeeded"
+        or call.reason
+        or call.abandoned
+        or call.batch_id
+        or call.batch_size
+        or call.given_name
+    ):
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
     bound = call.bound
     template = bound.template

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from ._errors import PipelineError
+from ._figures import CallFigures
 from ._outcome import Outcome
 
-__all__ = ["ManagerStatistics", "Progress", "RunReport", "ToolStatistics"]
+__all__ = ["ManagerStatistics", "Pace", "Progress", "RunReport", "ToolStatistics"]
 
 FAILURES_KEPT = 1000
 
@@ -22,12 +26,53 @@ class Progress:
         failed: Those of them that did not succeed.
         total: How many there are, None where the source does not say.
         elapsed_s: Seconds since the start.
+        rate: Items per second, over the last half of the time; None where nothing can be said yet.
+        eta_s: Seconds that what is left will take at that rate; None where the total is not known, or the rate.
     """
 
     done: int
     failed: int
     total: int | None
     elapsed_s: float
+    rate: float | None = None
+    eta_s: float | None = None
+
+
+class Pace:
+    """How fast items get done: their number over the last half of the time since the start.
+
+    So neither a slow start nor items that cost nothing (found in a journal, say) tell for long of what is to come,
+    while a pause or a burst counts by its share. Keeps some fifty marks, however many items there are.
+
+    Args:
+        total: How many items there are, None where nobody knows.
+        clock: Gives seconds.
+    """
+
+    __slots__ = ("_began", "_clock", "_marks", "_total")
+
+    def __init__(self, total: int | None, clock: Callable[[], float] = perf_counter) -> None:
+        self._total = total
+        self._clock = clock
+        self._began = clock()
+        self._marks = deque([(self._began, 0)])  # when so many were done; the first is not after the half
+
+    def progress(self, done: int, failed: int) -> Progress:
+        """So many are done now."""
+        now = self._clock()
+        elapsed = now - self._began
+        marks = self._marks
+        while len(marks) > 1 and marks[1][0] <= self._began + elapsed / 2:
+            marks.popleft()
+        at, before = marks[0]
+        rate = (done - before) / (now - at) if now > at and done > before else None
+        if now - marks[-1][0] > elapsed / 64:
+            marks.append((now, done))
+        eta = None
+        if self._total is not None:
+            left = max(self._total - done, 0)
+            eta = 0.0 if not left else None if rate is None else left / rate
+        return Progress(done, failed, self._total, elapsed, rate, eta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +85,8 @@ class ToolStatistics:
         retried: Attempts that were followed by another.
         threads_used: Sync attempts handed to worker threads.
         run_s: Seconds spent running, all attempts together.
+        figures: Percentiles, waits, peak concurrency and more, if the manager has a `PerformanceMonitor`; over all that
+            the monitor has seen of tools of that name.
     """
 
     calls: int
@@ -52,6 +99,19 @@ class ToolStatistics:
     retried: int
     threads_used: int
     run_s: float
+    figures: CallFigures | None = None
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of ``succeeded`` in those that succeeded, failed, timed out or were rejected; None without any."""
+        tried = self.succeeded + self.failed + self.timed_out + self.rejected
+        return self.succeeded / tried if tried else None
+
+    @property
+    def mean_s(self) -> float:
+        """Mean seconds spent running of calls that were not rejected or skipped; 0 if there are none."""
+        ran = self.calls - self.rejected - self.skipped
+        return self.run_s / ran if ran else 0.0
 
 
 @dataclass(frozen=True, slots=True)

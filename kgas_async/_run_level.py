@@ -231,7 +231,7 @@ class RunLevel:
         name = planned.phase.name
         self._skipped.add(name)
         call = self.home.new_call(self._bound[name], {}, self._parent)
-        error = CallSkipped(f"phase {name!r} was skipped: {why}", tool=call.name, call_id=call.id)
+        error = CallSkipped(f"phase {name!r} was skipped: {why}", tool=call.tool_name, call_id=call.id)
         call.end("skipped", error)
         self.outcomes[name] = Outcome("skipped", None, None, name, -1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import anyio
@@ -15,13 +15,15 @@ import anyio
 from ._bound import Bound, ToolState
 from ._call import Call, Host
 from ._context import current_call
-from ._errors import EvidenceError, ManagerClosed, shown
+from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes, wait_until
+from ._monitor import PerformanceMonitor
 from ._path import perform
 from ._policy import DEFAULTS, Policy
+from ._recording import Recording
 from ._report import ManagerStatistics
 from ._threads import ThreadPool
 from ._tool import KGASTool
@@ -52,6 +54,7 @@ class Session:
         abandoned: Literal["leave", "join"],
         seed: int | None,
         on_sink_error: Literal["stop", "continue"],
+        monitor: PerformanceMonitor | None,
     ) -> None:
         self.manager = manager
         self.session = secrets.token_hex(6)
@@ -63,11 +66,13 @@ class Session:
         self.on_sink_error = on_sink_error
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None
+        self.monitor = monitor
         self.calls_open: dict[int, Call[Any]] = {}
         self.states: dict[str, ToolState] = {}
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
         self.hosting = Hosting(self)
+        self.recording = Recording(self)
         self.closing_at = float("inf")
         self.pending: BaseException | None = None
         self.task_group = anyio.create_task_group()
@@ -79,11 +84,10 @@ class Session:
         self._runs = 0
         self._bounds: dict[int, Bound] = {}
 
-    def record(self, sinks: Sequence[Any], quiet: Sequence[Any]) -> None:
-        """Keep evidence: ``sinks`` get every record, ``quiet`` ones what they want."""
-        if sinks or quiet:
-            self.log = EvidenceLog(sinks, quiet, self.session, self.mailbox, self.calls_open, self.evidence_failed)
-            self.log.emit("session.started")
+    @property
+    def calls_made(self) -> int:
+        """How many calls were registered."""
+        return self._serial
 
     # --- binding and owning
 
@@ -211,7 +215,7 @@ class Session:
         Cancellation: Waited out, for a grace at the most.
         """
         if self.log is not None:
-            tool, call_id = (None, None) if call is None else (call.name, call.id)
+            tool, call_id = (None, None) if call is None else (call.tool_name, call.id)
             self.log.emit("scope.leaked", tool=tool, call_id=call_id)
         await scopes.close_others(self.grace)
 
@@ -275,7 +279,8 @@ class Session:
 
     def statistics(self) -> ManagerStatistics:
         """Counts per tool name, and what is open now."""
-        tools = {name: state.statistics() for name, state in self.states.items()}
+        of = self.monitor._figures_of if self.monitor is not None else lambda name: None
+        tools = {name: state.statistics(of(name)) for name, state in self.states.items()}
         pools = self.pools()
         return ManagerStatistics(
             tools,
@@ -363,7 +368,7 @@ class Session:
                 await self._join_threads()
                 await self.hosting.stop_all()
                 self.is_closed = True
-                await self._close_evidence(error)
+                await self.recording.close(error)
                 for pool in self.pools():
                     await pool.close(self.mailbox).wait()
                     pool.join()
@@ -374,25 +379,3 @@ class Session:
     async def _join_threads(self) -> None:
         while self.left and self.abandoned == "join":
             await next(iter(self.left)).done.wait()
-
-    async def _close_evidence(self, error: BaseException | None) -> None:
-        log = self.log
-        if log is None:
-            return
-        error = self.pending or error
-        status = "succeeded" if error is None and not self.is_cancelled else "cancelled"
-        log.emit(
-            "session.ended",
-            calls=self._serial,
-            abandoned=self.left.ids() or None,
-            status="failed" if isinstance(error, Exception) else status,
-        )
-        await log.begin_close().wait()
-        log.join()
-
-    def evidence_failed(self, error: EvidenceError) -> None:
-        """A sink failed, which the log has said: stop, or go on without it, as ``on_sink_error`` says."""
-        if self.on_sink_error == "stop" and not self.is_closed:
-            self.crash(error)
-        elif self.on_sink_error == "stop" and self.pending is None:
-            self.pending = error

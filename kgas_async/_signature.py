@@ -209,6 +209,15 @@ class Signature:
                 raise InvalidInputs(f"invalid inputs for tool {self.tool!r}: {name} is given twice", tool=self.tool)
         return {**named, **inputs}
 
+    def those_of_mine(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the inputs that the tool takes."""
+        if self.model is None:
+            return {name: value for name, value in inputs.items() if name in self.types}
+        if self.model.model_config.get("extra") == "allow":
+            return dict(inputs)
+        known = {*self.types, *self.model.model_fields}
+        return {name: value for name, value in inputs.items() if name in known}
+
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema of the inputs: an object, unknown ones forbidden.
 

@@ -36,3 +36,11 @@ def default_threads() -> int:
 def rss_bytes() -> int:
     """The resident set size of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
+
+
+def process_usage() -> tuple[float, int, int]:
+    """CPU seconds that this process has used, its resident set size in bytes, and how many threads it has."""
+    process = psutil.Process()
+    with process.oneshot():
+        times = process.cpu_times()
+        return times.user + times.system, int(process.memory_info().rss), int(process.num_threads())

@@ -215,6 +215,7 @@ class ThreadPool:
         self._queue: deque[Work] = deque()
         self._idle: list[threading.Semaphore] = []
         self._threads = 0  # those that count against slots
+        self._lent = 0  # slots of threads that wait in nested calls
         self._abandoned: set[Work] = set()
         self._alive = 0
         self._serial = 0
@@ -243,7 +244,11 @@ class ThreadPool:
         return self._closed
 
     def submit(self, work: Work) -> None:
-        """Hand a work over; on its loop. Never blocks."""
+        """Hand a work over; on its loop. Never blocks.
+
+        Raises:
+            RuntimeError: The pool is closed, or no thread can be started and none would come to the work.
+        """
         if self._closed:
             raise RuntimeError(f"thread pool {self.name!r} is closed")
         # Its thread is outside any event loop, whatever the context that it inherits says.
@@ -252,19 +257,28 @@ class ThreadPool:
         work.mailbox.add_busy(1)
         with self._lock:
             self._queue.append(work)
-            self._engage()
+            refused = self._engage()
+            if refused is None or self._threads > self._lent:  # those that wait in nested calls may wait for this work
+                return
+            self._queue.pop()
+        work.mailbox.add_busy(-1)
+        raise refused
 
-    def _engage(self) -> None:
-        """Wake or start one thread, if there is work and a slot for it. Under the lock."""
+    def _engage(self) -> RuntimeError | None:
+        """Wake or start one thread, if there is work and a slot for it; why none can be started. Under the lock."""
         if not self._queue:
-            return
+            return None
         if self._idle:
             self._idle.pop().release()
         elif self._threads < self.slots:
+            self._serial += 1
+            try:
+                start_daemon(self._loop, f"{self.name}-{self._serial}")
+            except RuntimeError as error:  # the system gives us no more
+                return error
             self._threads += 1
             self._alive += 1
-            self._serial += 1
-            start_daemon(self._loop, f"{self.name}-{self._serial}")
+        return None
 
     def _loop(self) -> None:
         parked = threading.Semaphore(0)
@@ -283,8 +297,10 @@ class ThreadPool:
                 parked.acquire()
             elif work.claim():
                 work.run()
-                self._leave(work)
+                is_replaced = self._leave(work)
                 work.finish()
+                if is_replaced:
+                    break
 
         instances_here().clear()  # what lives in this thread ends in it, before anybody is told that it has ended
         with self._lock:
@@ -299,12 +315,17 @@ class ThreadPool:
             self._on_ended()
             self._on_ended = None
 
-    def _leave(self, work: Work) -> None:
+    def _leave(self, work: Work) -> bool:
+        """The thread comes back from its work; whether it was abandoned there and others have its place."""
         # Before finish(): who is told of the end must find the pool's counts as they are after it.
         with self._lock:
-            if work.abandoned:
-                self._abandoned.discard(work)
-                self._threads += 1
+            if not work.abandoned:
+                return False
+            self._abandoned.discard(work)
+            if self._threads >= self.slots:
+                return True
+            self._threads += 1
+            return False
 
     def abandon(self, work: Work) -> bool:
         """Stop waiting for a running work: its thread leaves the count. False if it has just ended."""
@@ -315,12 +336,14 @@ class ThreadPool:
             self._abandoned.add(work)
             self._threads -= 1
             self._engage()
+            self._tell_if_ended()  # a closing pool may be waiting for just this thread
         return True
 
     def lend(self, change: int) -> None:
         """Lend (1) the slot of a thread that waits in a nested call, or take it back (-1)."""
         with self._lock:
             self.slots += change
+            self._lent += change
             if change > 0:
                 self._engage()
 

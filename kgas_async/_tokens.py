@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from threading import Lock
 from time import perf_counter_ns
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -34,9 +36,9 @@ def give_back(held: Sequence[ConcurrencyLimit]) -> None:
 
 
 async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> None:
+    if call.parent is not None and call.bound.holds:
+        _refuse_deadlock(call)
     for limit in call.bound.limits:
-        if call.parent is not None:
-            _refuse_own_chain(call, limit)
         if not limit.acquire_nowait():
             began = perf_counter_ns()
             call.waits()
@@ -50,15 +52,63 @@ async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> Non
         held.append(limit)
 
 
-def _refuse_own_chain(call: Call[Any], limit: ConcurrencyLimit) -> None:
+def _refuse_deadlock(call: Call[Any]) -> None:
+    """Refuse what a call of its own chain holds, and what others have taken in the other order."""
     ancestor = call.parent
     while ancestor is not None:
-        if limit in ancestor.holds:
-            raise CallRejected(
-                f"tool {call.name!r} wants a token of {limit!r}, which tool {ancestor.name!r} holds while it waits for "
-                f"this call: they would wait for each other; give the two tools limits of their own"
-            )
+        for held in ancestor.holds:
+            for wanted in call.bound.holds:
+                if wanted is held:
+                    raise CallRejected(_own_chain(call, ancestor, held))
+                if (others := _taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
+                    raise CallRejected(_other_order(call, ancestor, held, wanted, others))
         ancestor = ancestor.parent
+
+
+def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) -> str:
+    if limit not in call.bound.limits:
+        return (
+            f"tool {call.tool_name!r} has one instance in one thread (instances='dedicated'), which waits for this "
+            f"call: they would wait for each other; call the object itself in there"
+        )
+    return (
+        f"tool {call.tool_name!r} wants a token of {limit!r}, which tool {ancestor.tool_name!r} holds while it waits "
+        f"for this call: they would wait for each other; give the two tools limits of their own"
+    )
+
+
+def _other_order(
+    call: Call[Any], ancestor: Call[Any], held: ConcurrencyLimit, wanted: ConcurrencyLimit, others: tuple[str, str]
+) -> str:
+    return (
+        f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested "
+        f"in, holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that "
+        f"all could wait for each other: keep to one order, or give the tools limits of their own"
+    )
+
+
+# Which limits were wanted while another was held, and by which tools; of all managers, as the limits are.
+_wanted_after: WeakKeyDictionary[ConcurrencyLimit, WeakKeyDictionary[ConcurrencyLimit, tuple[str, str]]]
+_wanted_after = WeakKeyDictionary()
+_lock = Lock()
+
+
+def _taken_against(held: ConcurrencyLimit, wanted: ConcurrencyLimit, tools: tuple[str, str]) -> tuple[str, str] | None:
+    """The tools that took ``held`` while they held ``wanted``, at once or in steps; else this order is remembered."""
+    with _lock:
+        after = _wanted_after.setdefault(held, WeakKeyDictionary())
+        if wanted in after:
+            return None
+        reached, left = {wanted}, [wanted]
+        while left:
+            for limit, others in _wanted_after.get(left.pop(), {}).items():
+                if limit is held:
+                    return others
+                if limit not in reached:
+                    reached.add(limit)
+                    left.append(limit)
+        after[wanted] = tools
+        return None
 
 
 async def take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:

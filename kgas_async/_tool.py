@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, r
 
 from ._context import door
 from ._errors import UnknownTool
+from ._limits import ConcurrencyLimit
 from ._policy import Policy
 from ._service import Service
 from ._signature import Signature
@@ -44,7 +45,7 @@ class Execution:
         function: What is called with the inputs; it takes the instance first where there is a factory.
         factory: Builds the instance, where each thread has its own.
         dedicated: Built and called in one thread of its own.
-        serial: One call at a time.
+        serial: One call at a time: the token of the one instance, which goes where it goes, under whatever name.
         abandon: Leave a thread behind at once when its call ends before it.
     """
 
@@ -52,7 +53,7 @@ class Execution:
     function: Callable[..., Any]
     factory: Callable[[], Any] | None = None
     dedicated: bool = False
-    serial: bool = False
+    serial: ConcurrencyLimit | None = None
     abandon: bool = False
 
 

@@ -190,7 +190,9 @@ class WalkCrew(Crew[Any]):
         name = planned.phase.name
         call = self.home.new_call(self._bound[name], {}, self.parent, frame.key)
         call.index = frame.index
-        call.end("skipped", CallSkipped(f"phase {name!r} was skipped: when= said no", tool=call.name, call_id=call.id))
+        call.end(
+            "skipped", CallSkipped(f"phase {name!r} was skipped: when= said no", tool=call.tool_name, call_id=call.id)
+        )
         self.last_ended_ns = call.ended_ns
         frame.calls[name] = call
         frame.skipped.add(name)
@@ -201,7 +203,7 @@ class WalkCrew(Crew[Any]):
         error = CallSkipped(
             f"phase {planned.phase.name!r} was skipped: {len(expansion.failed())} of {len(expansion.frames)} "
             f"elements of {planned.phase.collect!r} failed",
-            tool=call.name,
+            tool=call.tool_name,
             call_id=call.id,
         )
         error.__cause__ = expansion.first_error()

@@ -26,6 +26,7 @@ from kgas_async import (
     ServiceManager,
     ServiceStartFailed,
     current,
+    progress,
     tool,
 )
 from kgas_async._threads import Reply
@@ -376,3 +377,54 @@ def test_ctrl_c_while_leaving_cancels_what_is_drained_and_leaves_nothing(inner: 
         call = manager.submit(slow)
     assert call.status == "cancelled"
     assert our_threads() == []
+
+
+@INNER
+def test_gather_and_race_block_and_raise_as_the_async_ones(inner: str) -> None:
+    with ServiceManager().blocking(inner) as manager:
+        assert manager.gather({"a": double, "b": in_thread}, {"x": 2}) == {"a": 4, "b": 4}
+        outcomes = manager.gather({"a": double, "b": breaks}, {"x": 2}, on_error="collect")
+        assert [outcome.ok for outcome in outcomes.values()] == [True, False]
+        with pytest.raises(CallFailed):
+            manager.gather({"a": forever, "b": breaks}, {"x": 2})
+        assert manager.race({"a": forever, "b": breaks, "c": double}, {"x": 2}).value == 4
+        assert manager.statistics().calls_open == 0
+
+
+@INNER
+def test_options_name_a_call(inner: str) -> None:
+    with ServiceManager().blocking(inner) as manager:
+        named = manager.options(name="one", replace=True)
+        first = named.submit(forever)
+        assert first.name == "one"
+        assert named.execute(double, x=2) == 4
+        assert first.status == "cancelled"
+        assert manager.options(name="two").outcome(double, x=2).value == 4
+        with pytest.raises(TypeError):
+            manager.options(replace=True)
+
+
+@INNER
+def test_events_of_a_call_are_iterated(inner: str) -> None:
+    @tool
+    def tells() -> str:
+        progress(1, 2)
+        progress(2, 2)
+        return "done"
+
+    with ServiceManager().blocking(inner) as manager:
+        call = manager.submit(tells)
+        events = list(call.events())
+        assert getattr(events[-1], "status", None) == "succeeded"
+        assert call.progress is not None
+        assert call.progress.done == 2
+
+
+@INNER
+def test_a_call_is_found_by_its_id(inner: str) -> None:
+    with ServiceManager().blocking(inner) as manager:
+        id = manager.submit(double, x=2).id  # noqa: A001
+        call = manager.find(id)
+        assert call is not None
+        assert call.result() == 4
+        assert manager.find("nonsense") is None

@@ -301,12 +301,14 @@ def test_what_looks_like_markup_is_the_users_text(run: Run) -> None:
 def test_progress_is_plain_lines_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with _cli._progress("p[x]") as on_progress:
         for done in range(1, 131):
-            on_progress(Progress(done, done // 10, 200 if done < 100 else None, done / 10))
+            on_progress(
+                Progress(done, done // 10, *((200, done / 10, 10.0, 15.0) if done < 100 else (None, done / 10)))
+            )
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "p[x]: 50 of 200 items, 5 failed, 10/s, 5 s",
-        "p[x]: 100 items, 10 failed, 10/s, 10 s",
+        "p[x]: 50 of 200 items, 5 failed, 10/s, 5 s, 15 s left",
+        "p[x]: 100 items, 10 failed, 10 s",
     ]
 
 
@@ -317,11 +319,13 @@ def test_on_a_terminal_the_line_is_rewritten(
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     with _cli._progress("p") as on_progress:
         for done in range(1, 11):
-            on_progress(Progress(done, 0, 10, done / 8))
+            on_progress(Progress(done, 0, 10, done / 8, 8.0, 123.0 if done < 5 else 0.0))
     err = capsys.readouterr().err
     assert err.count("\r") == 5
     assert err.count("\n") == 1
-    assert "p: 10 of 10 items, 8/s, 1 s\r" in err
+    assert "p: 4 of 10 items, 8/s, 0 s, 123 s left\r" in err
+    assert "p: 6 of 10 items, 8/s, 1 s, 0 s left  \r" in err
+    assert "p: 10 of 10 items, 8/s, 1 s, 0 s left\r" in err
 
 
 @pytest.mark.parametrize("given", ["None", "3", "coroutine"])

@@ -24,18 +24,22 @@ PACKAGE = "kgas_async"
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _threads _system _context _suggest"),
     ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
-    ("L2", "_tool _signature _offload _service _journal"),
+    ("L2", "_tool _signature _offload _elements _service _journal"),
     (
         "L3",
-        "_drive _outcome _fit _left _bound _call _tokens _attempt _path _adapter _function_tool _monitor _phase _plan "
-        "_planner _resolve _pipeline _report",
+        "_drive _events _outcome _fit _left _bound _call _tokens _attempt _path _adapter _function_tool _figures "
+        "_ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
     ),
     (
         "L4",
         "_run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame _source "
         "_stream",
     ),
-    ("L5", "_manager _many _lifetime _running _session _hosting _map _blocking _signals _door"),
+    (
+        "L5",
+        "_manager _single _options _book _many _together _lifetime _running _recording _session _hosting _map "
+        "_blocking _signals _door _batcher",
+    ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),
 ]
@@ -54,6 +58,7 @@ DOORS = [
     Door("asyncio trio uvloop", r"_mailbox|(testing|services)(\..*)?", "all else is written for both event loops"),
     Door("structlog", r"_evidence(_.*)?", "logging leaves by the evidence"),
     Door("psutil", r"_system", "the machine is asked in one place"),
+    Door("ddsketch", r"_metrics", "percentiles are made in one place"),
     Door("sqlite3", r"_journal(_.*)?|services(\..*)?", "the journal's file, and the SQLite service"),
     Door("queue _thread concurrent", r"_threads", "threads are made, fed and counted in one place"),
     Door("multiprocessing subprocess", r"_offload(_.*)?", "processes are started and killed in one place"),

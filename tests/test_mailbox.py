@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from typing import Any
 
 import anyio
@@ -11,6 +13,7 @@ import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
 
+from kgas_async import ServiceManager
 from kgas_async._mailbox import Mailbox, wait_until
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -115,3 +118,17 @@ async def test_native_cancellations_that_arrive_meanwhile_are_remembered_and_the
     await task
     assert isinstance(remembered[0], asyncio.CancelledError)
     assert remembered[0].args == ("first",)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_mailbox_and_its_loop_are_freed_when_the_loop_has_ended(backend: str) -> None:
+    async def use() -> weakref.ref[Mailbox]:
+        mailbox = Mailbox.here()
+        assert Mailbox.here() is mailbox
+        async with ServiceManager(log=None):
+            assert Mailbox.here() is mailbox
+        return weakref.ref(mailbox)
+
+    mailbox = anyio.run(use, backend=backend)
+    gc.collect()
+    assert mailbox() is None

@@ -68,6 +68,9 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         error=None if ended == "succeeded" else draw(st.none() | st.builds(ValueError, TEXT)),
         reason="" if ended == "succeeded" else draw(st.just("") | TEXT),
         abandoned=ended != "succeeded" and draw(st.booleans()),
+        given_name=draw(st.none() | TEXT.filter(bool)),
+        batch_id=draw(st.none() | st.builds(lambda n: f"{SESSION}-{n}", st.integers(1, 99))),
+        batch_size=draw(st.integers(0, 99)),
         waited=waited,
         wait_concurrency_ns=waits[0],
         wait_rate_ns=waits[1],
@@ -112,6 +115,8 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
     assert record["tool"] == escaped(call.bound.name)
     assert record["event"] == f"call.{call.status}"
     assert record.get("item") == (None if call.item is None else escaped(call.item))
+    assert record.get("call_name") == (None if call.given_name is None else escaped(call.given_name))
+    assert (record.get("batch_id"), record.get("batch_size", 0)) == (call.batch_id, call.batch_size)
     assert record.get("parent_id") == (None if call.parent is None else call.parent.id)
     assert (record.get("pipeline"), record.get("phase"), record.get("run_id")) == tuple(
         None if one is None else escaped(one) for one in (call.bound.pipeline, call.bound.phase, call.bound.run_id)

@@ -17,6 +17,7 @@ from kgas_async import (
     ServiceNotRunning,
     ServiceStartFailed,
     current,
+    tool,
 )
 from kgas_async._errors import ServiceError
 from kgas_async.testing import explore
@@ -229,6 +230,31 @@ async def test_a_service_finds_its_manager() -> None:
 
     async with ServiceManager(Curious("c", [])) as manager:
         assert found == [manager]
+
+
+async def test_what_a_service_does_is_no_part_of_the_call_that_had_it_started() -> None:
+    found: list[Any] = []
+
+    class Listens(Service):
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            found.append(current())
+            call = current().submit(nested)
+            await call.wait()
+            found.append(call.parent)
+            yield
+
+    @tool
+    async def nested() -> None:
+        await checkpoint()
+
+    @tool
+    async def starts() -> None:
+        await current().start(Listens())
+
+    async with ServiceManager() as manager:
+        await manager.execute(starts)
+    assert found == [manager, None]
 
 
 def test_a_class_given_for_its_object_is_refused_at_construction() -> None:

@@ -173,13 +173,21 @@ def test_ctrl_c_goes_before_a_native_cancellation_that_arrives_while_leaving(loo
     code = """
     import asyncio
 
+    begun = threading.Event()
+
+    @tool
+    def says_when() -> None:
+        begun.set()
+        time.sleep(1)
+
     async def inner():
         async with ServiceManager(log=None) as manager:
-            await manager.execute(deaf, seconds=0.4)
+            await manager.execute(says_when)
 
     async def main():
         task = asyncio.ensure_future(inner())
-        await asyncio.sleep(0.1)
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.sleep(0.05)
         say("ready")

@@ -14,6 +14,10 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from kgas_async import (
+    Batcher,
+    CallState,
+    CallTimeout,
+    Every,
     KGASTool,
     Phase,
     Pipeline,
@@ -25,6 +29,7 @@ from kgas_async import (
     ToolAdapter,
     check_cancelled,
     current,
+    progress,
     tool,
 )
 from kgas_async.testing import sweep, virtual_backends
@@ -209,6 +214,50 @@ async def test_nested_and_isolated_calls(world: World) -> None:
     await swept(world, use)
 
 
+async def test_gather_and_race(world: World) -> None:
+    tools = {"a": double.using(concurrency=world.limit), "b": in_thread, "c": double.using(isolated=True)}
+
+    async def use() -> None:
+        async with world.manager() as manager:
+            assert await manager.gather(tools, {"x": 1}) == {"a": 2, "b": 2, "c": 2}
+            assert (await manager.race({**tools, "d": forever}, {"x": 1})).value == 2
+            with pytest.raises(CallTimeout):
+                await manager.gather({"e": forever, "f": forever.using(timeout=1)})
+
+    await swept(world, use, least=4)
+
+
+async def test_named_calls_that_replace_each_other(world: World) -> None:
+    async def use() -> None:
+        async with world.manager() as manager:
+            named = manager.options(name="one", replace=True)
+            named.submit(forever)
+            await checkpoint()
+            named.submit(double, x=1)
+            assert await named.execute(in_thread, x=1) == 2
+            assert (await named.outcome(double.using(concurrency=world.limit), x=1)).value == 2
+            assert not manager.calls
+
+    await swept(world, use, least=4)
+
+
+async def test_reading_the_events_of_a_call(world: World) -> None:
+    @tool
+    async def tells() -> None:
+        progress(1)
+        await anyio.sleep(1)
+        progress(2)
+
+    async def use() -> None:
+        async with world.manager() as manager:
+            call = manager.submit(tells)
+            events = [event async for event in call.events()]
+            assert isinstance(events[-1], CallState)
+            assert events[-1].status == "succeeded"
+
+    await swept(world, use)
+
+
 # --- many
 
 
@@ -265,6 +314,38 @@ async def test_a_run_and_a_stream_left_early(world: World, lazy: bool) -> None:
                 await anext(outcomes)
 
     await swept(world, use, least=5)
+
+
+async def test_a_service_that_runs_a_tool_again_and_again(world: World) -> None:
+    async def use() -> None:
+        every = [Every(1, double, {"x": 1}), Every(2, in_thread, {"x": 1}), Every(1, forever, overlap=True)]
+        async with world.manager(*every) as manager:
+            await anyio.sleep(2.5)
+            await manager.execute(double, x=1)
+
+    await swept(world, use)
+
+
+@pytest.mark.parametrize("how", ["async", "thread"])
+async def test_calls_that_are_coalesced(world: World, how: str) -> None:
+    @tool
+    async def doubles(xs: list[int]) -> list[int]:
+        await checkpoint()
+        return [2 * x for x in xs]
+
+    @tool
+    def doubles_in_thread(xs: list[int]) -> list[int]:
+        return [2 * x for x in xs]
+
+    async def use() -> None:
+        lists = (doubles if how == "async" else doubles_in_thread).using(concurrency=world.limit)
+        batcher = Batcher(lists, max_size=2, max_queue=2, in_flight=1)
+        async with world.manager(batcher) as manager:
+            assert await batcher(xs=1) == 2
+            calls = [manager.submit(batcher.tool, xs=n) for n in range(5)]
+            assert [await call.result() for call in calls] == [0, 2, 4, 6, 8]
+
+    await swept(world, use, least=4)
 
 
 # --- the manager

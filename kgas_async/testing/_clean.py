@@ -64,6 +64,8 @@ def _left_by(manager: ServiceManager, abandoned: int) -> list[str]:
         sleep(0.001)
     if alive > abandoned:
         found.append(f"{alive} worker threads run, {abandoned} were expected")
+    if session.monitor is not None and any(one.log is session.log for one in session.monitor._attached):
+        found.append("its monitor still watches")
     if session.log is not None and session.log.buffer:
         found.append(f"{len(session.log.buffer)} evidence records were not written")
     if session.mailbox.busy > abandoned:

@@ -6,6 +6,7 @@ import platform
 import sys
 
 from .cases import LOOPS, item_cases, thread_cases
+from .idle import idle_table
 from .measure import Row, compare, table
 
 
@@ -21,6 +22,9 @@ def main() -> int:
             title = f"A sync call in a thread, {in_flight} in flight, over anyio.to_thread on {loop}"
             rows += shown(title, compare(thread_cases(loop, calls, in_flight), rounds))
     missed = [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
+    table_of_idle, missed_idle = idle_table(1.0 if quick else 5.0)
+    print("\n" + table_of_idle)
+    missed += missed_idle
     print(f"\n{len(missed)} goals missed: {', '.join(missed)}" if missed else "\nall goals met")
     return 1 if missed and not quick else 0
 

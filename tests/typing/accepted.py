@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 from kgas_async import (
+    Batcher,
     Call,
+    CallOptions,
+    CallProgress,
+    CallState,
+    Every,
     KGASTool,
     Outcome,
     OutcomeStream,
@@ -14,6 +19,7 @@ from kgas_async import (
     ServiceManager,
     ToolAdapter,
     current,
+    progress,
     tool,
 )
 
@@ -99,3 +105,54 @@ def the_sync_door_is_typed() -> None:
     assert_type(load.execute(path=Path("a")), str)
     assert_type(fetch.execute(url="a", tries=2), bytes)
     assert_type(adapted.execute(text="a"), dict[str, int])
+
+
+async def results_of_gather_and_race_are_inferred(manager: ServiceManager) -> None:
+    assert_type(await manager.gather({"a": load, "b": load}, {"path": Path("a")}), dict[str, str])
+    assert_type(await manager.gather({"a": load}, {"path": Path("a")}, on_error="collect"), dict[str, Outcome[str]])
+    assert_type(await manager.gather({"a": load}, {}, "collect"), dict[str, Outcome[str]])
+    assert_type(await manager.race({"a": fetch, "b": fetch}, {"url": "a"}), Outcome[bytes])
+    await manager.gather({"a": load, "b": Link()}, {"path": Path("a"), "entities": []})
+    await manager.race({"a": load, "b": Link()}, {"path": Path("a"), "entities": []})
+
+
+async def a_view_with_options_is_typed_like_the_manager(manager: ServiceManager) -> None:
+    view = manager.options(name="nightly", replace=True)
+    assert_type(view, CallOptions)
+    assert_type(await view.execute(load, path=Path("a")), str)
+    assert_type(await view.outcome(Link(), path=Path("a"), entities=[]), Outcome[int])
+    assert_type(manager.find("nightly"), Call[Any] | None)
+    assert_type(view.submit(fetch, url="a"), Call[bytes])
+
+
+async def events_of_a_call_are_typed(manager: ServiceManager) -> None:
+    call = manager.submit(load, path=Path("a"))
+    async for event in call.events():
+        assert_type(event, CallProgress | CallState)
+        match event:
+            case CallProgress(done=done):
+                assert_type(done, float)
+            case CallState():
+                assert_type(event.status, str)
+    assert_type(call.progress, CallProgress | None)
+    progress(1, 2.5, "half", anything=object())
+
+
+@tool
+def embed(texts: list[str]) -> list[float]:
+    return [0.0 for _ in texts]
+
+
+@tool
+async def embed_some(texts: list[str]) -> list[float | Exception]:
+    return [0.0 for _ in texts]
+
+
+async def a_batcher_has_the_type_of_one_result(manager: ServiceManager) -> None:
+    assert_type(Batcher(embed), Batcher[float])
+    batcher = Batcher(embed_some, max_size=10)
+    assert_type(batcher, Batcher[float])
+    assert_type(await batcher(texts="a"), float)
+    assert_type(await manager.execute(batcher.tool, texts="a"), float)
+    assert_type(batcher.tool.execute(texts="a"), float)
+    Every(60, load, {"path": Path("a")}, overlap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kgas_async import KGASTool, Outcome, Policy, ServiceManager, ToolAdapter, tool
+from kgas_async import Batcher, Every, KGASTool, Outcome, Policy, ServiceManager, ToolAdapter, tool
 
 
 @tool
@@ -46,6 +46,32 @@ async def inputs(manager: ServiceManager) -> None:
     manager.submit(fetch, url=1)  # rejected
     async with manager.map(legacy, []):  # rejected
         pass
+
+
+async def options(manager: ServiceManager) -> None:
+    await manager.options(name="a").execute(load)  # rejected
+    await manager.options(name="a").outcome(load, path=3)  # rejected
+    manager.options(name="a").submit(load, wrong_name=1)  # rejected
+    manager.options(priority=1)  # rejected
+    manager.options("a")  # rejected
+
+
+async def services() -> None:
+    Batcher(fetch, max_size="10")  # rejected
+    Batcher(load, size=10)  # rejected
+    Batcher(legacy)  # rejected
+    Every(60, legacy)  # rejected
+    Every("60", fetch, {"url": "a"})  # rejected
+
+
+async def together(manager: ServiceManager) -> None:
+    await manager.gather({"a": legacy}, {"text": "a"})  # rejected
+    await manager.gather({"a": adapted}, {"text": "a"}, on_error=0.5)  # rejected
+    words: dict[str, str] = await manager.gather({"a": adapted}, {"text": "a"})  # rejected
+    counts: dict[str, int] = await manager.gather({"a": fetch}, {"url": "a"}, on_error="collect")  # rejected
+    won: Outcome[int] = await manager.race({"a": fetch}, {"url": "a"})  # rejected
+    await manager.race([fetch], {"url": "a"})  # rejected
+    print(words, counts, won)
 
 
 async def results(manager: ServiceManager) -> None:

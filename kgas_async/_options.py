@@ -1,0 +1,46 @@
+"""`manager.options(...)`: how one call is made.
+
+A view, since no type checker takes options of ours between a tool's own inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._book import CallBook
+from ._call import Call
+from ._session import Session
+from ._single import SingleCalls
+
+__all__ = ["CallOptions"]
+
+
+class CallOptions(SingleCalls):
+    """How one call is made; from `ServiceManager.options`. Its methods are the manager's own."""
+
+    def __init__(self, manager: SingleCalls, name: str | None, replace: bool) -> None:
+        if name is not None and (not isinstance(name, str) or not name):
+            raise TypeError(f"options(name=...) is a non-empty string, not {name!r}")
+        if replace and name is None:
+            raise TypeError("options(replace=True) replaces the open call of a name: say which, name=...")
+        self._manager = manager
+        self._name = name
+        self._replace = replace
+
+    def __repr__(self) -> str:
+        return f"CallOptions(name={self._name!r}, replace={self._replace})"
+
+    def _opened(self) -> Session:
+        return self._manager._opened()
+
+    @property
+    def _book(self) -> CallBook:
+        return self._manager._book
+
+    def _admit(self, session: Session, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
+        if self._name is not None:
+            self._book.check(self._name, session.parent(), replace=self._replace)
+        call = session.admit(tool, args, inputs)
+        if self._name is not None:
+            self._book.give(call, self._name)
+        return call

@@ -1,0 +1,153 @@
+"""Numbers in bounded memory: percentiles within their bounds, counters, gauges, thinned series."""
+
+from __future__ import annotations
+
+import math
+import sys
+from itertools import pairwise
+from threading import Lock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kgas_async._metrics import (
+    ACCURACY,
+    BINS,
+    Counter,
+    Distribution,
+    Durations,
+    Gauge,
+    Histogram,
+    Running,
+    Thinned,
+    one_less,
+    one_more,
+)
+
+# Within what one sketch holds exactly: 17 decades.
+SENSIBLE = st.one_of(
+    st.just(0.0),
+    st.floats(1e-6, 1e9),
+    st.floats(-1e9, -1e-6),
+    st.integers(-(10**9), 10**9),
+    st.sampled_from([1.0, 2.0]),
+)
+ANY = st.floats(-1e100, 1e100)
+
+
+def bins_of(histogram: Histogram | Durations) -> int:
+    return len(histogram._sketch._store.bins) + len(histogram._sketch._negative_store.bins)
+
+
+@given(st.lists(SENSIBLE, min_size=1, max_size=300))
+def test_a_percentile_is_within_one_percent_of_the_value_at_its_rank(values: list[float]) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.record(value)
+    found = histogram.distribution()
+    ordered = sorted(values)
+    for share, shown in ((0.5, found.p50), (0.95, found.p95), (0.99, found.p99)):
+        true = ordered[int(share * (len(values) - 1))]
+        assert abs(shown - true) <= ACCURACY * abs(true) * 1.0001
+    assert (found.count, found.min, found.max) == (len(values), ordered[0], ordered[-1])
+    assert found.mean == pytest.approx(math.fsum(values) / len(values), rel=1e-9, abs=1e-6)
+
+
+@given(st.lists(ANY, min_size=1, max_size=300))
+def test_whatever_is_recorded_the_figures_are_in_order_and_finite(values: list[float]) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.record(value)
+    found = histogram.distribution()
+    assert found.min <= found.p50 <= found.p95 <= found.p99 <= found.max
+    assert found.min <= found.mean <= found.max
+    assert all(math.isfinite(figure) for figure in (found.mean, found.p50, found.p99))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.floats(-100, 100), min_size=50, max_size=200))
+def test_memory_is_bounded_however_far_values_lie_apart(exponents: list[float]) -> None:
+    histogram = Histogram()
+    for exponent in exponents:
+        histogram.record(10.0**exponent)
+        histogram.record(-(10.0**exponent))
+    assert bins_of(histogram) <= 2 * BINS
+
+
+@given(st.lists(st.integers(0, 10**13), max_size=200), st.integers(0, 50))
+def test_durations_are_those_given_in_seconds(values: list[int], zeros: int) -> None:
+    durations = Durations()
+    durations.add(values, zeros)
+    found = durations.distribution()
+    ordered = [0] * zeros + sorted(values)
+    if not ordered:
+        assert found == Distribution()
+        return
+    assert found.count == len(ordered)
+    assert found.min == pytest.approx(ordered[0] / 1e9)
+    assert found.max == pytest.approx(ordered[-1] / 1e9)
+    assert found.mean == pytest.approx(sum(ordered) / len(ordered) / 1e9)
+    true = ordered[int(0.95 * (len(ordered) - 1))]
+    assert abs(found.p95 * 1e9 - true) <= ACCURACY * true + 101
+
+
+def test_many_durations_take_no_more_memory_than_few() -> None:
+    durations = Durations()
+    durations.add(list(range(0, 10_000_000, 1000)))
+    before = bins_of(durations)
+    for _ in range(20):
+        durations.add(list(range(0, 10_000_000, 1000)))
+    assert bins_of(durations) == before <= 2 * BINS
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e101, sys.float_info.max])
+def test_a_histogram_refuses_what_is_no_sensible_number(value: float) -> None:
+    histogram = Histogram()
+    with pytest.raises(ValueError, match="finite"):
+        histogram.record(value)
+    assert histogram.distribution() == Distribution()
+
+
+def test_a_counter_only_goes_up() -> None:
+    counter = Counter()
+    counter.add()
+    counter.add(2.5)
+    for amount in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="only goes up"):
+            counter.add(amount)
+    assert counter.value == 3.5
+
+
+def test_a_gauge_goes_both_ways() -> None:
+    gauge = Gauge()
+    gauge.set(5)
+    gauge.add(-7)
+    for change in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite"):
+            gauge.set(change)
+        with pytest.raises(ValueError, match="finite"):
+            gauge.add(change)
+    assert gauge.value == -2
+
+
+def test_running_knows_its_peak() -> None:
+    running = Running()
+    lock = Lock()
+    for step in (1, 1, -1, 1, 1, -1, -1, -1):
+        (one_more if step > 0 else one_less)(lock, [running])
+    assert (running.now, running.peak) == (0, 3)
+
+
+@given(st.integers(0, 3000), st.integers(2, 20))
+def test_a_thinned_series_spans_the_whole_in_even_steps(length: int, limit: int) -> None:
+    series: Thinned[int] = Thinned(limit)
+    for number in range(length):
+        series.add(number)
+    kept = series.entries()
+    assert len(kept) <= limit
+    assert len(kept) >= min(length, limit // 2)
+    assert len({later - earlier for earlier, later in pairwise(kept)}) <= 1
+    if length:
+        assert kept[0] == 0
+        assert length - kept[-1] <= max(1, 2 * length // limit + 1)
