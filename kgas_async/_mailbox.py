@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
+from threading import get_ident
 from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
@@ -135,6 +136,7 @@ class Mailbox:
         "busy",
         "closed",
         "gate",
+        "ident",
         "offset",
         "on_busy",
         "serial",
@@ -143,6 +145,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.backend = sniffio.current_async_library()
+        self.ident = get_ident()
         self.serial = next(_serials)  # tells this loop's clock from others'
         self.busy = 0
         self.on_busy: Callable[[int], None] | None = None
@@ -185,6 +188,10 @@ class Mailbox:
     def is_virtual(self) -> bool:
         """Whether the loop's time is none that passes in the world outside."""
         return self.time is not monotonic
+
+    def is_here(self) -> bool:
+        """Whether this is the thread of its event loop."""
+        return get_ident() == self.ident
 
     def put(self, callback: Callable[[], object]) -> bool:
         """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
