@@ -98,7 +98,8 @@ class KGASTool:
         if getattr(cls.execute_async, "__isabstractmethod__", False):
             raise TypeError(f"{cls.__name__} has no execute_async; write 'async def execute_async(self, *, ...)'")
         self = super().__new__(cls)
-        self._constructed = (args, kwargs)  # a tool that is not started pickles by its constructor's arguments
+        # A tool that is not started pickles by its constructor's arguments. Set so that a frozen dataclass can be one.
+        self.__dict__["_constructed"] = (args, kwargs)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -137,7 +138,7 @@ class KGASTool:
     def signature(self) -> Signature:
         """The named inputs and the result; built once."""
         if self._signature_cache is None:
-            self._signature_cache = self._read_signature()
+            self.__dict__["_signature_cache"] = self._read_signature()
         return self._signature_cache
 
     def _read_signature(self) -> Signature:
@@ -192,12 +193,13 @@ class KGASTool:
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         over = Policy(**policy_fields)
-        copy._using = over if self._using is None else self._using.overlaid(over)
+        own = copy.__dict__  # it may be a frozen dataclass
+        own["_using"] = over if self._using is None else self._using.overlaid(over)
         if name is not None:
             if not isinstance(name, str) or not name:
                 raise TypeError(f"using(name=...) is a non-empty string, not {name!r}")
-            copy.name = name
-            copy._signature_cache = None  # messages name the tool
+            own["name"] = name
+            own["_signature_cache"] = None  # messages name the tool
         return copy
 
 
