@@ -137,9 +137,10 @@ class KGASTool:
     @property
     def signature(self) -> Signature:
         """The named inputs and the result; built once."""
-        if self._signature_cache is None:
-            self.__dict__["_signature_cache"] = self._read_signature()
-        return self._signature_cache
+        signature = self._signature_cache
+        if signature is None:
+            signature = self.__dict__["_signature_cache"] = self._read_signature()
+        return signature
 
     def _read_signature(self) -> Signature:
         return Signature.of_callable(self.name, self.execute_async)
@@ -216,9 +217,9 @@ def _rebuilt(
     cls: type[KGASTool], args: tuple[Any, ...], kwargs: dict[str, Any], using: Policy | None, name: str | None
 ) -> KGASTool:
     tool = cls(*args, **kwargs)
-    tool._using = using
+    tool.__dict__["_using"] = using
     if name is not None:
-        tool.name = name
+        tool.__dict__["name"] = name
     return tool
 
 
