@@ -63,6 +63,11 @@ DOORS = [
     Door("queue _thread concurrent", r"_threads", "threads are made, fed and counted in one place"),
     Door("multiprocessing subprocess", r"_offload(_.*)?", "processes are started and killed in one place"),
     Door("typer rich click", r"_cli(_.*)?", "the extra `cli` is not always installed"),
+    Door(
+        "mcp mcp_types uvicorn hypercorn starlette sse_starlette jsonschema referencing",
+        r"export\.(mcp|_mcp_.*)",
+        "the extra `mcp` is not always installed",
+    ),
 ]
 # From `threading` anyone may have what starts and blocks nothing.
 THREADING_FOR_ALL = {"Lock", "RLock", "local", "get_ident"}
