@@ -267,7 +267,7 @@ def test_schemas_are_those_of_the_signature() -> None:
     assert Plain().input_schema() == {
         "type": "object",
         "title": "Plain",
-        "properties": {"x": {"title": "X", "type": "integer"}},
+        "properties": {"x": {"title": "X", "type": "integer", "default": 1}},
         "additionalProperties": False,
     }
     assert Told().input_schema()["required"] == ["x"]
