@@ -79,7 +79,7 @@ class Waiter:
 
     def wake(self) -> bool:
         """From any thread. False where its loop has ended: the token goes to the next."""
-        if self.mailbox.is_here() and not self.mailbox.closed:
+        if self.mailbox.is_running_here():
             self.event.set()  # on its loop already: no hand-over between threads
             return True
         return self.mailbox.put(self.event.set)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
-from threading import get_ident
 from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
@@ -130,13 +129,14 @@ class Mailbox:
     __slots__ = (
         "__weakref__",
         "_awake",
+        "_home",
         "_post",
         "_queue",
+        "_running",
         "backend",
         "busy",
         "closed",
         "gate",
-        "ident",
         "offset",
         "on_busy",
         "serial",
@@ -145,7 +145,6 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.backend = sniffio.current_async_library()
-        self.ident = get_ident()
         self.serial = next(_serials)  # tells this loop's clock from others'
         self.busy = 0
         self.on_busy: Callable[[int], None] | None = None
@@ -158,6 +157,8 @@ class Mailbox:
             self._post = trio.lowlevel.current_trio_token().run_sync_soon
             home: object = trio.lowlevel.current_clock()
             self.gate = _TrioGate
+            self._running: Callable[[], object] = _running_trio
+            self._home: object = trio.lowlevel.current_trio_token()
         else:
             loop = asyncio.get_running_loop()
             context = copy_context()
@@ -165,6 +166,7 @@ class Mailbox:
             context.run(_library.set, self.backend)
             self._post = lambda callback: loop.call_soon_threadsafe(callback, context=context)
             home = loop
+            self._running, self._home = asyncio._get_running_loop, loop
             self.gate = partial(_AsyncioGate, loop)
         # A clock that threads can read; virtual ones (kgas_async.testing) stand still while our threads work.
         self.time: Callable[[], float] = monotonic
@@ -189,9 +191,9 @@ class Mailbox:
         """Whether the loop's time is none that passes in the world outside."""
         return self.time is not monotonic
 
-    def is_here(self) -> bool:
-        """Whether this is the thread of its event loop."""
-        return get_ident() == self.ident
+    def is_running_here(self) -> bool:
+        """Whether this code runs on its event loop; another may run in that loop's thread after it."""
+        return self._running() is self._home
 
     def put(self, callback: Callable[[], object]) -> bool:
         """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
@@ -228,6 +230,13 @@ def _clock_of(home: Any) -> Callable[[], float]:
 
 
 # Weakly: AnyIO keeps the values for as long as their loop lives, and a mailbox refers to its loop.
+def _running_trio() -> object:
+    try:
+        return trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+
+
 _mailbox: RunVar[ref[Mailbox]] = RunVar("kgas_async_mailbox")
 
 
