@@ -175,8 +175,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             return Signature.of_model(self.name, self._model, returns=returns)
         if self._inner is not None and self._params is None:
             inner = self._inner.signature
-            given = inner.returns if self._function.returns is None else returns
-            return Signature(self.name, inner.types, inner.required, given, model=inner.model)
+            return inner.renamed(self.name) if self._function.returns is None else inner.renamed(self.name, returns)
         if self._params is not None:
             return Signature.of_names(self.name, self._params, function, returns=returns)
         assert function is not None

@@ -73,12 +73,15 @@ class Waiter:
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
-        self.event = anyio.Event()
+        self.event = mailbox.gate()
         self.granted = False
         self.has_left = False  # it was cancelled
 
     def wake(self) -> bool:
         """From any thread. False where its loop has ended: the token goes to the next."""
+        if self.mailbox.is_running_here():
+            self.event.set()  # on its loop already: no hand-over between threads
+            return True
         return self.mailbox.put(self.event.set)
 
 

@@ -129,8 +129,10 @@ class Mailbox:
     __slots__ = (
         "__weakref__",
         "_awake",
+        "_home",
         "_post",
         "_queue",
+        "_running",
         "backend",
         "busy",
         "closed",
@@ -155,6 +157,8 @@ class Mailbox:
             self._post = trio.lowlevel.current_trio_token().run_sync_soon
             home: object = trio.lowlevel.current_clock()
             self.gate = _TrioGate
+            self._running: Callable[[], object] = _running_trio
+            self._home: object = trio.lowlevel.current_trio_token()
         else:
             loop = asyncio.get_running_loop()
             context = copy_context()
@@ -162,6 +166,7 @@ class Mailbox:
             context.run(_library.set, self.backend)
             self._post = lambda callback: loop.call_soon_threadsafe(callback, context=context)
             home = loop
+            self._running, self._home = asyncio._get_running_loop, loop
             self.gate = partial(_AsyncioGate, loop)
         # A clock that threads can read; virtual ones (kgas_async.testing) stand still while our threads work.
         self.time: Callable[[], float] = monotonic
@@ -185,6 +190,10 @@ class Mailbox:
     def is_virtual(self) -> bool:
         """Whether the loop's time is none that passes in the world outside."""
         return self.time is not monotonic
+
+    def is_running_here(self) -> bool:
+        """Whether this code runs on its event loop; another may run in that loop's thread after it."""
+        return self._running() is self._home
 
     def put(self, callback: Callable[[], object]) -> bool:
         """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
@@ -221,6 +230,13 @@ def _clock_of(home: Any) -> Callable[[], float]:
 
 
 # Weakly: AnyIO keeps the values for as long as their loop lives, and a mailbox refers to its loop.
+def _running_trio() -> object:
+    try:
+        return trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+
+
 _mailbox: RunVar[ref[Mailbox]] = RunVar("kgas_async_mailbox")
 
 

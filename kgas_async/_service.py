@@ -26,7 +26,8 @@ class Service:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        self._constructed = (args, kwargs)  # a service that is not started pickles by its constructor's arguments
+        # A service that is not started pickles by its constructor's arguments; a frozen dataclass too.
+        self.__dict__["_constructed"] = (args, kwargs)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,31 +1,28 @@
-"""What a tool takes and gives, read once from a signature or a pydantic model; validation and JSON schemas.
+"""What a tool takes and gives, read once from a signature or a pydantic model, and its validation.
 
 Knows callables and pydantic; nothing of tools and calls.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, NotRequired, Required
+from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, TypeAdapter, ValidationError, WrapValidator
-from pydantic.errors import PydanticUserError
+from pydantic import AliasChoices, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import SchemaError
-from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
 
 from ._errors import InvalidInputs, shown
+from ._schema import NO_SCHEMA, ResultSchema, add_defaults, inputs_adapter, no_check, no_json_schema
 from ._suggest import nearest
 
 __all__ = ["Signature", "request_builder", "result_type"]
 
 _EMPTY = inspect.Parameter.empty
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
 class Signature:
@@ -36,15 +33,24 @@ class Signature:
         types: The annotation of each input by name, `Any` where there is none.
         required: The names that have no default.
         returns: The annotation of the result.
+        defaults: The default of each input that has one; it goes into the schema.
     """
 
     def __init__(
-        self, tool: str, types: Mapping[str, Any], required: Iterable[str], returns: Any = Any, *, model: Any = None
+        self,
+        tool: str,
+        types: Mapping[str, Any],
+        required: Iterable[str],
+        returns: Any = Any,
+        *,
+        model: Any = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.tool = tool
         self.types = dict(types)
         self.required = frozenset(required)
         self.returns = returns
+        self.defaults = dict(defaults or {})
         self.model: type[BaseModel] | None = model
 
     @classmethod
@@ -63,6 +69,7 @@ class Signature:
         hints = _hints(function)
         types: dict[str, Any] = {}
         required = []
+        defaults = {}
         for name, parameter in signature.parameters.items():
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
                 raise TypeError(
@@ -77,7 +84,10 @@ class Signature:
                 )
             if parameter.default is _EMPTY:
                 required.append(name)
-        return cls(tool, types, required, hints.get("return", Any) if returns is _EMPTY else returns)
+            else:
+                defaults[name] = parameter.default
+        returns = hints.get("return", Any) if returns is _EMPTY else returns
+        return cls(tool, types, required, returns, defaults=defaults)
 
     @classmethod
     def of_names(
@@ -105,25 +115,28 @@ class Signature:
         required = [asked_as for asked_as, field in fields if field.is_required()]
         return cls(tool, types, required, returns, model=model)
 
+    def renamed(self, tool: str, returns: Any = _EMPTY) -> Self:
+        """The same inputs for a tool of another name, and another result if one is given."""
+        other = copy.copy(self)
+        for made in ("_adapter", "_check", "_result"):
+            other.__dict__.pop(made, None)
+        other.tool = tool
+        if returns is not _EMPTY:
+            other.returns = returns
+        return other
+
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
         if self.model is not None:
             return TypeAdapter(self.model)
-        fields = {
-            name: Required[_kept(kind)] if name in self.required else NotRequired[_kept(kind)]
-            for name, kind in self.types.items()
-        }
-        make: Any = TypedDict  # with a name and fields that only run time knows
-        shape = make(f"{self.tool} inputs", fields)
-        shape.__pydantic_config__ = _CONFIG
-        return TypeAdapter(shape)
+        return inputs_adapter(self.tool, self.types, self.required)
 
     @cached_property
     def _check(self) -> Callable[[Any], Any]:
         try:
             return self._adapter.validator.validate_python
-        except (PydanticUserError, SchemaError, TypeError) as error:
-            raise TypeError(f"tool {self.tool!r}: no schema can be made of its signature: {error}") from error
+        except NO_SCHEMA as error:
+            raise no_check(self.tool, self.types, error) from error
 
     def checker(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """What checks and coerces inputs; raises pydantic's ``ValidationError``, see `invalid`.
@@ -219,27 +232,46 @@ class Signature:
         return {name: value for name, value in inputs.items() if name in known}
 
     def input_schema(self) -> dict[str, Any]:
-        """JSON Schema of the inputs: an object, unknown ones forbidden.
+        """JSON Schema of the inputs: an object, unknown ones forbidden, with the defaults that JSON can hold.
 
         Raises:
-            TypeError: An input that cannot be given as JSON, such as an object of any class.
+            TypeError: An input that cannot be given as JSON, such as an object of any class; it names tool and input.
         """
         self.checker()
         try:
             schema = self._adapter.json_schema()
-        except PydanticUserError as error:
-            raise TypeError(f"tool {self.tool!r}: its inputs have no JSON Schema: {error.message}") from error
+        except NO_SCHEMA as error:
+            raise no_json_schema(self.tool, self.types, error) from error
         schema["title"] = self.tool
+        add_defaults(schema, self.defaults)
         return schema
+
+    @cached_property
+    def _result(self) -> ResultSchema:
+        return ResultSchema(self.tool, self.returns)
 
     def output_schema(self) -> dict[str, Any]:
         """JSON Schema of the result; an empty one where it is not annotated, or where JSON has no form for it."""
-        if self.returns is Any:
-            return {}
         try:
-            return TypeAdapter(self.returns, config=None).json_schema(mode="serialization")
-        except (PydanticUserError, SchemaError):
+            return self._result.schema()
+        except TypeError:
             return {}
+
+    def check_result_has_json(self) -> None:
+        """Refuse a result for which JSON has no form, before there is one.
+
+        Raises:
+            TypeError: By its annotation; it names the tool.
+        """
+        self._result.schema()
+
+    def result_as_json(self, value: Any) -> Any:
+        """A result as JSON can hold it, by its annotation.
+
+        Raises:
+            TypeError: It cannot be held.
+        """
+        return self._result.as_json(value)
 
 
 def result_type(function: Callable[..., Any]) -> Any:
@@ -289,26 +321,6 @@ def _kind(parameter: inspect.Parameter) -> str:
     if parameter.kind is parameter.POSITIONAL_ONLY:
         return f"the positional-only parameter {parameter.name!r}"
     return str(parameter).split(":")[0]
-
-
-def _kept(kind: Any) -> Any:
-    """An annotation of which a checked value can be iterated over in each attempt of a call, and not in the first only.
-
-    Pydantic makes an iterator of what is given for an Iterable.
-    """
-
-    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
-        checked = handler(value)
-        return list(checked) if isinstance(checked, Iterator) and isinstance(value, Collection) else checked
-
-    return Annotated[kind, WrapValidator(check)] if _takes_iterable(kind) else kind
-
-
-def _takes_iterable(kind: Any) -> bool:
-    origin = typing.get_origin(kind)
-    if origin in (Annotated, typing.Union, types.UnionType):
-        return any(_takes_iterable(one) for one in typing.get_args(kind))
-    return Iterable in (kind, origin)
 
 
 def _metadata(kind: Any) -> tuple[Any, ...]:

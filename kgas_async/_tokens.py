@@ -43,12 +43,10 @@ async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> Non
             began = perf_counter_ns()
             call.waits()
             try:
-                with anyio.CancelScope(deadline=deadline_of(call)) as scope:
-                    await limit.acquire()
+                if not await _acquired(limit, deadline_of(call)):
+                    raise DeadlinePassed
             finally:
                 call.wait_concurrency_ns += perf_counter_ns() - began
-            if scope.cancelled_caught:
-                raise DeadlinePassed
         held.append(limit)
 
 
@@ -109,6 +107,15 @@ def _taken_against(held: ConcurrencyLimit, wanted: ConcurrencyLimit, tools: tupl
                     left.append(limit)
         after[wanted] = tools
         return None
+
+
+async def _acquired(limit: ConcurrencyLimit, deadline: float) -> bool:
+    if deadline == math.inf:  # a scope costs more than the rest
+        await limit.acquire()
+        return True
+    with anyio.CancelScope(deadline=deadline) as scope:
+        await limit.acquire()
+    return not scope.cancelled_caught
 
 
 async def take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
@@ -98,7 +99,8 @@ class KGASTool:
         if getattr(cls.execute_async, "__isabstractmethod__", False):
             raise TypeError(f"{cls.__name__} has no execute_async; write 'async def execute_async(self, *, ...)'")
         self = super().__new__(cls)
-        self._constructed = (args, kwargs)  # a tool that is not started pickles by its constructor's arguments
+        # A tool that is not started pickles by its constructor's arguments. Set so that a frozen dataclass can be one.
+        self.__dict__["_constructed"] = (args, kwargs)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -136,9 +138,10 @@ class KGASTool:
     @property
     def signature(self) -> Signature:
         """The named inputs and the result; built once."""
-        if self._signature_cache is None:
-            self._signature_cache = self._read_signature()
-        return self._signature_cache
+        signature = self._signature_cache
+        if signature is None:
+            signature = self.__dict__["_signature_cache"] = self._read_signature()
+        return signature
 
     def _read_signature(self) -> Signature:
         return Signature.of_callable(self.name, self.execute_async)
@@ -167,11 +170,15 @@ class KGASTool:
         return self.signature.validate(inputs)
 
     def input_schema(self) -> dict[str, Any]:
-        """JSON Schema of the inputs."""
+        """JSON Schema of the inputs: an object, unknown ones forbidden, with the defaults.
+
+        Raises:
+            TypeError: An input that cannot be given as JSON, such as an object of any class; it names tool and input.
+        """
         return self.signature.input_schema()
 
     def output_schema(self) -> dict[str, Any]:
-        """JSON Schema of the result."""
+        """JSON Schema of the result; an empty one where it is not annotated, or where JSON has no form for it."""
         return self.signature.output_schema()
 
     async def cleanup_resources(self, call: Any) -> None:
@@ -192,12 +199,13 @@ class KGASTool:
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         over = Policy(**policy_fields)
-        copy._using = over if self._using is None else self._using.overlaid(over)
+        own = copy.__dict__  # it may be a frozen dataclass
+        own["_using"] = over if self._using is None else self._using.overlaid(over)
         if name is not None:
             if not isinstance(name, str) or not name:
                 raise TypeError(f"using(name=...) is a non-empty string, not {name!r}")
-            copy.name = name
-            copy._signature_cache = None  # messages name the tool
+            own["name"] = name
+            own["_signature_cache"] = None  # messages name the tool
         return copy
 
 
@@ -214,31 +222,60 @@ def _rebuilt(
     cls: type[KGASTool], args: tuple[Any, ...], kwargs: dict[str, Any], using: Policy | None, name: str | None
 ) -> KGASTool:
     tool = cls(*args, **kwargs)
-    tool._using = using
+    tool.__dict__["_using"] = using
     if name is not None:
-        tool.name = name
+        tool.__dict__["name"] = name
     return tool
 
 
 class Toolbox(Mapping[str, KGASTool]):
-    """Tools by name, for programs that choose them at run time.
+    """Tools by name, for programs that choose them at run time and have their arguments as JSON.
+
+    ``await manager.execute(toolbox[name], **json_arguments)`` runs one: the values are coerced to the annotated types
+    (paths, dates, enums, models, tuples), or refused as `InvalidInputs`. So every tool in it needs a JSON Schema; tools
+    that take live objects are better kept in a dict.
 
     Args:
-        tools: Any tools; `manager.execute(toolbox[name], **json_arguments)` runs one.
+        tools: Any tools.
 
     Raises:
         ValueError: Two tools with one name; give one another: ``tool.using(name=...)``.
-        TypeError: Something that is no tool.
+        TypeError: Something that is no tool, or takes what JSON cannot hold; the message names tool and parameter.
     """
 
     def __init__(self, *tools: KGASTool) -> None:
         self._tools: dict[str, KGASTool] = {}
+        self._schemas: dict[str, dict[str, Any]] = {}
         for one in tools:
             if not isinstance(one, KGASTool):
                 raise TypeError(f"a Toolbox takes tools, not {one!r}; wrap it: tool(...) or ToolAdapter(...)")
             if one.name in self._tools:
                 raise ValueError(f"two tools are named {one.name!r}; give one another name: tool.using(name=...)")
             self._tools[one.name] = one
+            self._schemas[one.name] = one.input_schema()
+
+    def schemas(self, *names: str) -> list[dict[str, Any]]:
+        """What a model needs to know to call the tools.
+
+        Args:
+            names: Only these tools; all of them if none are given.
+
+        Returns:
+            One mapping per tool, with ``name``, ``description`` and ``parameters`` (JSON Schema of the inputs, with
+            their defaults), free to be changed: the shape that function-calling interfaces take, some inside another
+            mapping (``{"type": "function", "function": schema}``), some with ``parameters`` under another name.
+
+        Raises:
+            UnknownTool: No tool has that name.
+        """
+        return [
+            {
+                "name": name,
+                "description": self[name].description,
+                "parameters": deepcopy(self._schemas[name]),
+            }
+            for name in names or self._tools
+        ]
 
     def __getitem__(self, name: str) -> KGASTool:
         try:

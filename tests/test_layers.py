@@ -24,7 +24,7 @@ PACKAGE = "kgas_async"
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _threads _system _context _suggest"),
     ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
-    ("L2", "_tool _signature _offload _elements _service _journal"),
+    ("L2", "_tool _signature _schema _offload _elements _service _journal"),
     (
         "L3",
         "_drive _events _outcome _fit _left _bound _call _tokens _attempt _path _adapter _function_tool _figures "
@@ -63,6 +63,11 @@ DOORS = [
     Door("queue _thread concurrent", r"_threads", "threads are made, fed and counted in one place"),
     Door("multiprocessing subprocess", r"_offload(_.*)?", "processes are started and killed in one place"),
     Door("typer rich click", r"_cli(_.*)?", "the extra `cli` is not always installed"),
+    Door(
+        "mcp mcp_types uvicorn hypercorn starlette sse_starlette jsonschema referencing",
+        r"export\.(mcp|_mcp_.*)",
+        "the extra `mcp` is not always installed",
+    ),
 ]
 # From `threading` anyone may have what starts and blocks nothing.
 THREADING_FOR_ALL = {"Lock", "RLock", "local", "get_ident"}

@@ -249,7 +249,7 @@ def test_the_nearest_name_is_a_known_one_or_nothing(name: Any, known: list[str])
 )
 def test_a_type_that_cannot_be_checked_is_misuse_that_names_the_tool(kind: Any) -> None:
     for use in (lambda one: one.checker(), lambda one: one.validate({"a": 1}), Signature.input_schema):
-        with pytest.raises(TypeError, match=r"^tool 'reader': no schema can be made of its signature: "):
+        with pytest.raises(TypeError, match=r"^tool 'reader', parameter 'a': no schema can be made of "):
             use(of(kind))
 
 
@@ -259,7 +259,7 @@ async def test_a_tool_whose_types_cannot_be_checked_is_refused_before_it_runs() 
         return one.speak()
 
     async with ServiceManager(log=None) as manager:
-        with pytest.raises(TypeError, match="tool 'hears': no schema can be made"):
+        with pytest.raises(TypeError, match="tool 'hears', parameter 'one': no schema can be made of Speaks"):
             manager.submit(hears, one=Foreign())  # type: ignore[arg-type]
         assert (await manager.outcome(hears, one=Foreign())).status == "rejected"  # type: ignore[arg-type]
         assert manager.statistics().calls_open == 0
@@ -296,8 +296,9 @@ def test_models_are_defined_once_and_named_by_their_aliases() -> None:
 
 
 @pytest.mark.parametrize("kind", [Foreign, list[Foreign], Callable[[int], int], re.Match])
-def test_an_input_that_json_cannot_give_is_said_with_the_tools_name(kind: Any) -> None:
-    with pytest.raises(TypeError, match=r"^tool 'reader': its inputs have no JSON Schema: .*(Foreign|Callable|Match)"):
+def test_an_input_that_json_cannot_give_is_said_with_the_tools_name_and_its_own(kind: Any) -> None:
+    said = r"^tool 'reader', parameter 'a': no JSON Schema can be made of .*(Foreign|Callable|Match)"
+    with pytest.raises(TypeError, match=said):
         of(kind).input_schema()
 
 

@@ -267,7 +267,7 @@ def test_schemas_are_those_of_the_signature() -> None:
     assert Plain().input_schema() == {
         "type": "object",
         "title": "Plain",
-        "properties": {"x": {"title": "X", "type": "integer"}},
+        "properties": {"x": {"title": "X", "type": "integer", "default": 1}},
         "additionalProperties": False,
     }
     assert Told().input_schema()["required"] == ["x"]
@@ -360,3 +360,18 @@ def test_a_function_tool_that_is_no_global_is_refused_when_it_is_pickled() -> No
     for one in (local, tool(plain)):
         with pytest.raises(pickle.PicklingError, match=r"is not it; decorate a function at the top level"):
             pickle.dumps(one)
+
+
+@dataclass(frozen=True)
+class Frozen(KGASTool):
+    factor: int
+
+    async def execute_async(self, *, x: int) -> int:
+        return x * self.factor
+
+
+async def test_a_frozen_dataclass_is_a_tool_too() -> None:
+    async with ServiceManager(log=None) as manager:
+        assert await manager.execute(Frozen(3), x=2) == 6
+        assert await manager.execute(Frozen(3).using(name="other", timeout=3.0), x=2) == 6
+    assert pickle.loads(pickle.dumps(Frozen(3))).factor == 3
