@@ -218,6 +218,7 @@ class ThreadPool:
         self._alive = 0
         self._serial = 0
         self._closed = False
+        self._leaving: list[threading.Thread] = []  # that have nothing left to do but to end
         self._on_ended: Callable[[], object] | None = None
 
     @property
@@ -302,6 +303,8 @@ class ThreadPool:
         instances_here().clear()  # what lives in this thread ends in it, before anybody is told that it has ended
         with self._lock:
             self._alive -= 1
+            if self._closed:
+                self._leaving.append(threading.current_thread())
             self._tell_if_ended()
 
     def _tell_if_ended(self) -> None:
@@ -348,6 +351,8 @@ class ThreadPool:
         mailbox.add_busy(1)
 
         def tell() -> None:
+            for thread in self._leaving:
+                thread.join(1.0)  # they need microseconds, and until then they are seen as running
             mailbox.add_busy(-1)
             ended.set()
 
