@@ -113,10 +113,10 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         self._factory: Callable[[], Any] | None = factory if self._sync is None else self._sync._factory
         self._is_async: bool = self._sync is None if self._inner is not None else _is_async(legacy, self._method)
         self.name = _name_of(target, self._method) if get("name") is None else _checked_name(options["name"])
-        self.version = get("version", "0")
+        self.version = get("version", "0" if self._inner is None else self._inner.version)
         self.description = get("description") or _describe(target)
-        self.idempotent = bool(get("idempotent", False))
-        self.backend = get("backend", "asyncio")
+        self.idempotent = bool(get("idempotent", self._inner is not None and self._inner.idempotent))
+        self.backend = get("backend", "asyncio" if self._inner is None else self._inner.backend)
         _check_options(self, options)
         inner_policy = Policy() if self._inner is None else self._inner.policy.overlaid(self._inner._using)
         self.policy = inner_policy.overlaid(get("policy"))
@@ -195,6 +195,11 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             abandon=self.on_cancel == "abandon",
         )
 
+    def _checks_and_cleans_up(self) -> KGASTool:
+        if self._inner is None or any(getattr(type(self), name) is not getattr(KGASTool, name) for name in _HOOKS):
+            return self
+        return self._inner._checks_and_cleans_up()
+
     def _origin(self) -> object:
         target: Any = self._legacy if self._legacy is not None else self._factory
         while isinstance(target, functools.partial):
@@ -211,6 +216,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         return super().requires
 
 
+_HOOKS = ("validate_inputs", "cleanup_resources")
 _OPTIONS = (
     "factory", "method", "params", "inputs", "returns", "error_when", "offload", "on_cancel", "instances", "name",
     "version", "description", "idempotent", "backend", "policy",

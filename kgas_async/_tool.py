@@ -144,6 +144,10 @@ class KGASTool:
     def _execution(self) -> Execution:
         return Execution("async", self.execute_async)
 
+    def _checks_and_cleans_up(self) -> KGASTool:
+        """Whose ``validate_inputs`` and ``cleanup_resources`` count."""
+        return self
+
     def _origin(self) -> object:
         """What makes two tools of one name the same tool."""
         return type(self)
@@ -215,6 +219,7 @@ def _rebuilt(
     tool._using = using
     if name is not None:
         tool.name = name
+        tool._signature_cache = None  # messages name the tool
     return tool
 
 
