@@ -5,6 +5,8 @@ In a worker thread the door is a nested call of the thread's manager, elsewhere 
 
 from __future__ import annotations
 
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,7 +15,7 @@ from ._call import Call
 from ._context import current_call, current_manager, current_work, door
 from ._drive import drive
 from ._errors import CallAborted, ManagerClosed
-from ._mailbox import is_on_loop, nested_context
+from ._mailbox import is_on_loop, leave_loop, nested_context
 from ._manager import ServiceManager
 from ._service import Service, service_name
 from ._session import Session
@@ -116,4 +118,6 @@ def _alone(tool: KGASTool, inputs: dict[str, Any]) -> Any:
         async with ServiceManager(*tool.requires) as manager:
             return await manager.execute(tool, **inputs)
 
-    return anyio.run(main, backend=tool.backend)
+    context = copy_context()
+    leave_loop(context)  # a thread made by asyncio.to_thread inherits that a loop runs, which does not run in it
+    return context.run(partial(anyio.run, main, backend=tool.backend))

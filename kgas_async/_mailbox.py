@@ -218,11 +218,17 @@ _mailbox: RunVar[ref[Mailbox]] = RunVar("kgas_async_mailbox")
 
 
 def is_on_loop() -> bool:
-    """Whether this thread runs an event loop now."""
+    """Whether this thread runs an event loop now.
+
+    Not what sniffio says: its context variable goes with ``asyncio.to_thread`` into threads that run none.
+    """
+    if trio.lowlevel.in_trio_run():
+        return True
     try:
-        return sniffio.current_async_library() is not None
-    except sniffio.AsyncLibraryNotFoundError:
+        asyncio.get_running_loop()
+    except RuntimeError:
         return False
+    return True
 
 
 def nested_context(backend: str) -> Context:
