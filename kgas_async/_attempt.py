@@ -49,6 +49,10 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     except BaseException:
         give_back(held)
         raise
+    if call.deadline_at is not None and anyio.current_time() >= call.deadline_at:
+        give_back(held)
+        refund(wanted)
+        return DeadlinePassed()
     kind = call.bound.execution.kind
     if kind == "thread":
         return await _in_thread(call, held, wanted)

@@ -6,7 +6,7 @@ trio inside trio. Knows the manager only as what it calls.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from contextvars import Context
 from types import TracebackType
@@ -141,10 +141,13 @@ class BlockingManager(BlockingOptions):
         self._exc_info: Any = (None, None, None)
         self._thread: Any = None
         self._asked: set[_Request] = set()  # without an answer
+        self._entering: Mailbox | None = None  # of the loop, also before the manager is open
+        self._interrupted = False  # while entering
 
     def __enter__(self) -> Self:
         ready = Reply()
         self._ended = Reply()
+        self._entering, self._interrupted = None, False
 
         def run() -> None:
             try:
@@ -163,13 +166,28 @@ class BlockingManager(BlockingOptions):
         except Exception:
             self._thread.join()
             raise
+        except KeyboardInterrupt:
+            self._interrupted = True
+            if self._entering is not None:
+                self._entering.put(self._abort)
+            with suppress(Exception):  # the interrupt is what is raised
+                self._ended.wait()
+                self._thread.join()
+            raise
         return self
+
+    def _abort(self) -> None:
+        if self._task_group is not None:
+            self._task_group.cancel_scope.cancel()
 
     async def _main(self, ready: Reply) -> None:
         stop = self._stop = anyio.Event()
         error: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             self._task_group = tasks
+            self._entering = Mailbox.here()
+            if self._interrupted:
+                self._abort()
             try:
                 async with self._manager:
                     self._mailbox = Mailbox.here()
@@ -310,6 +328,16 @@ class BlockingManager(BlockingOptions):
 
         call = self._ask(find)
         return None if call is None else BlockingCall(self, call)
+
+    @property
+    def calls(self) -> Mapping[str, BlockingCall]:
+        """As ``ServiceManager.calls``."""
+
+        async def calls() -> Mapping[str, Any]:
+            found: Mapping[str, Any] = self._manager.calls
+            return found
+
+        return {id: BlockingCall(self, call) for id, call in self._ask(calls).items()}  # noqa: A001
 
     def statistics(self) -> ManagerStatistics:
         """As ``ServiceManager.statistics``."""

@@ -91,6 +91,7 @@ class Bound:
         "grace",
         "holds",
         "home",
+        "hooks",
         "is_coroutine_function",
         "isolated",
         "limits",
@@ -131,8 +132,9 @@ class Bound:
         self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
         self.signature = tool.signature
         self.check = self.signature.checker()  # a signature without a schema is misuse, said here
-        self.validates = type(tool).validate_inputs is not KGASTool.validate_inputs
-        self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
+        self.hooks = tool._checks_and_cleans_up()
+        self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
+        self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
         self.function = self.execution.function
         if home.monitor is not None:

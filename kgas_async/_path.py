@@ -192,7 +192,7 @@ async def _validated(call: Call[Any]) -> BaseException | None:
         else:
             call.waits()
             with anyio.CancelScope(deadline=_deadline(call)) as scope:
-                call.inputs = await contained(call, bound.tool.validate_inputs(**call.inputs), _context(call))
+                call.inputs = await contained(call, bound.hooks.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
                 return DeadlinePassed()
     except Exception as error:  # noqa: BLE001
@@ -380,7 +380,7 @@ async def _clean_up(call: Call[Any], error: BaseException) -> BaseException | No
 async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
     with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
         try:
-            await contained(call, call.bound.tool.cleanup_resources(call), _context(call))
+            await contained(call, call.bound.hooks.cleanup_resources(call), _context(call))
         except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
             add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:

@@ -371,7 +371,6 @@ class Session:
                 await self.recording.close(error)
                 for pool in self.pools():
                     await pool.close(self.mailbox).wait()
-                    pool.join()
         finally:
             self.is_closed = True
             self.closed.set()

@@ -149,6 +149,10 @@ class KGASTool:
     def _execution(self) -> Execution:
         return Execution("async", self.execute_async)
 
+    def _checks_and_cleans_up(self) -> KGASTool:
+        """Whose ``validate_inputs`` and ``cleanup_resources`` count."""
+        return self
+
     def _origin(self) -> object:
         """What makes two tools of one name the same tool."""
         return type(self)
@@ -225,6 +229,7 @@ def _rebuilt(
     tool.__dict__["_using"] = using
     if name is not None:
         tool.__dict__["name"] = name
+        tool.__dict__["_signature_cache"] = None  # messages name the tool
     return tool
 
 
