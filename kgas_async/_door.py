@@ -71,6 +71,7 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
     context = nested_context(session.mailbox.backend)
 
     async def host(child: Call[Any]) -> None:
+        session.starting.discard(child)
         try:
             await drive(session.host_call(child, owned=True), context)
         finally:
@@ -85,6 +86,7 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
                 raise CallAborted(f"call {parent.id}, which this thread works for, has ended")
             child = session.admit(tool, (), inputs, parent)
             session.adopt(child)
+            session.starting.add(child)
             session.spawn(host, child)
         except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             reply.give(error=error)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
+from threading import get_ident
 from time import monotonic
 from typing import Any, Protocol
 
@@ -131,6 +132,7 @@ class Mailbox:
         "busy",
         "closed",
         "gate",
+        "ident",
         "offset",
         "on_busy",
         "serial",
@@ -139,6 +141,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.backend = sniffio.current_async_library()
+        self.ident = get_ident()
         self.serial = next(_serials)  # tells this loop's clock from others'
         self.busy = 0
         self.on_busy: Callable[[int], None] | None = None
@@ -175,6 +178,21 @@ class Mailbox:
             mailbox = Mailbox()
             _mailbox.set(mailbox)
         return mailbox
+
+    def is_here(self) -> bool:
+        """Whether this is the thread of its event loop."""
+        return get_ident() == self.ident
+
+    def check_here(self, what: str) -> None:
+        """
+        Raises:
+            RuntimeError: This is another thread, with the mend; nothing was done.
+        """
+        if get_ident() != self.ident:
+            raise RuntimeError(
+                f"{what}: the manager's event loop runs in another thread; in a sync tool use 'tool.execute(...)', "
+                f"in a program without a loop 'with ServiceManager(...).blocking() as manager:'"
+            )
 
     def put(self, callback: Callable[[], object]) -> bool:
         """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""

@@ -128,6 +128,17 @@ class ServiceManager(ManyCalls):
             raise ManagerClosed("the manager is not open; use it inside 'async with ServiceManager(...) as manager:'")
         return self._session
 
+    def _here(self, what: str) -> Session:
+        """The session, on the thread of its event loop.
+
+        Raises:
+            ManagerClosed: There is none.
+            RuntimeError: This is another thread; nothing was registered.
+        """
+        session = self._opened()
+        session.mailbox.check_here(what)
+        return session
+
     @property
     def session_id(self) -> str:
         """The id of this lifetime, as in the evidence; the prefix of its calls' ids."""
@@ -141,7 +152,7 @@ class ServiceManager(ManyCalls):
 
         Cancellation: Stops what was starting.
         """
-        session = self._opened()
+        session = self._here("manager.start")
         session.check_open(session.parent())
         await session.hosting.start_all([service])
 
@@ -150,7 +161,7 @@ class ServiceManager(ManyCalls):
 
         Cancellation: Stops waiting; the manager goes on draining.
         """
-        await self._opened().drain()
+        await self._here("manager.drain").drain()
 
     # --- single calls
 
@@ -164,6 +175,7 @@ class ServiceManager(ManyCalls):
             CallRejected: There is no room for it.
             CallCancelled: Somebody else cancelled the call.
             ManagerClosed, ServiceNotRunning: It was not admitted.
+            RuntimeError: This is not the thread of the manager's event loop.
 
         Cancellation: Reaches the tool; a thread that does not look has its grace, then is abandoned.
         """
@@ -175,13 +187,13 @@ class ServiceManager(ManyCalls):
         """Run a tool and give what came of it; raises nothing but the caller's own cancellation."""
         try:
             call = await self._run_here(tool, args, inputs)
-        except (KgasAsyncError, TypeError, ValueError) as error:
+        except (KgasAsyncError, TypeError, ValueError, RuntimeError) as error:
             name = getattr(tool, "name", type(tool).__name__)
             return Outcome("rejected", None, error, "", -1, name)
         return call.to_outcome()
 
     async def _run_here(self, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
-        session = self._opened()
+        session = self._here("manager.execute")
         if session.log is not None and session.log.behind:
             await session.log.caught_up()
         call = session.admit(tool, args, inputs)
@@ -198,16 +210,17 @@ class ServiceManager(ManyCalls):
 
         Raises:
             ManagerClosed, ServiceNotRunning, InvalidInputs: It was not admitted.
+            RuntimeError: This is not the thread of the manager's event loop.
         """
-        session = self._opened()
+        session = self._here("manager.submit")
         call = session.admit(tool, args, inputs)  # type: ignore[arg-type]
         session.start_call(call)
         return call
 
     @property
     def calls(self) -> Mapping[str, Call[Any]]:
-        """The calls that have not ended, by id; a snapshot."""
-        return MappingProxyType({call.id: call for call in self._opened().calls_open.values()})
+        """The calls that have not ended, by id; a snapshot. From any thread."""
+        return MappingProxyType({call.id: call for call in list(self._opened().calls_open.values())})
 
     async def cancel(self, id: str | None = None, reason: str = "") -> bool:  # noqa: A002  (the word that users have)
         """Cancel one call, or all calls, maps and runs, and wait until they have ended.
@@ -221,7 +234,7 @@ class ServiceManager(ManyCalls):
 
         Cancellation: Stops waiting; the calls stay cancelled.
         """
-        session = self._opened()
+        session = self._here("manager.cancel")
         own = session._own_chain()
         if id is None:
             found = [call for serial, call in session.calls_open.items() if serial not in own]
@@ -238,7 +251,7 @@ class ServiceManager(ManyCalls):
     # --- looking
 
     def statistics(self) -> ManagerStatistics:
-        """Counts per tool name, and what is open now."""
+        """Counts per tool name, and what is open now. From any thread."""
         return self._opened().statistics()
 
     def blocking(self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> BlockingManager:

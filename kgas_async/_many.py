@@ -31,8 +31,8 @@ class ManyCalls(ABC):
     """See the module; `ServiceManager` has these among its own."""
 
     @abstractmethod
-    def _opened(self) -> Session:
-        """The session, if there is one."""
+    def _here(self, what: str) -> Session:
+        """The session, if there is one, on the thread of its event loop."""
 
     @asynccontextmanager
     async def map(
@@ -66,7 +66,7 @@ class ManyCalls(ABC):
 
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
-        session = self._opened()
+        session = self._here("manager.map")
         parent = session.parent()
         session.check_open(parent)
         bound = session.bind(tool)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ class ManyCalls(ABC):
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
         async with running(
-            self._opened(), pipeline, items, ordered=ordered, window=ordered_window, in_flight=in_flight,
+            self._here("manager.stream"), pipeline, items, ordered=ordered, window=ordered_window, in_flight=in_flight,
             on_error=on_error, on_progress=on_progress,
         ) as crew:  # fmt: skip
             yield OutcomeStream(crew)
@@ -152,8 +152,8 @@ class ManyCalls(ABC):
             raise ValueError(f"keep= is 'all' or None, not {keep!r}")
         began = perf_counter()
         async with running(
-            self._opened(), pipeline, items, ordered=True, window=None, in_flight=in_flight, on_error=on_error,
-            on_progress=on_progress,
+            self._here("manager.run"), pipeline, items, ordered=True, window=None, in_flight=in_flight,
+            on_error=on_error, on_progress=on_progress,
         ) as crew:  # fmt: skip
             report = RunReport(pipeline.name, crew.run_id)
             try:
