@@ -7,10 +7,11 @@ trio inside trio. Knows the manager only as what it calls.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
 from contextvars import Context
+from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import anyio
 
@@ -20,6 +21,8 @@ from ._mailbox import Mailbox, nested_context
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._report import ManagerStatistics, RunReport
+from ._stream import LEFT, Unentered
+from ._suggest import extra_hint, nearest
 from ._threads import Reply, current_ident, start_daemon
 
 __all__ = ["BlockingCall", "BlockingManager"]
@@ -82,7 +85,9 @@ class BlockingManager:
     """
 
     def __init__(self, manager: _Async, backend: str, backend_options: dict[str, Any] | None) -> None:
+        _check_backend(backend, backend_options or {})
         self._manager: Any = manager
+        self._was_open = False
         self._backend = backend
         self._backend_options = backend_options or {}
         self._mailbox: Mailbox | None = None
@@ -124,6 +129,7 @@ class BlockingManager:
             try:
                 async with self._manager:
                     self._mailbox = Mailbox.here()
+                    self._was_open = True
                     ready.give()
                     await stop.wait()
                     if self._exc_info[1] is not None:
@@ -135,6 +141,16 @@ class BlockingManager:
         self._mailbox = None
         if error is not None:
             raise error
+
+    if not TYPE_CHECKING:
+
+        def _refuse_async(self, *arguments: object) -> NoReturn:
+            raise TypeError(
+                "write 'with ServiceManager(...).blocking() as manager:'; in async code "
+                "'async with ServiceManager(...) as manager:', without blocking()"
+            )
+
+        __aenter__ = __aexit__ = _refuse_async
 
     def __exit__(self, *exc_info: object) -> None:
         self._exc_info = exc_info
@@ -170,7 +186,8 @@ class BlockingManager:
         """Run an async function on the loop, in a copy of this thread's context, and wait for it."""
         mailbox = self._mailbox
         if mailbox is None:
-            raise ManagerClosed("the manager is not open; use it inside 'with ServiceManager().blocking() as manager:'")
+            was = "was closed" if self._was_open else "is not open"
+            raise ManagerClosed(f"the manager {was}; use it inside 'with ServiceManager().blocking() as manager:'")
         if self._thread.ident == current_ident():
             raise RuntimeError(
                 "this is the thread of the manager's own event loop, which would wait for itself; in a tool use "
@@ -207,37 +224,41 @@ class BlockingManager:
 
         return BlockingCall(self, self._ask(submit))
 
-    @contextmanager
-    def map(self, tool: Any, inputs: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:
+    def map(self, tool: Any, inputs: Any, **options: Any) -> _BlockingOpening:
         """As ``ServiceManager.map``, over a plain iterator; the inputs are pulled in the loop's thread."""
-        with self._iterating(lambda: self._manager.map(tool, inputs, **options)) as outcomes:
-            yield outcomes
+        opening = self._manager.map(tool, inputs, **options)
+        return _BlockingOpening("manager.map", self._iterating(opening))
 
-    @contextmanager
-    def stream(self, pipeline: Pipeline, items: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:
+    def stream(self, pipeline: Pipeline, items: Any, **options: Any) -> _BlockingOpening:
         """As ``ServiceManager.stream``, over a plain iterator; the items are pulled in the loop's thread."""
-        with self._iterating(lambda: self._manager.stream(pipeline, items, **options)) as outcomes:
-            yield outcomes
+        opening = self._manager.stream(pipeline, items, **options)
+        return _BlockingOpening("manager.stream", self._iterating(opening))
 
     @contextmanager
-    def _iterating(self, make: Callable[[], AbstractAsyncContextManager[Any]]) -> Iterator[Iterator[Outcome[Any]]]:
+    def _iterating(self, context: AbstractAsyncContextManager[Any]) -> Iterator[Iterator[Outcome[Any]]]:
         entered: list[AbstractAsyncContextManager[Any]] = []
 
         async def enter() -> Any:
-            context = make()
             stream = await context.__aenter__()
             entered.append(context)
             return stream
 
         try:
-            yield self._outcomes(self._ask(enter))
+            yield self._outcomes(self._ask(enter), entered)
         finally:
             if entered:  # also where Ctrl-C came while it was entered
-                self._ask(entered[0].__aexit__, None, None, None)
+                self._ask(entered.pop().__aexit__, None, None, None)
 
-    def _outcomes(self, stream: Any) -> Iterator[Outcome[Any]]:
-        while some := self._ask(stream.take_some, TAKE_MANY):
-            yield from some
+    def _outcomes(self, stream: Any, entered: list[Any]) -> Iterator[Outcome[Any]]:
+        some: list[Outcome[Any]] = []
+        while True:
+            if not entered:
+                raise RuntimeError(LEFT)
+            if not some:
+                some = self._ask(stream.take_some, TAKE_MANY)[::-1]
+                if not some:
+                    return
+            yield some.pop()
 
     def run(self, pipeline: Pipeline, items: Any, **options: Any) -> RunReport:
         """As ``ServiceManager.run``; the items are pulled in the loop's thread."""
@@ -265,6 +286,34 @@ class BlockingManager:
 
         result: ManagerStatistics = self._ask(statistics)
         return result
+
+
+class _BlockingOpening(Unentered):
+    """What `map` and `stream` give here: a context manager over outcomes, for one use."""
+
+    def __init__(self, what: str, context: AbstractContextManager[Iterator[Outcome[Any]]]) -> None:
+        super().__init__(f"write 'with {what}(...) as outcomes:', and in it 'for outcome in outcomes:'")
+        self._context = context
+
+    def __enter__(self) -> Iterator[Outcome[Any]]:
+        return self._context.__enter__()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._context.__exit__(exc_type, exc, tb)
+
+    if not TYPE_CHECKING:
+        __aenter__ = __aexit__ = Unentered._refuse
+
+
+def _check_backend(backend: object, options: dict[str, Any]) -> None:
+    if backend == "uvloop":
+        raise ValueError("uvloop is an option of asyncio: blocking(backend_options={'use_uvloop': True})")
+    if backend not in ("asyncio", "trio"):
+        raise ValueError(f"backend= is 'asyncio' or 'trio', not {backend!r}{nearest(backend, ('asyncio', 'trio'))}")
+    if options.get("use_uvloop") and find_spec("uvloop") is None:
+        raise ModuleNotFoundError(f"uvloop is not installed; {extra_hint('uvloop')}", name="uvloop")
 
 
 class _Request:

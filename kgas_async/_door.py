@@ -49,9 +49,10 @@ def open_door() -> None:
 
     def through(tool: KGASTool, inputs: dict[str, Any]) -> Any:
         if is_on_loop():
+            manager = "manager" if current_manager() is None else "current()"
             raise RuntimeError(
                 f"tool {tool.name!r}: execute() blocks, and this thread runs an event loop; "
-                f"use 'await manager.execute(tool, ...)' here"
+                f"use 'await {manager}.execute(tool, ...)' here"
             )
         call: Any = current_call.get()
         if call is not None:

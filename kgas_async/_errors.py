@@ -28,6 +28,7 @@ __all__ = [
     "ServiceNotRunning",
     "ServiceStartFailed",
     "UnknownTool",
+    "counted",
     "shown",
     "text_of",
 ]
@@ -47,6 +48,11 @@ def shown(value: object) -> str:
         return repr(value)
     except Exception as broken:  # noqa: BLE001  (the user's code)
         return f"(a {type(value).__name__} whose __repr__ raised {type(broken).__name__})"
+
+
+def counted(count: int, thing: str) -> str:
+    """``"1 item"``, ``"2 items"``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 class KgasAsyncError(Exception):

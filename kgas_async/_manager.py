@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
 import anyio.lowlevel
 
@@ -24,6 +24,7 @@ from ._many import ManyCalls
 from ._outcome import Outcome
 from ._report import ManagerStatistics
 from ._session import Session
+from ._suggest import suggests
 from ._system import default_threads
 from ._tool import SupportsExecute
 
@@ -61,6 +62,7 @@ class ServiceManager(ManyCalls):
         EvidenceError: On entering, where the evidence cannot be opened; on leaving, where it could not be written.
     """
 
+    @suggests
     def __init__(
         self,
         *services: Any,
@@ -80,6 +82,8 @@ class ServiceManager(ManyCalls):
             raise ValueError(f"log= is 'events', 'calls' or None, not {log!r}")
         if abandoned not in ("leave", "join"):
             raise ValueError(f"abandoned= is 'leave' or 'join', not {abandoned!r}")
+        if not isinstance(signals, bool):
+            raise TypeError(f"signals= is True or False, not {signals!r}")
         if on_sink_error not in ("stop", "continue"):
             raise ValueError(f"on_sink_error= is 'stop' or 'continue', not {on_sink_error!r}")
         self._services = services
@@ -123,9 +127,20 @@ class ServiceManager(ManyCalls):
         finally:
             self._session = None
 
+    if not TYPE_CHECKING:
+
+        def _refuse_with(self, *arguments: object) -> NoReturn:
+            raise TypeError(
+                "write 'async with ServiceManager(...) as manager:', or, in a program without an event loop, "
+                "'with ServiceManager(...).blocking() as manager:'"
+            )
+
+        __enter__ = __exit__ = _refuse_with
+
     def _opened(self) -> Session:
         if self._session is None:
-            raise ManagerClosed("the manager is not open; use it inside 'async with ServiceManager(...) as manager:'")
+            was = "is not open" if self._last_session is None else "was closed"
+            raise ManagerClosed(f"the manager {was}; use it inside 'async with ServiceManager(...) as manager:'")
         return self._session
 
     def _here(self, what: str) -> Session:
@@ -259,5 +274,13 @@ class ServiceManager(ManyCalls):
 
         The manager lives on an event loop in a thread of its own, so it works where a loop already runs. Ctrl-C
         cancels the call that is waited for.
+
+        Args:
+            backend: ``"asyncio"`` or ``"trio"``.
+            backend_options: As of ``anyio.run``; uvloop is ``{"use_uvloop": True}``.
+
+        Raises:
+            ValueError: There is no such backend.
+            ModuleNotFoundError: uvloop is not installed.
         """
         return BlockingManager(self, backend, backend_options)

@@ -17,7 +17,8 @@ from ._pipeline import Pipeline
 from ._report import Progress, RunReport
 from ._running import running
 from ._session import Session
-from ._stream import OutcomeStream, not_taken
+from ._stream import Opening, OutcomeStream, check_crew_options, not_taken
+from ._suggest import suggests
 from ._tool import SupportsExecute
 
 __all__ = ["ManyCalls"]
@@ -34,8 +35,8 @@ class ManyCalls(ABC):
     def _here(self, what: str) -> Session:
         """The session, if there is one, on the thread of its event loop."""
 
-    @asynccontextmanager
-    async def map(
+    @suggests
+    def map(
         self,
         tool: SupportsExecute[P, R],
         inputs: Iterable[Any] | AsyncIterable[Any],
@@ -45,7 +46,7 @@ class ManyCalls(ABC):
         ordered: bool = True,
         on_error: OnError = "collect",
         on_progress: Callable[[Progress], object] | None = None,
-    ) -> AsyncGenerator[OutcomeStream[R]]:
+    ) -> Opening[R]:
         """One tool over many inputs: ``async with manager.map(tool, inputs) as outcomes: async for outcome in ...``.
 
         Args:
@@ -63,31 +64,37 @@ class ManyCalls(ABC):
 
         Raises:
             PipelineError: From the iteration, after the last outcome: the source of inputs raised.
+            TypeError: Arguments that do not fit.
 
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
+        check_crew_options(on_progress, ordered=ordered)
+        options = {"in_flight": in_flight, "ordered": ordered, "on_error": on_error, "on_progress": on_progress}
+        return Opening("manager.map", self._mapping(tool, inputs, arg, options))
+
+    @asynccontextmanager
+    async def _mapping(
+        self, tool: Any, inputs: Iterable[Any] | AsyncIterable[Any], arg: str | None, options: dict[str, Any]
+    ) -> AsyncGenerator[OutcomeStream[Any]]:
         session = self._here("manager.map")
         parent = session.parent()
         session.check_open(parent)
-        bound = session.bind(tool)  # type: ignore[arg-type]
+        bound = session.bind(tool)
         if bound.requires:
             session.hosting.check_running(bound.requires, bound.name)
         if arg is not None and arg not in bound.signature.types:
             raise TypeError(
                 f"arg={arg!r} is no input of tool {bound.name!r}; it takes {', '.join(bound.signature.types)}"
             )
-        crew = MapCrew(
-            session, bound, inputs, arg, in_flight=in_flight, ordered=ordered, window=None, on_error=on_error,
-            on_progress=on_progress, parent=parent,
-        )  # fmt: skip
+        crew = MapCrew(session, bound, inputs, arg, window=None, parent=parent, **options)
         crew.start()
         try:
             yield OutcomeStream(crew)
         finally:
             await crew.close()
 
-    @asynccontextmanager
-    async def stream(
+    @suggests
+    def stream(
         self,
         pipeline: Pipeline,
         items: Iterable[Any] | AsyncIterable[Any],
@@ -97,7 +104,7 @@ class ManyCalls(ABC):
         in_flight: int = 100,
         on_error: OnError = "collect",
         on_progress: Callable[[Progress], object] | None = None,
-    ) -> AsyncGenerator[OutcomeStream[Any]]:
+    ) -> Opening[Any]:
         """A pipeline over items, as outcomes: ``async with manager.stream(pipeline, items) as outcomes:``.
 
         Args:
@@ -117,12 +124,18 @@ class ManyCalls(ABC):
 
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
-        async with running(
-            self._here("manager.stream"), pipeline, items, ordered=ordered, window=ordered_window, in_flight=in_flight,
-            on_error=on_error, on_progress=on_progress,
-        ) as crew:  # fmt: skip
+        check_crew_options(on_progress, ordered=ordered)
+        options = {"in_flight": in_flight, "ordered": ordered, "on_error": on_error, "on_progress": on_progress}
+        return Opening("manager.stream", self._streaming(pipeline, items, {**options, "window": ordered_window}))
+
+    @asynccontextmanager
+    async def _streaming(
+        self, pipeline: Pipeline, items: Iterable[Any] | AsyncIterable[Any], options: dict[str, Any]
+    ) -> AsyncGenerator[OutcomeStream[Any]]:
+        async with running(self._here("manager.stream"), pipeline, items, **options) as crew:
             yield OutcomeStream(crew)
 
+    @suggests
     async def run(
         self,
         pipeline: Pipeline,
@@ -150,6 +163,7 @@ class ManyCalls(ABC):
         """
         if keep not in (None, "all"):
             raise ValueError(f"keep= is 'all' or None, not {keep!r}")
+        check_crew_options(on_progress)
         began = perf_counter()
         async with running(
             self._here("manager.run"), pipeline, items, ordered=True, window=None, in_flight=in_flight,

@@ -20,6 +20,7 @@ from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes, wait_until
+from ._misuse import no_tool
 from ._path import perform
 from ._policy import DEFAULTS, Policy
 from ._report import ManagerStatistics
@@ -109,7 +110,7 @@ class Session:
             if bound is not None and bound.tool is tool:
                 return bound
         if not isinstance(tool, KGASTool):
-            raise TypeError(f"{tool!r} is no tool; wrap it: tool(...) or ToolAdapter(...)")
+            raise no_tool(tool)
         resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
         bound = Bound(self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id)
         if phase is None:

@@ -53,6 +53,14 @@ async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> Non
 def _refuse_own_chain(call: Call[Any], limit: ConcurrencyLimit) -> None:
     ancestor = call.parent
     while ancestor is not None:
+        if limit in ancestor.holds and ancestor.name == call.name:
+            mend = "take the limit from the inner call: tool.using(concurrency=None)"
+            if limit is call.bound.state.serial:
+                mend = "instances='serial' is one call at a time: call the object itself"
+            raise CallRejected(
+                f"tool {call.name!r} calls itself, wanting a token of {limit!r}, one of which it holds while it waits; "
+                f"it would wait for itself; {mend}"
+            )
         if limit in ancestor.holds:
             raise CallRejected(
                 f"tool {call.name!r} wants a token of {limit!r}, which tool {ancestor.name!r} holds while it waits for "

@@ -32,8 +32,8 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L4",
-        "_run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame _source "
-        "_stream",
+        "_misuse _run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame "
+        "_source _stream",
     ),
     ("L5", "_manager _many _lifetime _running _session _hosting _map _blocking _signals _door"),
     ("front", "__init__"),
