@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import anyio
+
 from ._errors import PipelineError
 from ._map import MapCrew
 from ._pipeline import Pipeline
@@ -30,6 +32,8 @@ OnError = Literal["collect", "raise"] | float
 
 class ManyCalls(ABC):
     """See the module; `ServiceManager` has these among its own."""
+
+    _last_report: RunReport | None = None  # of the latest run, also of one that was cancelled: for the command line
 
     @abstractmethod
     def _here(self, what: str) -> Session:
@@ -164,22 +168,35 @@ class ManyCalls(ABC):
         if keep not in (None, "all"):
             raise ValueError(f"keep= is 'all' or None, not {keep!r}")
         check_crew_options(on_progress)
-        began = perf_counter()
-        async with running(
-            self._here("manager.run"), pipeline, items, ordered=True, window=None, in_flight=in_flight,
-            on_error=on_error, on_progress=on_progress,
-        ) as crew:  # fmt: skip
-            report = RunReport(pipeline.name, crew.run_id)
-            try:
-                async for outcome in OutcomeStream(crew):
-                    report.add(outcome, keep_all=keep == "all")
-            except PipelineError as error:
+        self._last_report = None
+        crew: Any = None
+        try:
+            async with running(
+                self._here("manager.run"), pipeline, items, ordered=True, window=None, in_flight=in_flight,
+                on_error=on_error, on_progress=on_progress,
+            ) as crew:  # fmt: skip
+                report = self._last_report = RunReport(pipeline.name, crew.run_id)
+                await _fill(report, crew, keep_all=keep == "all")
+        except anyio.get_cancelled_exc_class():
+            if crew is not None and self._last_report is not None:  # what was cut off has its outcomes by now
                 for outcome in not_taken(crew):
-                    report.add(outcome, keep_all=keep == "all")
-                error.report = report
-                raise
-            finally:
-                report.elapsed_s = perf_counter() - began
-                crew.level.tell(report)
-                report.drained = crew.drained
+                    self._last_report.add(outcome, keep_all=keep == "all")
+            raise
         return report
+
+
+async def _fill(report: RunReport, crew: Any, *, keep_all: bool) -> None:
+    """Count the outcomes of a run."""
+    began = perf_counter()
+    try:
+        async for outcome in OutcomeStream(crew):
+            report.add(outcome, keep_all=keep_all)
+    except PipelineError as error:
+        for outcome in not_taken(crew):
+            report.add(outcome, keep_all=keep_all)
+        error.report = report
+        raise
+    finally:
+        report.elapsed_s = perf_counter() - began
+        crew.level.tell(report)
+        report.drained = crew.drained
