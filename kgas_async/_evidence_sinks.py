@@ -116,8 +116,7 @@ class StructlogSink:
         """Emit them, each in a copy of its call's context, so that what was bound there is in the line."""
         for record in records:
             event = record["event"]
-            fields = {name: value for name, value in record.items() if name not in ("event", "time", "schema")}
-            fields["at"] = record["time"]
+            fields = {name: value for name, value in record.items() if name not in ("event", "schema")}
             suffix = event.rpartition(".")[2]
             say = self._logger.warning if suffix in _ERRORS else self._logger.info
             call = getattr(record, "call", None)

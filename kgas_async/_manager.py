@@ -49,9 +49,9 @@ class ServiceManager(ManyCalls):
         grace: Seconds that cancelled work has to end.
         abandoned: On leaving, ``"leave"`` abandoned threads to themselves (they are daemons, and the evidence names
             them), or ``"join"``: wait for them.
-        signals: The first SIGINT or SIGTERM drains, the second cancels, the third ends the process. Without it, in
-            the main thread, SIGINT cancels the session. Either way a bare ``KeyboardInterrupt`` (SIGTERM:
-            ``SystemExit(143)``) is raised on leaving.
+        signals: The first SIGINT or SIGTERM drains for ``grace`` seconds, then cancels what is left; the second
+            cancels at once, the third ends the process. Without it, in the main thread, SIGINT cancels the session.
+            Either way a bare ``KeyboardInterrupt`` (SIGTERM: ``SystemExit(143)``) is raised on leaving.
         seed: Of the random numbers (waits of retries).
         threads: Worker threads at the most; ``min(32, cpus + 4)`` unless given.
         max_abandoned: Abandoned threads above which new sync calls are rejected.
