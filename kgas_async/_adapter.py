@@ -20,7 +20,7 @@ from ._policy import POLICY_FIELDS, Policy
 from ._signature import Signature, request_builder, result_type
 from ._suggest import nearest
 from ._threads import run_bare
-from ._tool import Execution, KGASTool
+from ._tool import Execution, KGASTool, refuse_class
 
 __all__ = ["ErrorWhen", "Offload", "OnCancel", "Preset", "ToolAdapter"]
 
@@ -268,6 +268,7 @@ async def _awaited(mapped: LegacyFunction, /, **inputs: Any) -> Any:
 def _check_target(tool: ToolAdapter[..., Any], legacy: object, factory: object) -> None:
     if (legacy is None) == (factory is None):
         raise TypeError("ToolAdapter takes either something to wrap or a factory=, and not both")
+    refuse_class(legacy if factory is None else factory, "ToolAdapter")
     if factory is not None and not callable(factory):
         raise TypeError(f"ToolAdapter(factory) is a callable without arguments, not {factory!r}")
     if isinstance(legacy, type) and tool._method is None and hasattr(legacy, "execute"):

@@ -67,6 +67,17 @@ class ToolState:
             ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"), 0
         )
 
+    def check_origin(self, origin: object) -> None:
+        """
+        Raises:
+            ValueError: Another tool has the name.
+        """
+        if self.origin is not origin and self.origin != origin:
+            raise ValueError(
+                f"two different tools are named {self.name!r} in one manager; limits, statistics and evidence go by "
+                f"name: give one another name, tool.using(name=...)"
+            )
+
     def statistics(self, figures: CallFigures | None = None) -> ToolStatistics:
         """The counts as users see them, with what a monitor has to say."""
         return ToolStatistics(

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import anyio
 
-from ._mailbox import Gate, Mailbox, leave_loop, wait_until
+from ._mailbox import Gate, Mailbox, leave_loop
+from ._waiting import wait_until
 
 __all__ = [
     "JOIN_S",

@@ -20,7 +20,7 @@ from ._service import Service
 from ._signature import Signature
 from ._suggest import nearest
 
-__all__ = ["Execution", "KGASTool", "SupportsExecute", "Toolbox"]
+__all__ = ["Execution", "KGASTool", "SupportsExecute", "Toolbox", "refuse_class"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -98,6 +98,8 @@ class KGASTool:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if getattr(cls.execute_async, "__isabstractmethod__", False):
             raise TypeError(f"{cls.__name__} has no execute_async; write 'async def execute_async(self, *, ...)'")
+        if (args or kwargs) and cls.__init__ is object.__init__ and cls.__new__ is KGASTool.__new__:
+            raise TypeError(f"{cls.__name__}() takes no arguments")  # as Python says it where there is no __new__
         self = super().__new__(cls)
         # A tool that is not started pickles by its constructor's arguments. Set so that a frozen dataclass can be one.
         self.__dict__["_constructed"] = (args, kwargs)
@@ -220,6 +222,15 @@ def _refuse_unnamed(tool: str, parameters: list[inspect.Parameter]) -> None:
                 f"{tool}.execute_async({parameter}) has no named inputs, so nothing can be bound or checked; name "
                 f"them: async def execute_async(self, *, text: str, ...)"
             )
+
+
+def refuse_class(thing: object, what: str) -> None:
+    """
+    Raises:
+        TypeError: It is a subclass of `KGASTool`, which needs no wrapping, and whose objects are the tools.
+    """
+    if isinstance(thing, type) and issubclass(thing, KGASTool):
+        raise TypeError(f"{what}: this is the class; its objects are tools already: {thing.__name__}(...)")
 
 
 def _rebuilt(
