@@ -74,7 +74,8 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
     async def host(child: Call[Any]) -> None:
         session.starting.discard(child)
         try:
-            await drive(session.host_call(child, owned=True), context)
+            if not child.ended_ns:  # else it was cancelled before this task began
+                await drive(session.host_call(child, owned=True), context)
         finally:
             if work is not None:
                 session.mailbox.add_busy(1)

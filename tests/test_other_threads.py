@@ -127,6 +127,29 @@ async def test_a_call_whose_task_never_begins_ends_with_the_manager(monkeypatch:
     assert [call.status for call in calls] == ["cancelled", "cancelled"]
 
 
+async def test_a_nested_call_that_is_cancelled_before_its_task_began_keeps_its_end() -> None:
+    @tool
+    def outer() -> None:
+        double.execute(x=1)
+
+    sink = MemorySink()
+    async with ServiceManager(log=None, evidence=sink) as manager:
+        call = manager.submit(outer)
+        session = manager._session
+        assert session is not None
+        spawn = session.spawn
+
+        def spawn_and_cancel(*arguments: Any) -> None:
+            spawn(*arguments)
+            if any(one.name == "double" for one in session.starting):
+                session.cancel_calls("now")
+
+        session.spawn = spawn_and_cancel  # type: ignore[method-assign]
+        await call.wait()
+    ends = {record["tool"]: record["event"] for record in sink.records if "status" in record and "tool" in record}
+    assert ends == {"double": "call.cancelled", "outer": "call.cancelled"}
+
+
 async def test_a_call_that_was_cancelled_before_its_task_began_has_one_end() -> None:
     sink = MemorySink()
     async with ServiceManager(log=None, evidence=sink) as manager:
