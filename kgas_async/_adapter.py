@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from threading import Lock
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel
 
+from ._legacy import describe, is_async, method_of, method_of_class, name_of
 from ._limits import ConcurrencyLimit
 from ._offload import LegacyFunction
 from ._policy import POLICY_FIELDS, Policy
 from ._signature import Signature, request_builder, result_type
 from ._suggest import nearest
 from ._threads import run_bare
-from ._tool import Execution, KGASTool
+from ._tool import Execution, KGASTool, refuse_class
 
 __all__ = ["ErrorWhen", "Offload", "OnCancel", "Preset", "ToolAdapter"]
 
@@ -111,12 +111,12 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         _check_target(self, legacy, factory)
         target = factory if legacy is None else legacy
         self._factory: Callable[[], Any] | None = factory if self._sync is None else self._sync._factory
-        self._is_async: bool = self._sync is None if self._inner is not None else _is_async(legacy, self._method)
-        self.name = _name_of(target, self._method) if get("name") is None else _checked_name(options["name"])
-        self.version = get("version", "0")
-        self.description = get("description") or _describe(target)
-        self.idempotent = bool(get("idempotent", False))
-        self.backend = get("backend", "asyncio")
+        self._is_async: bool = self._sync is None if self._inner is not None else is_async(legacy, self._method)
+        self.name = name_of(target, self._method) if get("name") is None else _checked_name(options["name"])
+        self.version = get("version", "0" if self._inner is None else self._inner.version)
+        self.description = get("description") or describe(target)
+        self.idempotent = bool(get("idempotent", self._inner is not None and self._inner.idempotent))
+        self.backend = get("backend", "asyncio" if self._inner is None else self._inner.backend)
         _check_options(self, options)
         inner_policy = Policy() if self._inner is None else self._inner.policy.overlaid(self._inner._using)
         self.policy = inner_policy.overlaid(get("policy"))
@@ -129,7 +129,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         if self._inner is not None:
             function = self._inner.execute_async if self._sync is None else self._sync._function
         elif self._legacy is not None:
-            function = _method_of(self._legacy, self._method)
+            function = method_of(self._legacy, self._method)
         elif self.instances in ("shared", "serial"):
             factory = _Once(factory)
         method = None if function is not None else (self._method or "execute")
@@ -168,7 +168,9 @@ class ToolAdapter(KGASTool, Generic[P, R]):
     def _read_signature(self) -> Signature:
         function = self._function.function
         if function is None:
-            function = _method_of_class(self, named=self._params is not None or self._model is not None)
+            function = method_of_class(
+                self.name, self._factory, self._method, named=self._params is not None or self._model is not None
+            )
         result = function if self._function.returns is None else self._function.returns
         returns = Any if result is None else result_type(result)
         if self._model is not None:
@@ -198,6 +200,11 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             abandon=self.on_cancel == "abandon",
         )
 
+    def _checks_and_cleans_up(self) -> KGASTool:
+        if self._inner is None or any(getattr(type(self), name) is not getattr(KGASTool, name) for name in _HOOKS):
+            return self
+        return self._inner._checks_and_cleans_up()
+
     def _origin(self) -> object:
         target: Any = self._legacy if self._legacy is not None else self._factory
         while isinstance(target, functools.partial):
@@ -214,6 +221,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         return super().requires
 
 
+_HOOKS = ("validate_inputs", "cleanup_resources")
 _OPTIONS = (
     "factory", "method", "params", "inputs", "returns", "error_when", "offload", "on_cancel", "instances", "name",
     "version", "description", "idempotent", "backend", "policy",
@@ -257,68 +265,10 @@ async def _awaited(mapped: LegacyFunction, /, **inputs: Any) -> Any:
     return mapped.judge(raw)
 
 
-def _is_async(legacy: object, method: str | None) -> bool:
-    if legacy is None:
-        return False
-    function = _method_of(legacy, method)
-    while isinstance(function, functools.partial):
-        function = function.func
-    call = getattr(function, "__call__", None)  # noqa: B004  (the method itself is wanted: it may be async)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
-
-
-def _method_of(legacy: object, method: str | None) -> Callable[..., Any]:
-    if method is None and callable(legacy) and not hasattr(legacy, "execute"):
-        return legacy
-    if method is None and inspect.isroutine(legacy):
-        return legacy
-    name = method or "execute"
-    found = getattr(legacy, name, None)
-    if not callable(found):
-        known = [one for one in dir(legacy) if not one.startswith("_") and callable(getattr(legacy, one, None))]
-        raise TypeError(
-            f"{type(legacy).__name__} object has no method {name!r}{nearest(name, known)}; say which: "
-            f"ToolAdapter(obj, method=...); it has {', '.join(known) or 'none'}"
-        )
-    return found  # type: ignore[no-any-return]
-
-
-def _method_of_class(tool: ToolAdapter[..., Any], *, named: bool) -> Callable[..., Any] | None:
-    """The unbound method that the factory's objects will have, as a bound one: for its signature only.
-
-    None where nobody knows before the factory runs, and nobody needs to (``named``).
-    """
-    factory: Any = tool._factory
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    cls = factory if isinstance(factory, type) else getattr(factory, "__annotations__", {}).get("return")
-    if isinstance(cls, str):
-        cls = getattr(sys.modules.get(getattr(factory, "__module__", "")), cls, None)
-    if not isinstance(cls, type):
-        if named:
-            return None
-        raise TypeError(
-            f"tool {tool.name!r}: what {factory!r} builds is not known before it runs; name its inputs: params=[...], "
-            f"or annotate the factory's return type"
-        )
-    method = tool._method or "execute"
-    function = getattr(cls, method, None)
-    if not callable(function):
-        raise TypeError(
-            f"tool {tool.name!r}: {cls.__name__} has no method {method!r}; say which: ToolAdapter(method=...)"
-        )
-    if inspect.iscoroutinefunction(function):
-        raise TypeError(
-            f"tool {tool.name!r}: {cls.__name__}.{method} is async: pass an object, ToolAdapter({cls.__name__}(...)); "
-            f"a factory builds its objects in threads, for sync code"
-        )
-    static = inspect.getattr_static(cls, method)
-    return function if isinstance(static, (staticmethod, classmethod)) else functools.partial(function, None)
-
-
 def _check_target(tool: ToolAdapter[..., Any], legacy: object, factory: object) -> None:
     if (legacy is None) == (factory is None):
         raise TypeError("ToolAdapter takes either something to wrap or a factory=, and not both")
+    refuse_class(legacy if factory is None else factory, "ToolAdapter")
     if factory is not None and not callable(factory):
         raise TypeError(f"ToolAdapter(factory) is a callable without arguments, not {factory!r}")
     if isinstance(legacy, type) and tool._method is None and hasattr(legacy, "execute"):
@@ -364,17 +314,6 @@ def _check_options(tool: ToolAdapter[..., Any], options: dict[str, Any]) -> None
             raise TypeError(f"{name}= is a function of the result, not {options[name]!r}")
 
 
-def _name_of(target: object, method: str | None) -> str:
-    while isinstance(target, functools.partial):
-        target = target.func
-    if isinstance(target, KGASTool):
-        return target.name
-    name = getattr(target, "__name__", None) or type(target).__name__
-    if name == "<lambda>":
-        raise TypeError("a lambda has no name to be known by in limits and evidence: give name='...'")
-    return str(name) if method is None or inspect.isroutine(target) else f"{name}.{method}"
-
-
 def _no_option(what: str, name: str) -> TypeError:
     mend = nearest(name, _OPTIONS)
     if name in POLICY_FIELDS:
@@ -386,11 +325,3 @@ def _checked_name(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise TypeError(f"name= is a non-empty string, not {name!r}")
     return name
-
-
-def _describe(target: object) -> str:
-    while isinstance(target, functools.partial):
-        target = target.func
-    if isinstance(target, KGASTool):
-        return target.description
-    return (inspect.getdoc(target) or "").partition("\n")[0]

@@ -21,11 +21,12 @@ from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
 from ._limits import ConcurrencyLimit
-from ._mailbox import OpenScopes, wait_until
+from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
 from ._rate import RateLimit
 from ._threads import Work
 from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rate
+from ._waiting import wait_until
 
 __all__ = ["attempt_once", "contained", "in_thread_of", "plain_in_thread"]
 
@@ -49,6 +50,10 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     except BaseException:
         give_back(held)
         raise
+    if call.deadline_at is not None and anyio.current_time() >= call.deadline_at:
+        give_back(held)
+        refund(wanted)
+        return DeadlinePassed()
     kind = call.bound.execution.kind
     if kind == "thread":
         return await _in_thread(call, held, wanted)

@@ -6,21 +6,24 @@ trio inside trio. Knows the manager only as what it calls.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from contextvars import Context
+from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import anyio
 
+from ._blocking_calls import BlockingCall, BlockingOpening, BlockingOptions
 from ._drive import drive
 from ._errors import CallCancelled, ManagerClosed
-from ._events import CallEvents, CallProgress, CallState
 from ._mailbox import Mailbox, nested_context
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._report import ManagerStatistics, RunReport
+from ._stream import LEFT
+from ._suggest import extra_hint, nearest
 from ._threads import Reply, current_ident, start_daemon
 
 __all__ = ["BlockingCall", "BlockingManager", "BlockingOptions"]
@@ -37,92 +40,6 @@ class _Async(Protocol):
     ) -> Any: ...
 
 
-class BlockingCall:
-    """A call of a `BlockingManager`, made by ``submit``."""
-
-    def __init__(self, door: BlockingManager, call: Any) -> None:
-        self._door = door
-        self._call = call
-
-    @property
-    def id(self) -> str:
-        """As in the evidence."""
-        return str(self._call.id)
-
-    @property
-    def name(self) -> str:
-        """As of `Call`."""
-        return str(self._call.name)
-
-    @property
-    def status(self) -> str:
-        """As of `Call`."""
-        return str(self._call.status)
-
-    @property
-    def progress(self) -> CallProgress | None:
-        """As of `Call`."""
-        latest: CallProgress | None = self._call.progress
-        return latest
-
-    def events(self) -> Iterator[CallProgress | CallState]:
-        """As of `Call`, as a plain iterator."""
-
-        async def read() -> CallEvents:
-            events: CallEvents = self._call.events()
-            return events
-
-        events: CallEvents = self._door._ask(read)
-        while (event := self._door._ask(events.__anext__)) is not None:
-            yield event
-
-    def result(self) -> Any:
-        """Wait for the value."""
-        return self._door._ask(self._call.result)
-
-    def outcome(self) -> Outcome[Any]:
-        """Wait for the outcome."""
-        outcome: Outcome[Any] = self._door._ask(self._call.outcome)
-        return outcome
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the end, ``timeout`` seconds at the most; whether it has ended."""
-        return bool(self._door._ask(self._call.wait, timeout))
-
-    def cancel(self, reason: str = "") -> bool:
-        """Cancel it."""
-
-        async def cancel() -> bool:
-            return bool(self._call.cancel(reason))
-
-        return bool(self._door._ask(cancel))
-
-
-class BlockingOptions:
-    """How one call is made; from ``BlockingManager.options``. As of `CallOptions`."""
-
-    def __init__(self, door: BlockingManager, view: Any) -> None:
-        self._door = door
-        self._view = view
-
-    def execute(self, tool: Any, /, *args: Any, **inputs: Any) -> Any:
-        """As ``ServiceManager.execute``."""
-        return self._door._ask(lambda: self._view.execute(tool, *args, **inputs))
-
-    def outcome(self, tool: Any, /, *args: Any, **inputs: Any) -> Outcome[Any]:
-        """As ``ServiceManager.outcome``."""
-        outcome: Outcome[Any] = self._door._ask(lambda: self._view.outcome(tool, *args, **inputs))
-        return outcome
-
-    def submit(self, tool: Any, /, *args: Any, **inputs: Any) -> BlockingCall:
-        """As ``ServiceManager.submit``."""
-
-        async def submit() -> Any:
-            return self._view.submit(tool, *args, **inputs)
-
-        return BlockingCall(self._door, self._door._ask(submit))
-
-
 class BlockingManager(BlockingOptions):
     """What ``ServiceManager(...).blocking()`` gives: enter it with ``with``; each method waits for its result.
 
@@ -131,7 +48,9 @@ class BlockingManager(BlockingOptions):
 
     def __init__(self, manager: _Async, backend: str, backend_options: dict[str, Any] | None) -> None:
         super().__init__(self, manager)
+        _check_backend(backend, backend_options or {})
         self._manager: Any = manager
+        self._was_open = False
         self._backend = backend
         self._backend_options = backend_options or {}
         self._mailbox: Mailbox | None = None
@@ -141,10 +60,13 @@ class BlockingManager(BlockingOptions):
         self._exc_info: Any = (None, None, None)
         self._thread: Any = None
         self._asked: set[_Request] = set()  # without an answer
+        self._entering: Mailbox | None = None  # of the loop, also before the manager is open
+        self._interrupted = False  # while entering
 
     def __enter__(self) -> Self:
         ready = Reply()
         self._ended = Reply()
+        self._entering, self._interrupted = None, False
 
         def run() -> None:
             try:
@@ -163,16 +85,32 @@ class BlockingManager(BlockingOptions):
         except Exception:
             self._thread.join()
             raise
+        except KeyboardInterrupt:
+            self._interrupted = True
+            if self._entering is not None:
+                self._entering.put(self._abort)
+            with suppress(Exception):  # the interrupt is what is raised
+                self._ended.wait()
+                self._thread.join()
+            raise
         return self
+
+    def _abort(self) -> None:
+        if self._task_group is not None:
+            self._task_group.cancel_scope.cancel()
 
     async def _main(self, ready: Reply) -> None:
         stop = self._stop = anyio.Event()
         error: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             self._task_group = tasks
+            self._entering = Mailbox.here()
+            if self._interrupted:
+                self._abort()
             try:
                 async with self._manager:
                     self._mailbox = Mailbox.here()
+                    self._was_open = True
                     ready.give()
                     await stop.wait()
                     if self._exc_info[1] is not None:
@@ -184,6 +122,16 @@ class BlockingManager(BlockingOptions):
         self._mailbox = None
         if error is not None:
             raise error
+
+    if not TYPE_CHECKING:
+
+        def _refuse_async(self, *arguments: object) -> NoReturn:
+            raise TypeError(
+                "write 'with ServiceManager(...).blocking() as manager:'; in async code "
+                "'async with ServiceManager(...) as manager:', without blocking()"
+            )
+
+        __aenter__ = __aexit__ = _refuse_async
 
     def __exit__(self, *exc_info: object) -> None:
         self._exc_info = exc_info
@@ -219,7 +167,8 @@ class BlockingManager(BlockingOptions):
         """Run an async function on the loop, in a copy of this thread's context, and wait for it."""
         mailbox = self._mailbox
         if mailbox is None:
-            raise ManagerClosed("the manager is not open; use it inside 'with ServiceManager().blocking() as manager:'")
+            was = "was closed" if self._was_open else "is not open"
+            raise ManagerClosed(f"the manager {was}; use it inside 'with ServiceManager().blocking() as manager:'")
         if self._thread.ident == current_ident():
             raise RuntimeError(
                 "this is the thread of the manager's own event loop, which would wait for itself; in a tool use "
@@ -243,37 +192,41 @@ class BlockingManager(BlockingOptions):
         """As ``ServiceManager.options``."""
         return BlockingOptions(self, self._manager.options(**options))
 
-    @contextmanager
-    def map(self, tool: Any, inputs: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:
+    def map(self, tool: Any, inputs: Any, **options: Any) -> BlockingOpening:
         """As ``ServiceManager.map``, over a plain iterator; the inputs are pulled in the loop's thread."""
-        with self._iterating(lambda: self._manager.map(tool, inputs, **options)) as outcomes:
-            yield outcomes
+        opening = self._manager.map(tool, inputs, **options)
+        return BlockingOpening("manager.map", self._iterating(opening))
 
-    @contextmanager
-    def stream(self, pipeline: Pipeline, items: Any, **options: Any) -> Iterator[Iterator[Outcome[Any]]]:
+    def stream(self, pipeline: Pipeline, items: Any, **options: Any) -> BlockingOpening:
         """As ``ServiceManager.stream``, over a plain iterator; the items are pulled in the loop's thread."""
-        with self._iterating(lambda: self._manager.stream(pipeline, items, **options)) as outcomes:
-            yield outcomes
+        opening = self._manager.stream(pipeline, items, **options)
+        return BlockingOpening("manager.stream", self._iterating(opening))
 
     @contextmanager
-    def _iterating(self, make: Callable[[], AbstractAsyncContextManager[Any]]) -> Iterator[Iterator[Outcome[Any]]]:
+    def _iterating(self, context: AbstractAsyncContextManager[Any]) -> Iterator[Iterator[Outcome[Any]]]:
         entered: list[AbstractAsyncContextManager[Any]] = []
 
         async def enter() -> Any:
-            context = make()
             stream = await context.__aenter__()
             entered.append(context)
             return stream
 
         try:
-            yield self._outcomes(self._ask(enter))
+            yield self._outcomes(self._ask(enter), entered)
         finally:
             if entered:  # also where Ctrl-C came while it was entered
-                self._ask(entered[0].__aexit__, None, None, None)
+                self._ask(entered.pop().__aexit__, None, None, None)
 
-    def _outcomes(self, stream: Any) -> Iterator[Outcome[Any]]:
-        while some := self._ask(stream.take_some, TAKE_MANY):
-            yield from some
+    def _outcomes(self, stream: Any, entered: list[Any]) -> Iterator[Outcome[Any]]:
+        some: list[Outcome[Any]] = []
+        while True:
+            if not entered:
+                raise RuntimeError(LEFT)
+            if not some:
+                some = self._ask(stream.take_some, TAKE_MANY)[::-1]
+                if not some:
+                    return
+            yield some.pop()
 
     def run(self, pipeline: Pipeline, items: Any, **options: Any) -> RunReport:
         """As ``ServiceManager.run``; the items are pulled in the loop's thread."""
@@ -311,6 +264,16 @@ class BlockingManager(BlockingOptions):
         call = self._ask(find)
         return None if call is None else BlockingCall(self, call)
 
+    @property
+    def calls(self) -> Mapping[str, BlockingCall]:
+        """As ``ServiceManager.calls``."""
+
+        async def calls() -> Mapping[str, Any]:
+            found: Mapping[str, Any] = self._manager.calls
+            return found
+
+        return {id: BlockingCall(self, call) for id, call in self._ask(calls).items()}  # noqa: A001
+
     def statistics(self) -> ManagerStatistics:
         """As ``ServiceManager.statistics``."""
 
@@ -320,6 +283,15 @@ class BlockingManager(BlockingOptions):
 
         result: ManagerStatistics = self._ask(statistics)
         return result
+
+
+def _check_backend(backend: object, options: dict[str, Any]) -> None:
+    if backend == "uvloop":
+        raise ValueError("uvloop is an option of asyncio: blocking(backend_options={'use_uvloop': True})")
+    if backend not in ("asyncio", "trio"):
+        raise ValueError(f"backend= is 'asyncio' or 'trio', not {backend!r}{nearest(backend, ('asyncio', 'trio'))}")
+    if options.get("use_uvloop") and find_spec("uvloop") is None:
+        raise ModuleNotFoundError(f"uvloop is not installed; {extra_hint('uvloop')}", name="uvloop")
 
 
 class _Request:

@@ -67,6 +67,17 @@ class ToolState:
             ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"), 0
         )
 
+    def check_origin(self, origin: object) -> None:
+        """
+        Raises:
+            ValueError: Another tool has the name.
+        """
+        if self.origin is not origin and self.origin != origin:
+            raise ValueError(
+                f"two different tools are named {self.name!r} in one manager; limits, statistics and evidence go by "
+                f"name: give one another name, tool.using(name=...)"
+            )
+
     def statistics(self, figures: CallFigures | None = None) -> ToolStatistics:
         """The counts as users see them, with what a monitor has to say."""
         return ToolStatistics(
@@ -91,6 +102,7 @@ class Bound:
         "grace",
         "holds",
         "home",
+        "hooks",
         "is_coroutine_function",
         "isolated",
         "limits",
@@ -131,8 +143,9 @@ class Bound:
         self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
         self.signature = tool.signature
         self.check = self.signature.checker()  # a signature without a schema is misuse, said here
-        self.validates = type(tool).validate_inputs is not KGASTool.validate_inputs
-        self.cleans_up = type(tool).cleanup_resources is not KGASTool.cleanup_resources
+        self.hooks = tool._checks_and_cleans_up()
+        self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
+        self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
         self.function = self.execution.function
         if home.monitor is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import Context
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, Generic, TypeVar, cast
 
@@ -16,10 +17,11 @@ import anyio.lowlevel
 from ._bound import Bound
 from ._errors import CallCancelled
 from ._events import CallEvents, CallProgress, CallState, Feed
-from ._mailbox import OpenScopes, wait_until
+from ._mailbox import OpenScopes
 from ._outcome import Outcome
 from ._threads import Work
 from ._tool import KGASTool
+from ._waiting import wait_until
 
 __all__ = ["Call", "Host", "wait_for_end"]
 
@@ -215,7 +217,7 @@ class Call(Generic[R]):
         return self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
 
     def cancel(self, reason: str = "") -> bool:
-        """Cancel this call alone. On the manager's event loop.
+        """Cancel this call alone. From any thread.
 
         An async tool stops at its next checkpoint, a sync one at its next ``check_cancelled()``; one that never
         looks is waited for as its ``on_cancel`` says.
@@ -225,6 +227,9 @@ class Call(Generic[R]):
         """
         if self.ended_ns:
             return False
+        mailbox = self.bound.home.mailbox
+        if not mailbox.is_here():
+            return mailbox.put(partial(self.cancel, reason))
         if not self.cancel_requested:
             self.cancel_requested = True
             self.reason = reason
@@ -235,7 +240,7 @@ class Call(Generic[R]):
         return True
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the call has ended, however; never ends it.
+        """Wait until the call has ended, however; never ends it. On the manager's event loop.
 
         Args:
             timeout: Seconds to wait at the most.
@@ -246,6 +251,7 @@ class Call(Generic[R]):
         Cancellation: Leaves the call running.
         """
         if not self.ended_ns:
+            self.bound.home.mailbox.check_here("waiting for a call")
             if self._done is None:
                 self._done = anyio.Event()
             with anyio.move_on_after(timeout):

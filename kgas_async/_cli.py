@@ -13,15 +13,18 @@ import traceback
 from collections.abc import AsyncIterable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import anyio
 
-from ._errors import KgasAsyncError, LoadError, text_of
+from ._errors import KgasAsyncError, LoadError, counted, text_of
+from ._limits import check_seconds
 from ._loading import load
 from ._manager import ServiceManager
 from ._pipeline import Pipeline
 from ._report import Progress, RunReport
+from ._suggest import extra_hint
 from ._threads import would_block_exit
 
 try:
@@ -30,7 +33,7 @@ try:
     from rich.markup import escape
     from rich.table import Table
 except ModuleNotFoundError as missing:  # the extra is not installed
-    sys.stderr.write(f"error: kgas-async needs {missing.name}: pip install 'kgas-async[cli]'\n")
+    sys.stderr.write(f"error: kgas-async needs {missing.name}; {extra_hint('cli')}\n")
     sys.exit(2)
 
 __all__ = ["app", "main"]
@@ -45,8 +48,21 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"kgas-async {version('kgas-async')}")
+        except PackageNotFoundError:
+            typer.echo("kgas-async, from sources that are not installed")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Say the version and end.", callback=_say_version, is_eager=True
+    ),
+) -> None:
     """Run tools over many items: bounded, cancellable, on record."""
 
 
@@ -56,15 +72,23 @@ def run(
     backend: str = typer.Option("asyncio", help="asyncio, uvloop or trio"),
     input: str | None = typer.Option(None, help="given to the pipeline's source"),  # noqa: A002
     evidence: str | None = typer.Option(None, help="a file of JSON lines; an existing one is continued"),
+    grace: float = typer.Option(
+        10.0, metavar="SECONDS", help="what is in flight at Ctrl-C has so long to end; then it is cancelled"
+    ),
 ) -> None:
     """Run a pipeline over its source.
 
-    Ctrl-C drains: no further items are begun, those in flight end. A second one cancels, a third ends at once.
+    Ctrl-C drains: no further items are begun, those in flight have --grace seconds to end, then they are cancelled. A
+    second one cancels them at once, a third ends the process.
 
     Example: kgas-async run examples.knowledge_graph:pipeline --evidence run.jsonl
     """
     if backend not in BACKENDS:
         _fail(f"--backend {backend!r} is not known; use one of {', '.join(BACKENDS)}")
+    try:
+        check_seconds("--grace", grace)
+    except ValueError as error:
+        _fail(str(error))
     try:
         found = load(pipeline)
         if not isinstance(found, Pipeline):
@@ -77,7 +101,8 @@ def run(
         items = found.source() if input is None else found.source(input)
     except Exception as error:  # noqa: BLE001  (the user's function)
         given = "" if input is None else f" with --input {input!r}"
-        _fail(f"the source of {pipeline!r} could not be called{given}: {type(error).__name__}: {text_of(error)}")
+        mend = "; give --input" if input is None and _needs_argument(found.source) else ""
+        _fail(f"the source of {pipeline!r} could not be called{given}: {type(error).__name__}: {text_of(error)}{mend}")
     if not isinstance(items, (Iterable, AsyncIterable)):
         if inspect.iscoroutine(items):
             items.close()
@@ -85,24 +110,35 @@ def run(
             f"the source of {pipeline!r} gives no items but {type(items).__name__}: a source is a plain function that "
             f"returns an iterable, or a generator function, also an async one"
         )
-    raise typer.Exit(_run(found, items, backend, evidence))
+    raise typer.Exit(_run(found, items, backend, evidence, grace))
+
+
+def _needs_argument(source: Any) -> bool:
+    try:
+        inspect.signature(source).bind()
+    except TypeError:
+        return True
+    except ValueError:  # a builtin, say
+        pass
+    return False
 
 
 class _Session:
     """What came of running: whether the manager opened, and what the run gave."""
 
     opened = False
+    ended = False  # the run came to its end, if only since it was drained
     report: RunReport | None = None
 
 
-def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None) -> int:
+def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None, grace: float) -> int:
     name, options = BACKENDS[backend]
     session = _Session()
     code = 0
     try:
         with _progress(pipeline.name) as on_progress:
             anyio.run(
-                partial(_execute, pipeline, items, evidence, on_progress, session),
+                partial(_execute, pipeline, items, evidence, grace, on_progress, session),
                 backend=name, backend_options=options,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -114,7 +150,8 @@ def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None) -> 
     except (LookupError, ModuleNotFoundError) as error:  # the event loop is not installed
         if session.opened:
             raise
-        _fail(f"--backend {backend} cannot be used: {error}")
+        mend = f"; {extra_hint('uvloop')}" if backend == "uvloop" else ""
+        _fail(f"--backend {backend} cannot be used: {text_of(error)}{mend}")
     except (TypeError, ValueError) as error:  # misuse that only a manager can see, such as two tools of one name
         _fail(text_of(error))
     except KgasAsyncError as error:
@@ -125,17 +162,23 @@ def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None) -> 
         code = 1
     if session.report is not None:
         _show(session.report)
+    if code in (130, 143):
+        _say_interrupted(session, grace)
     if evidence is not None:
         _say(f"evidence: {evidence}")
     return code or (0 if session.report is not None and session.report.ok else 1)
 
 
 async def _execute(
-    pipeline: Pipeline, items: Any, evidence: str | None, on_progress: Any, session: _Session
+    pipeline: Pipeline, items: Any, evidence: str | None, grace: float, on_progress: Any, session: _Session
 ) -> None:  # fmt: skip
-    async with ServiceManager(*pipeline.services, evidence=evidence, log=None, signals=True) as manager:
+    async with ServiceManager(*pipeline.services, evidence=evidence, log=None, grace=grace, signals=True) as manager:
         session.opened = True
-        session.report = await manager.run(pipeline, items, on_progress=on_progress)
+        try:
+            session.report = await manager.run(pipeline, items, on_progress=on_progress)
+            session.ended = True
+        finally:
+            session.report = manager._last_report
 
 
 @contextmanager
@@ -146,11 +189,10 @@ def _progress(name: str) -> Iterator[Any]:
     shown = 0
 
     def line(progress: Progress) -> str:
-        of = f" of {progress.total}" if progress.total is not None else ""
         failed = f", {progress.failed} failed" if progress.failed else ""
         rate = f", {progress.rate:.0f}/s" if progress.rate is not None else ""
         left = f", {progress.eta_s:.0f} s left" if progress.eta_s is not None else ""
-        return f"{name}: {progress.done}{of} items{failed}{rate}, {progress.elapsed_s:.0f} s{left}"
+        return f"{name}: {_of_items(progress)}{failed}{rate}, {progress.elapsed_s:.0f} s{left}"
 
     def on_progress(progress: Progress) -> None:
         nonlocal last, shown
@@ -171,6 +213,12 @@ def _progress(name: str) -> Iterator[Any]:
             console.print()
 
 
+def _of_items(progress: Progress) -> str:
+    if progress.total is None:
+        return counted(progress.done, "item")
+    return f"{progress.done} of {counted(progress.total, 'item')}"
+
+
 def _show(report: RunReport) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     for phase, result in report.results.items():
@@ -181,9 +229,19 @@ def _show(report: RunReport) -> None:
     more = len(report.failures) + report.more_failures - FAILURES_SHOWN
     if more > 0:
         _say(f"... and {more} more that did not succeed")
-    if report.drained:
-        _say("interrupted: what was in flight has ended; the rest of the source was not begun")
     _say(str(report))
+
+
+def _say_interrupted(session: _Session, grace: float) -> None:
+    report = session.report
+    if report is None:
+        _say("interrupted before the first item")
+    elif not session.ended:
+        _say(f"interrupted: {report.counts()}; what was in flight was cancelled")
+    else:
+        how = f"had {grace:g} s (--grace) to end" if report.cancelled else "has ended"
+        rest = ", the rest of the source was not begun" if report.drained else ""
+        _say(f"interrupted: {report.counts()}; what was in flight {how}{rest}")
 
 
 def _show_result(console: Console, phase: str, result: Any) -> None:
@@ -198,7 +256,7 @@ def _show_result(console: Console, phase: str, result: Any) -> None:
         table.add_row(*[_cell(row.get(column, "")) for column in rows[0]])
     console.print(table)
     if len(rows) > ROWS_SHOWN:
-        console.print(f"... and {len(rows) - ROWS_SHOWN} more rows", highlight=False)
+        console.print(f"... and {counted(len(rows) - ROWS_SHOWN, 'more row')}", highlight=False)
 
 
 def _cell(value: Any) -> str:

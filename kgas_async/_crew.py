@@ -18,13 +18,14 @@ import anyio.lowlevel
 
 from ._call import Call, Host
 from ._employer import Employer
-from ._errors import ManagerClosed, PipelineError, shown
+from ._errors import ManagerClosed, PipelineError, counted, shown
 from ._limits import check_count
-from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted, wait_until
+from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Pace, Progress
 from ._source import close_source, closed_for_open_scope, open_source
+from ._waiting import wait_until
 
 __all__ = ["Crew"]
 
@@ -67,9 +68,8 @@ class Crew(ABC, Generic[T]):
         self._puller: Host | None = None  # the worker that waits for an async source
         self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
         self.exhausted = False
-        self.pulled = 0
         self.taken = 0  # by the consumer
-        self.done = self.failed = self.skipped = 0
+        self.pulled = self.done = self.failed = self.skipped = self._workers = 0
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
         self.drained = False  # told to pull no more
@@ -82,7 +82,6 @@ class Crew(ABC, Generic[T]):
         self._consumers: list[Gate] = []  # that wait for an outcome; mostly one
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
-        self._workers = 0
         self._hiring = False
         self._left = anyio.Event()
         self.last_ended_ns = 0  # when the last call of any worker ended
@@ -105,7 +104,9 @@ class Crew(ABC, Generic[T]):
         """Cancel what is in flight. Who takes the outcomes is told, unless the source had ended."""
         if not self.exhausted:
             why = f": {reason}" if reason else ""
-            self.last_error = PipelineError(f"cancelled after {self.pulled} items, before the end of the source{why}")
+            self.last_error = PipelineError(
+                f"cancelled after {counted(self.pulled, 'item')}, before the end of the source{why}"
+            )
         self.stop()
 
     def stop(self) -> None:
@@ -254,7 +255,7 @@ class Crew(ABC, Generic[T]):
     def _source_failed(self, error: BaseException) -> None:
         """What was pulled goes on to its end; the error is raised after the last outcome."""
         self.exhausted = True
-        failure = PipelineError(f"the source of items raised after {self.pulled} items: {shown(error)}")
+        failure = PipelineError(f"the source of items raised after {counted(self.pulled, 'item')}: {shown(error)}")
         failure.__cause__ = error
         self.last_error = failure
 

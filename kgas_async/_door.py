@@ -49,9 +49,10 @@ def open_door() -> None:
 
     def through(tool: KGASTool, inputs: dict[str, Any]) -> Any:
         if is_on_loop():
+            manager = "manager" if current_manager() is None else "current()"
             raise RuntimeError(
                 f"tool {tool.name!r}: execute() blocks, and this thread runs an event loop; "
-                f"use 'await manager.execute(tool, ...)' here"
+                f"use 'await {manager}.execute(tool, ...)' here"
             )
         call: Any = current_call.get()
         if call is not None:
@@ -71,8 +72,10 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
     context = nested_context(session.mailbox.backend)
 
     async def host(child: Call[Any]) -> None:
+        session.starting.discard(child)
         try:
-            await drive(session.host_call(child, owned=True), context)
+            if not child.ended_ns:  # else it was cancelled before this task began
+                await drive(session.host_call(child, owned=True), context)
         finally:
             if work is not None:
                 session.mailbox.add_busy(1)
@@ -85,6 +88,7 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
                 raise CallAborted(f"call {parent.id}, which this thread works for, has ended")
             child = session.admit(tool, (), inputs, parent)
             session.adopt(child)
+            session.starting.add(child)
             session.spawn(host, child)
         except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             reply.give(error=error)

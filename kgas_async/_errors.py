@@ -30,6 +30,7 @@ __all__ = [
     "ServiceStartFailed",
     "UnknownTool",
     "add_note",
+    "counted",
     "shown",
     "text_of",
 ]
@@ -56,6 +57,11 @@ def add_note(error: BaseException, note: str) -> None:
     with suppress(Exception):
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
+
+
+def counted(count: int, thing: str) -> str:
+    """``"1 item"``, ``"2 items"``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 class KgasAsyncError(Exception):

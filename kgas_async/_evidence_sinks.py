@@ -119,8 +119,7 @@ class StructlogSink:
         """Emit them, each in a copy of its call's context, so that what was bound there is in the line."""
         for record in records:
             event = record["event"]
-            fields = {name: value for name, value in record.items() if name not in ("event", "time", "schema")}
-            fields["at"] = record["time"]
+            fields = {name: value for name, value in record.items() if name not in ("event", "schema")}
             if "stack" in fields:
                 fields["stack"] = "\n".join(fields["stack"])  # structlog's renderers take it for text
             suffix = event.rpartition(".")[2]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from ._adapter import ErrorWhen, Offload, OnCancel, ToolAdapter
 from ._policy import Policy
-from ._tool import KGASTool
+from ._tool import KGASTool, refuse_class
 
 __all__ = ["FunctionTool", "tool"]
 
@@ -111,6 +111,7 @@ def tool(function: Any = None, /, **options: Any) -> Any:
             raise TypeError(f"@tool takes a function and no {name}=; use ToolAdapter({name}=...)")
     if function is None:
         return functools.partial(tool, **options)
+    refuse_class(function, "tool")
     if isinstance(function, KGASTool):
         raise TypeError(f"{function!r} is a tool already; tool.using(...) gives it another policy")
     if isinstance(function, (staticmethod, classmethod)) or not callable(function):

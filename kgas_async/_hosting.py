@@ -9,7 +9,9 @@ import anyio
 
 from ._context import current_call, current_work, running_manager
 from ._errors import ManagerClosed, ServiceCrashed, ServiceError, ServiceNotRunning, ServiceStartFailed, shown, text_of
+from ._pipeline import Pipeline
 from ._service import Service, lifetime, service_name
+from ._tool import KGASTool
 
 __all__ = ["Hosting"]
 
@@ -129,6 +131,7 @@ class Hosting:
             # told to stop when they have ended, and the scope gets its time limit then.
             with hosted.stop_scope:
                 await self._wait_for_required(hosted)
+                self._take(hosted)
                 self._say("service.starting", hosted)
                 async with lifetime(hosted.service):
                     began = True
@@ -147,11 +150,22 @@ class Hosting:
             self._session.crash(error)
         finally:
             self._mark(hosted, running=False)
+            if getattr(hosted.service, "_held_by", None) is self:
+                hosted.service._held_by = None
             self._ended(hosted, began=began)
+
+    def _take(self, hosted: _Hosted) -> None:
+        service = hosted.service
+        if isinstance(service, Service):
+            if service._held_by is not None:
+                raise RuntimeError(
+                    "another open manager runs it; give a service to one manager at a time, or use that manager"
+                )
+            service._held_by = self
 
     def _mark(self, hosted: _Hosted, *, running: bool) -> None:
         hosted.is_running = running
-        if isinstance(hosted.service, Service):
+        if isinstance(hosted.service, Service) and hosted.service._held_by is self:
             hosted.service._is_running = running
 
     def _ended(self, hosted: _Hosted, *, began: bool) -> None:
@@ -267,10 +281,11 @@ def lifetime_check(service: Any) -> None:
     Raises:
         TypeError: It is no service.
     """
+    if isinstance(service, type):
+        raise TypeError(f"{service!r} is no service but a class: pass an object of it, {service.__name__}(...)")
+    if isinstance(service, KGASTool):
+        raise TypeError(f"{service!r} is a tool, no service; tools go to manager.execute(tool, ...)")
+    if isinstance(service, Pipeline):
+        raise TypeError(f"{service.name!r} is a pipeline, no service; pipelines go to manager.run(pipeline, items)")
     if not isinstance(service, Service) and not (hasattr(service, "__aenter__") and hasattr(service, "__aexit__")):
-        raise TypeError(
-            f"{service!r} is no service: it is neither a Service nor an async context manager; the class itself was "
-            f"given?"
-            if isinstance(service, type)
-            else f"{service!r} is no service"
-        )
+        raise TypeError(f"{service!r} is no service: it is neither a Service nor an async context manager")

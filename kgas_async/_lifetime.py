@@ -9,9 +9,10 @@ from typing import Any
 
 import anyio
 
-from ._mailbox import NativeCancels, wait_until
+from ._mailbox import NativeCancels
 from ._session import Session
 from ._signals import SignalWatch
+from ._waiting import wait_until
 
 __all__ = ["Lifetime"]
 

@@ -22,6 +22,10 @@ def load(name: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise LoadError(f"{name!r} is not of the form module:attribute, as in 'examples.knowledge_graph:pipeline'")
+    is_file = module_name.endswith(".py") and Path(module_name).is_file()
+    if is_file or "/" in module_name or module_name.startswith("."):
+        dotted = module_name.removeprefix("./").removesuffix(".py").strip("/.").replace("/", ".")
+        raise LoadError(f"{module_name!r} is a path; give the module's name, without ./ and .py: {dotted}:{attribute}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

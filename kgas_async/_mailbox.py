@@ -14,9 +14,10 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
+from threading import get_ident
 from time import monotonic
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 from weakref import ref
 
 import anyio
@@ -36,7 +37,6 @@ __all__ = [
     "is_self_inflicted",
     "leave_loop",
     "nested_context",
-    "wait_until",
 ]
 
 _library = sniffio.current_async_library_cvar
@@ -137,6 +137,7 @@ class Mailbox:
         "busy",
         "closed",
         "gate",
+        "ident",
         "offset",
         "on_busy",
         "serial",
@@ -145,6 +146,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.backend = sniffio.current_async_library()
+        self.ident = get_ident()
         self.serial = next(_serials)  # tells this loop's clock from others'
         self.busy = 0
         self.on_busy: Callable[[int], None] | None = None
@@ -194,6 +196,21 @@ class Mailbox:
     def is_running_here(self) -> bool:
         """Whether this code runs on its event loop; another may run in that loop's thread after it."""
         return self._running() is self._home
+
+    def is_here(self) -> bool:
+        """Whether this is the thread of its event loop."""
+        return get_ident() == self.ident
+
+    def check_here(self, what: str) -> None:
+        """
+        Raises:
+            RuntimeError: This is another thread, with the mend; nothing was done.
+        """
+        if get_ident() != self.ident:
+            raise RuntimeError(
+                f"{what}: the manager's event loop runs in another thread; in a sync tool use 'tool.execute(...)', "
+                f"in a program without a loop 'with ServiceManager(...).blocking() as manager:'"
+            )
 
     def put(self, callback: Callable[[], object]) -> bool:
         """Have ``callback`` called on the loop, in order; it must not raise. False if the loop has ended."""
@@ -372,28 +389,3 @@ async def absorb_own_cancel() -> None:
             raise
     else:  # the tool itself has caught it
         is_self_inflicted(owned=True)
-
-
-class Waitable(Protocol):
-    """An event or a gate."""
-
-    def is_set(self) -> bool: ...
-    async def wait(self) -> None: ...
-
-
-async def wait_until(event: Waitable, deadline: float = math.inf) -> BaseException | None:
-    """Wait for ``event`` until ``deadline`` (loop time), whatever cancels us meanwhile.
-
-    A shield keeps AnyIO's cancellation off, but not asyncio's own ``task.cancel()``: what arrives is remembered and
-    the first of it is returned, to be raised again by a caller that has cleaned up.
-    """
-    remembered: BaseException | None = None
-    while not event.is_set() and anyio.current_time() < deadline:
-        try:
-            with anyio.CancelScope(deadline=deadline, shield=True):
-                await event.wait()
-        except GeneratorExit:
-            raise  # the coroutine is being closed: it may not await any more
-        except BaseException as error:  # noqa: BLE001  (raised again by the caller)
-            remembered = remembered or error
-    return remembered

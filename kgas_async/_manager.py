@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from ._blocking import BlockingManager
 from ._book import CallBook
@@ -26,6 +26,7 @@ from ._options import CallOptions
 from ._report import ManagerStatistics
 from ._session import Session
 from ._single import SingleCalls
+from ._suggest import suggests
 from ._system import default_threads
 
 __all__ = ["ServiceManager"]
@@ -48,9 +49,9 @@ class ServiceManager(SingleCalls, ManyCalls):
         grace: Seconds that cancelled work has to end.
         abandoned: On leaving, ``"leave"`` abandoned threads to themselves (they are daemons, and the evidence names
             them), or ``"join"``: wait for them.
-        signals: The first SIGINT or SIGTERM drains, the second cancels, the third ends the process. Without it, in
-            the main thread, SIGINT cancels the session. Either way a bare ``KeyboardInterrupt`` (SIGTERM:
-            ``SystemExit(143)``) is raised on leaving.
+        signals: The first SIGINT or SIGTERM drains for ``grace`` seconds, then cancels what is left; the second
+            cancels at once, the third ends the process. Without it, in the main thread, SIGINT cancels the session.
+            Either way a bare ``KeyboardInterrupt`` (SIGTERM: ``SystemExit(143)``) is raised on leaving.
         seed: Of the random numbers (waits of retries).
         threads: Worker threads at the most; ``min(32, cpus + 4)`` unless given.
         max_abandoned: Abandoned threads above which new sync calls are rejected.
@@ -61,6 +62,7 @@ class ServiceManager(SingleCalls, ManyCalls):
         EvidenceError: On entering, where the evidence cannot be opened; on leaving, where it could not be written.
     """
 
+    @suggests
     def __init__(
         self,
         *services: Any,
@@ -83,6 +85,8 @@ class ServiceManager(SingleCalls, ManyCalls):
             raise TypeError(f"monitor= is a PerformanceMonitor, not {monitor!r}")
         if abandoned not in ("leave", "join"):
             raise ValueError(f"abandoned= is 'leave' or 'join', not {abandoned!r}")
+        if not isinstance(signals, bool):
+            raise TypeError(f"signals= is True or False, not {signals!r}")
         if on_sink_error not in ("stop", "continue"):
             raise ValueError(f"on_sink_error= is 'stop' or 'continue', not {on_sink_error!r}")
         self._services = services
@@ -129,10 +133,32 @@ class ServiceManager(SingleCalls, ManyCalls):
         finally:
             self._session = self._calls = None
 
+    if not TYPE_CHECKING:
+
+        def _refuse_with(self, *arguments: object) -> NoReturn:
+            raise TypeError(
+                "write 'async with ServiceManager(...) as manager:', or, in a program without an event loop, "
+                "'with ServiceManager(...).blocking() as manager:'"
+            )
+
+        __enter__ = __exit__ = _refuse_with
+
     def _opened(self) -> Session:
         if self._session is None:
-            raise ManagerClosed("the manager is not open; use it inside 'async with ServiceManager(...) as manager:'")
+            was = "is not open" if self._last_session is None else "was closed"
+            raise ManagerClosed(f"the manager {was}; use it inside 'async with ServiceManager(...) as manager:'")
         return self._session
+
+    def _here(self, what: str) -> Session:
+        """The session, on the thread of its event loop.
+
+        Raises:
+            ManagerClosed: There is none.
+            RuntimeError: This is another thread; nothing was registered.
+        """
+        session = self._opened()
+        session.mailbox.check_here(what)
+        return session
 
     @property
     def _book(self) -> CallBook:
@@ -153,7 +179,7 @@ class ServiceManager(SingleCalls, ManyCalls):
 
         Cancellation: Stops what was starting.
         """
-        session = self._opened()
+        session = self._here("manager.start")
         session.check_open(session.parent())
         await session.hosting.start_all([service])
 
@@ -162,7 +188,7 @@ class ServiceManager(SingleCalls, ManyCalls):
 
         Cancellation: Stops waiting; the manager goes on draining.
         """
-        await self._opened().drain()
+        await self._here("manager.drain").drain()
 
     # --- calls
 
@@ -181,8 +207,8 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     @property
     def calls(self) -> Mapping[str, Call[Any]]:
-        """The calls that have not ended, by id; a snapshot."""
-        return MappingProxyType({call.id: call for call in self._opened().calls_open.values()})
+        """The calls that have not ended, by id; a snapshot. From any thread."""
+        return MappingProxyType({call.id: call for call in list(self._opened().calls_open.values())})
 
     def find(self, id: str) -> Call[Any] | None:  # noqa: A002
         """A call by its id, or by the name that `options` gave it (the latest of that name); None if there is none.
@@ -203,7 +229,7 @@ class ServiceManager(SingleCalls, ManyCalls):
 
         Cancellation: Stops waiting; the calls stay cancelled.
         """
-        session = self._opened()
+        session = self._here("manager.cancel")
         own = session._own_chain()
         if id is None:
             found = [call for serial, call in session.calls_open.items() if serial not in own]
@@ -220,7 +246,7 @@ class ServiceManager(SingleCalls, ManyCalls):
     # --- looking
 
     def statistics(self) -> ManagerStatistics:
-        """Counts per tool name, and what is open now."""
+        """Counts per tool name, and what is open now. From any thread."""
         return self._opened().statistics()
 
     def blocking(self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> BlockingManager:
@@ -228,5 +254,13 @@ class ServiceManager(SingleCalls, ManyCalls):
 
         The manager lives on an event loop in a thread of its own, so it works where a loop already runs. Ctrl-C
         cancels the call that is waited for.
+
+        Args:
+            backend: ``"asyncio"`` or ``"trio"``.
+            backend_options: As of ``anyio.run``; uvloop is ``{"use_uvloop": True}``.
+
+        Raises:
+            ValueError: There is no such backend.
+            ModuleNotFoundError: uvloop is not installed.
         """
         return BlockingManager(self, backend, backend_options)

@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+import anyio
+
 from ._errors import PipelineError
 from ._map import MapCrew
 from ._outcome import Outcome
@@ -18,7 +20,8 @@ from ._pipeline import Pipeline
 from ._report import Progress, RunReport
 from ._running import running
 from ._session import Session
-from ._stream import OutcomeStream, not_taken
+from ._stream import Opening, OutcomeStream, check_crew_options, not_taken
+from ._suggest import suggests
 from ._together import Together
 from ._tool import SupportsExecute
 
@@ -32,12 +35,14 @@ OnError = Literal["collect", "raise"] | float
 class ManyCalls(ABC):
     """See the module; `ServiceManager` has these among its own."""
 
-    @abstractmethod
-    def _opened(self) -> Session:
-        """The session, if there is one."""
+    _last_report: RunReport | None = None  # of the latest run, also of one that was cancelled: for the command line
 
-    @asynccontextmanager
-    async def map(
+    @abstractmethod
+    def _here(self, what: str) -> Session:
+        """The session, if there is one, on the thread of its event loop."""
+
+    @suggests
+    def map(
         self,
         tool: SupportsExecute[P, R],
         inputs: Iterable[Any] | AsyncIterable[Any],
@@ -47,7 +52,7 @@ class ManyCalls(ABC):
         ordered: bool = True,
         on_error: OnError = "collect",
         on_progress: Callable[[Progress], object] | None = None,
-    ) -> AsyncGenerator[OutcomeStream[R]]:
+    ) -> Opening[R]:
         """One tool over many inputs: ``async with manager.map(tool, inputs) as outcomes: async for outcome in ...``.
 
         Args:
@@ -65,31 +70,37 @@ class ManyCalls(ABC):
 
         Raises:
             PipelineError: From the iteration, after the last outcome: the source of inputs raised.
+            TypeError: Arguments that do not fit.
 
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
-        session = self._opened()
+        check_crew_options(on_progress, ordered=ordered)
+        options = {"in_flight": in_flight, "ordered": ordered, "on_error": on_error, "on_progress": on_progress}
+        return Opening("manager.map", self._mapping(tool, inputs, arg, options))
+
+    @asynccontextmanager
+    async def _mapping(
+        self, tool: Any, inputs: Iterable[Any] | AsyncIterable[Any], arg: str | None, options: dict[str, Any]
+    ) -> AsyncGenerator[OutcomeStream[Any]]:
+        session = self._here("manager.map")
         parent = session.parent()
         session.check_open(parent)
-        bound = session.bind(tool)  # type: ignore[arg-type]
+        bound = session.bind(tool)
         if bound.requires:
             session.hosting.check_running(bound.requires, bound.name)
         if arg is not None and arg not in bound.signature.types:
             raise TypeError(
                 f"arg={arg!r} is no input of tool {bound.name!r}; it takes {', '.join(bound.signature.types)}"
             )
-        crew = MapCrew(
-            session, bound, inputs, arg, in_flight=in_flight, ordered=ordered, window=None, on_error=on_error,
-            on_progress=on_progress, parent=parent,
-        )  # fmt: skip
+        crew = MapCrew(session, bound, inputs, arg, window=None, parent=parent, **options)
         crew.start()
         try:
             yield OutcomeStream(crew)
         finally:
             await crew.close()
 
-    @asynccontextmanager
-    async def stream(
+    @suggests
+    def stream(
         self,
         pipeline: Pipeline,
         items: Iterable[Any] | AsyncIterable[Any],
@@ -99,7 +110,7 @@ class ManyCalls(ABC):
         in_flight: int = 100,
         on_error: OnError = "collect",
         on_progress: Callable[[Progress], object] | None = None,
-    ) -> AsyncGenerator[OutcomeStream[Any]]:
+    ) -> Opening[Any]:
         """A pipeline over items, as outcomes: ``async with manager.stream(pipeline, items) as outcomes:``.
 
         Args:
@@ -119,12 +130,18 @@ class ManyCalls(ABC):
 
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
-        async with running(
-            self._opened(), pipeline, items, ordered=ordered, window=ordered_window, in_flight=in_flight,
-            on_error=on_error, on_progress=on_progress,
-        ) as crew:  # fmt: skip
+        check_crew_options(on_progress, ordered=ordered)
+        options = {"in_flight": in_flight, "ordered": ordered, "on_error": on_error, "on_progress": on_progress}
+        return Opening("manager.stream", self._streaming(pipeline, items, {**options, "window": ordered_window}))
+
+    @asynccontextmanager
+    async def _streaming(
+        self, pipeline: Pipeline, items: Iterable[Any] | AsyncIterable[Any], options: dict[str, Any]
+    ) -> AsyncGenerator[OutcomeStream[Any]]:
+        async with running(self._here("manager.stream"), pipeline, items, **options) as crew:
             yield OutcomeStream(crew)
 
+    @suggests
     async def run(
         self,
         pipeline: Pipeline,
@@ -152,24 +169,21 @@ class ManyCalls(ABC):
         """
         if keep not in (None, "all"):
             raise ValueError(f"keep= is 'all' or None, not {keep!r}")
-        began = perf_counter()
-        async with running(
-            self._opened(), pipeline, items, ordered=True, window=None, in_flight=in_flight, on_error=on_error,
-            on_progress=on_progress,
-        ) as crew:  # fmt: skip
-            report = RunReport(pipeline.name, crew.run_id)
-            try:
-                async for outcome in OutcomeStream(crew):
-                    report.add(outcome, keep_all=keep == "all")
-            except PipelineError as error:
+        check_crew_options(on_progress)
+        self._last_report = None
+        crew: Any = None
+        try:
+            async with running(
+                self._here("manager.run"), pipeline, items, ordered=True, window=None, in_flight=in_flight,
+                on_error=on_error, on_progress=on_progress,
+            ) as crew:  # fmt: skip
+                report = self._last_report = RunReport(pipeline.name, crew.run_id)
+                await _fill(report, crew, keep_all=keep == "all")
+        except anyio.get_cancelled_exc_class():
+            if crew is not None and self._last_report is not None:  # what was cut off has its outcomes by now
                 for outcome in not_taken(crew):
-                    report.add(outcome, keep_all=keep == "all")
-                error.report = report
-                raise
-            finally:
-                report.elapsed_s = perf_counter() - began
-                crew.level.tell(report)
-                report.drained = crew.drained
+                    self._last_report.add(outcome, keep_all=keep == "all")
+            raise
         return report
 
     @overload
@@ -220,7 +234,7 @@ class ManyCalls(ABC):
         """
         if on_error not in ("raise", "collect"):
             raise ValueError(f"on_error= of gather is 'raise' or 'collect', not {on_error!r}")
-        return await Together(self._opened(), tools, inputs or {}).all(on_error=on_error)
+        return await Together(self._here("manager.gather"), tools, inputs or {}).all(on_error=on_error)
 
     async def race(
         self, tools: Mapping[str, SupportsExecute[..., R]], inputs: Mapping[str, Any] | None = None
@@ -242,4 +256,21 @@ class ManyCalls(ABC):
         """
         if not tools:
             raise ValueError("race needs at least one tool: nobody can win")
-        return await Together(self._opened(), tools, inputs or {}).first()
+        return await Together(self._here("manager.race"), tools, inputs or {}).first()
+
+
+async def _fill(report: RunReport, crew: Any, *, keep_all: bool) -> None:
+    """Count the outcomes of a run."""
+    began = perf_counter()
+    try:
+        async for outcome in OutcomeStream(crew):
+            report.add(outcome, keep_all=keep_all)
+    except PipelineError as error:
+        for outcome in not_taken(crew):
+            report.add(outcome, keep_all=keep_all)
+        error.report = report
+        raise
+    finally:
+        report.elapsed_s = perf_counter() - began
+        crew.level.tell(report)
+        report.drained = crew.drained

@@ -7,7 +7,7 @@ cancellation; how the call ended is on the call.
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextvars import Context, copy_context
 from functools import partial
 from time import perf_counter_ns
@@ -21,9 +21,11 @@ from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
-from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted, wait_until
+from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted
 from ._offload import ReturnedError
+from ._rate import CostFailed
 from ._tokens import DeadlinePassed
+from ._waiting import wait_until
 
 __all__ = ["begin", "perform"]
 
@@ -190,9 +192,11 @@ async def _validated(call: Call[Any]) -> BaseException | None:
         if not bound.validates:
             call.inputs = bound.check(call.inputs)
         else:
+            if not isinstance(call.inputs, Mapping):
+                return bound.signature.no_mapping(call.inputs)
             call.waits()
             with anyio.CancelScope(deadline=_deadline(call)) as scope:
-                call.inputs = await contained(call, bound.tool.validate_inputs(**call.inputs), _context(call))
+                call.inputs = await contained(call, bound.hooks.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
                 return DeadlinePassed()
     except Exception as error:  # noqa: BLE001
@@ -217,14 +221,19 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
     while True:
         call.attempt += 1
         error = await attempt_once(call)
-        if error is None or retry is None or isinstance(error, DeadlinePassed) or _is_own_rejection(call, error):
+        if error is None or retry is None or isinstance(error, (DeadlinePassed, CostFailed)):
             return error
-        if call.cancel_requested:
+        if _is_own_rejection(call, error) or call.cancel_requested:
             return error
         if native is not None and (lost := native.swallowed()) is not None:
             raise lost from error  # the tool has made this error of it
         asked = _as_seen_by_retry(call, error)
         if call.work is not None and call.work.abandoned and not call.work.ended_ns and not retry.while_running:
+            if call.attempt < retry.attempts:
+                error.add_note(
+                    "not tried again: its abandoned thread still runs, and two at once surprise most tools; "
+                    "Retry(..., while_running=True) tries all the same"
+                )
             return error
         left = None if call.deadline_at is None else call.deadline_at - anyio.current_time()
         try:
@@ -301,6 +310,10 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         failed = CallFailed(f"tool {call.tool_name!r} returned an error: {error}", result=error.result, **known)
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
+        return "failed", failed
+    if isinstance(error, CostFailed):
+        failed = CallFailed(f"tool {call.name!r}: {error}", **known)
+        failed.__cause__ = error.__cause__
         return "failed", failed
     text = text_of(error)
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -380,7 +393,7 @@ async def _clean_up(call: Call[Any], error: BaseException) -> BaseException | No
 async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
     with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
         try:
-            await contained(call, call.bound.tool.cleanup_resources(call), _context(call))
+            await contained(call, call.bound.hooks.cleanup_resources(call), _context(call))
         except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
             add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:

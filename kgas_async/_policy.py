@@ -54,8 +54,10 @@ class Policy:
 
     _given: dict[str, Any]
 
-    def __new__(cls, **fields: Any) -> Self:
+    def __new__(cls, *values: Any, **fields: Any) -> Self:
         # Here and not in __init__, whose signature is what type checkers see: the message names the nearest field.
+        if values:
+            raise TypeError(f"Policy takes its fields by name, as in Policy(timeout=5.0), not {values[0]!r} alone")
         for name in fields:
             if name not in POLICY_FIELDS:
                 raise TypeError(

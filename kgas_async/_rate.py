@@ -19,11 +19,15 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._errors import CallRejected
+from ._errors import CallRejected, text_of
 from ._limits import Waiter, check_seconds
 from ._mailbox import Mailbox
 
-__all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
+__all__ = ["CostFailed", "RateLimit", "RateStatistics", "acquire_rates"]
+
+
+class CostFailed(Exception):
+    """The cost function of a rate limit raised (the ``__cause__``) or gave no number: the tool was not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +111,16 @@ class RateLimit:
 
         Raises:
             CallRejected: More than ``burst``.
-            ValueError: The cost function gave no sensible number.
+            CostFailed: The cost function raised, or gave no sensible number.
         """
         if self.cost is None:
             return 1.0
-        return self._possible(check_seconds("what RateLimit(cost) returns", self.cost(inputs)))
+        try:
+            tokens = check_seconds("what RateLimit(cost) returns", self.cost(inputs))
+        except Exception as error:
+            what = f"the cost function of its {self!r} failed, and the tool was not run"
+            raise CostFailed(f"{what}: {type(error).__name__}: {text_of(error)}") from error
+        return self._possible(tokens)
 
     def _possible(self, tokens: float) -> float:
         if tokens > self._burst:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from ._errors import PipelineError
+from ._errors import PipelineError, counted, text_of
 from ._figures import CallFigures
 from ._outcome import Outcome
 
@@ -195,16 +195,26 @@ class RunReport:
         """
         if self.ok:
             return
-        errors = [outcome.error for outcome in self.failures] + list(self.errors.values())
-        first = next((error for error in errors if error is not None), None)
-        error = PipelineError(f"{self}; the first error: {first}", report=self)
+        found: list[tuple[str, BaseException | None]] = []
+        for outcome in self.failures:
+            phase = "" if outcome.failed_phase is None else f" in phase {outcome.failed_phase!r}"
+            found.append((f"item {outcome.key!r}{phase}", outcome.error))
+        found += [(f"phase {name!r}", error) for name, error in self.errors.items()]
+        place, first = next((one for one in found if one[1] is not None), ("", None))
+        said = "" if first is None else f"; the first error: {place}: {text_of(first)}"
+        error = PipelineError(f"{self}{said}", report=self)
         error.__cause__ = first
         raise error
 
-    def __str__(self) -> str:
+    def counts(self) -> str:
+        """How the items ended, as in ``"3 succeeded, 1 failed"``."""
         states = ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped")
-        parts = [f"{getattr(self, name)} {name}" for name in states if getattr(self, name) or name == "succeeded"]
-        text = f"{self.pipeline}: {self.total} items in {self.elapsed_s:.1f} s: {', '.join(parts)}"
+        return ", ".join(
+            f"{getattr(self, name)} {name}" for name in states if getattr(self, name) or name == "succeeded"
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.pipeline}: {counted(self.total, 'item')} in {self.elapsed_s:.1f} s: {self.counts()}"
         for phase, error in self.errors.items():
             text += f"; phase {phase!r} failed: {error}"
         for phase, count in self.missing.items():

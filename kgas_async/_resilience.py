@@ -11,10 +11,11 @@ from typing import Any
 
 from ._errors import CallAborted, InvalidInputs
 from ._limits import check_count, check_seconds
+from ._suggest import suggests
 
 __all__ = ["Retry", "exponential"]
 
-type_or_types = type[BaseException] | tuple[type[BaseException], ...]
+type_or_types = type[Exception] | tuple[type[Exception], ...]
 
 
 class exponential:  # noqa: N801  (reads as the function that it stands for; a class, so that it pickles and prints)
@@ -70,6 +71,7 @@ class Retry:
             copies of a tool at once surprise most tools.
     """
 
+    @suggests
     def __init__(
         self,
         attempts: int = 3,
@@ -82,8 +84,12 @@ class Retry:
         self.attempts = check_count("Retry(attempts)", attempts)
         types = on if isinstance(on, tuple) else (on,)
         is_function = callable(on) and not isinstance(on, type)
-        if not is_function and not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in types):
-            raise TypeError(f"Retry(on) is an exception type, a tuple of them, or a function of the error, not {on!r}")
+        if not is_function and not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in types):
+            ends = [kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseException)]
+            why = "; what ends a program or a task is not retried" if len(ends) == len(types) else ""
+            raise TypeError(
+                f"Retry(on) is a type of Exception, a tuple of them, or a function of the error, not {on!r}{why}"
+            )
         if isinstance(wait, (int, float)) or not (wait is None or callable(wait)):
             wait = check_seconds("Retry(wait)", wait)
         if after is not None and not callable(after):

@@ -5,6 +5,7 @@ What a service is; starting and stopping them is the manager's (`_hosting`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
@@ -22,9 +23,23 @@ class Service:
     """
 
     _is_running: bool = False
+    _held_by: object = None  # the manager that starts or runs it
     _constructed: tuple[tuple[Any, ...], dict[str, Any]]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("running")
+        if inspect.isasyncgenfunction(own) or inspect.iscoroutinefunction(own):
+            raise TypeError(f"{cls.__name__}.running lacks its decorator: write '@asynccontextmanager' above it")
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if cls.running is Service.running:
+            raise TypeError(
+                f"{cls.__name__} has no running(); write '@asynccontextmanager', then 'async def running(self):' that "
+                f"starts, yields and stops"
+            )
+        if (args or kwargs) and cls.__init__ is object.__init__ and cls.__new__ is Service.__new__:
+            raise TypeError(f"{cls.__name__}() takes no arguments")  # as Python says it where there is no __new__
         self = super().__new__(cls)
         # A service that is not started pickles by its constructor's arguments; a frozen dataclass too.
         self.__dict__["_constructed"] = (args, kwargs)
@@ -78,7 +93,13 @@ def service_name(service: object) -> str:
 def lifetime(service: object) -> AbstractAsyncContextManager[Any]:
     """The context manager that is a service's lifetime; any plain async context manager is one."""
     if isinstance(service, Service):
-        return service.running()
+        running: object = service.running()
+        if not isinstance(running, AbstractAsyncContextManager):
+            raise TypeError(
+                f"{type(service).__name__}.running() gives {running!r}, no async context manager: write "
+                f"'@asynccontextmanager' above 'async def running(self):'"
+            )
+        return running
     if isinstance(service, AbstractAsyncContextManager):  # by its methods, not by inheritance
         return service
     raise TypeError(f"{service!r} is no service: it is neither a Service nor an async context manager")

@@ -19,7 +19,8 @@ from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
 from ._hosting import Hosting
 from ._left import LeftBehind
-from ._mailbox import Mailbox, OpenScopes, wait_until
+from ._mailbox import Mailbox, OpenScopes
+from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
 from ._path import perform
 from ._policy import DEFAULTS, Policy
@@ -27,6 +28,7 @@ from ._recording import Recording
 from ._report import ManagerStatistics
 from ._threads import ThreadPool
 from ._tool import KGASTool
+from ._waiting import wait_until
 
 __all__ = ["Session"]
 
@@ -77,12 +79,10 @@ class Session:
         self.pending: BaseException | None = None
         self.task_group = anyio.create_task_group()
         self.closed = anyio.Event()
-        self.is_draining = False
-        self.is_cancelled = False
-        self.is_closed = False
-        self._serial = 0
-        self._runs = 0
+        self.is_draining = self.is_cancelled = self.is_closed = False
+        self._serial = self._runs = 0
         self._bounds: dict[int, Bound] = {}
+        self.starting: set[Call[Any]] = set()  # their tasks have not begun; asyncio may cancel them before they do
 
     @property
     def calls_made(self) -> int:
@@ -96,11 +96,8 @@ class Session:
         state = self.states.get(tool.name)
         if state is None:
             state = self.states[tool.name] = ToolState(tool.name, tool._origin())
-        elif state.origin is not tool._origin() and state.origin != tool._origin():
-            raise ValueError(
-                f"two different tools are named {tool.name!r} in one manager; limits, statistics and evidence go by "
-                f"name: give one another name, tool.using(name=...)"
-            )
+        else:
+            state.check_origin(tool._origin())
         return state
 
     def bind(
@@ -118,7 +115,7 @@ class Session:
             if bound is not None and bound.tool is tool:
                 return bound
         if not isinstance(tool, KGASTool):
-            raise TypeError(f"{tool!r} is no tool; wrap it: tool(...) or ToolAdapter(...)")
+            raise no_tool(tool)
         resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
         bound = Bound(self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id)
         if phase is None:
@@ -219,15 +216,21 @@ class Session:
             self.log.emit("scope.leaked", tool=tool, call_id=call_id)
         await scopes.close_others(self.grace)
 
+    def _spawn_host(self, call: Call[Any]) -> None:
+        self.starting.add(call)
+        self.spawn(self._host_owned, call)
+
     async def _host_owned(self, call: Call[Any]) -> None:
-        call.status = "running"
-        await self.host_call(call, owned=True)
+        self.starting.discard(call)
+        if not call.ended_ns:
+            call.status = "running"
+            await self.host_call(call, owned=True)
 
     def start_call(self, call: Call[Any]) -> None:
         """Run a call in a task of its own."""
         self.adopt(call)
         call.status = "waiting"
-        self.spawn(self._host_owned, call)
+        self._spawn_host(call)
 
     def adopt(self, call: Call[Any]) -> None:
         """Have a call that runs in a task of its own end with the call that it is nested in."""
@@ -240,7 +243,7 @@ class Session:
     async def run_isolated(self, call: Call[Any]) -> None:
         """Run a call in a task of its own and wait for it; our cancellation is its."""
         call.waits()
-        self.spawn(self._host_owned, call)
+        self._spawn_host(call)
         try:
             await call.wait()
         except BaseException:
@@ -280,7 +283,7 @@ class Session:
     def statistics(self) -> ManagerStatistics:
         """Counts per tool name, and what is open now."""
         of = self.monitor._figures_of if self.monitor is not None else lambda name: None
-        tools = {name: state.statistics(of(name)) for name, state in self.states.items()}
+        tools = {name: state.statistics(of(name)) for name, state in list(self.states.items())}
         pools = self.pools()
         return ManagerStatistics(
             tools,
@@ -312,6 +315,8 @@ class Session:
             crew.cut(reason)
         for call in list(self.calls_open.values()):
             call.cancel(reason)
+        while self.starting:
+            self.starting.pop().end("cancelled")
 
     def grace_until(self) -> float:
         """The end of a grace that begins now."""
@@ -365,13 +370,13 @@ class Session:
                 self.closing_at = self.grace_until()
                 self.cancel_calls("the manager is closing")
                 await self._until_idle(set())
-                await self._join_threads()
+                while self.left and self.abandoned == "join":
+                    await next(iter(self.left)).done.wait()
                 await self.hosting.stop_all()
                 self.is_closed = True
                 await self.recording.close(error)
                 for pool in self.pools():
                     await pool.close(self.mailbox).wait()
-                    pool.join()
         finally:
             self.is_closed = True
             self.closed.set()

@@ -21,6 +21,7 @@ from ._suggest import nearest
 
 __all__ = ["Signature", "request_builder", "result_type"]
 
+_NO_MAPPING = ("dict_type", "mapping_type", "model_type", "model_attributes_type")
 _EMPTY = inspect.Parameter.empty
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
@@ -156,7 +157,14 @@ class Signature:
         known = None if model.model_config.get("extra") == "allow" else {name for pair in names for name in pair}
 
         def check_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
-            if known is not None and not known.issuperset(inputs):
+            try:
+                fits = known is None or known.issuperset(inputs)
+            except TypeError:
+                fits = False
+            if not fits:
+                if not isinstance(inputs, Mapping):
+                    raise self.no_mapping(inputs)
+                assert known is not None
                 raise self.unknown([name for name in inputs if name not in known], inputs)
             checked = check(inputs)
             kept = checked.model_fields_set | validated
@@ -181,6 +189,8 @@ class Signature:
         errors = []
         lines = []
         for found in error.errors(include_url=False, include_context=False):
+            if not found["loc"] and found["type"] in _NO_MAPPING:
+                return self.no_mapping(found["input"])
             field = ".".join(str(part) for part in found["loc"])
             entry = {"field": field, "type": found["type"], "message": found["msg"], "value": found["input"]}
             if found["type"] == "extra_forbidden":
@@ -194,6 +204,16 @@ class Signature:
             errors.append(entry)
         return InvalidInputs(
             f"invalid inputs for tool {self.tool!r}: " + "; ".join(lines), tool=self.tool, errors=errors
+        )
+
+    def no_mapping(self, value: object) -> InvalidInputs:
+        """The error of bare values where inputs by name are wanted."""
+        name = next(iter(self.types), "text")
+        message = f"inputs are mappings of input names, as {{{name!r}: ...}}, not {_short(value)}"
+        return InvalidInputs(
+            f"invalid inputs for tool {self.tool!r}: {message}; for bare values give arg={name!r}",
+            tool=self.tool,
+            errors=[{"field": "", "type": "mapping_type", "message": message, "value": value}],
         )
 
     def unknown(self, names: Sequence[str], inputs: Mapping[str, Any]) -> InvalidInputs:

@@ -46,6 +46,7 @@ class SingleCalls(ABC):
             CallRejected: There is no room for it.
             CallCancelled: Somebody else cancelled the call.
             ManagerClosed, ServiceNotRunning: It was not admitted.
+            RuntimeError: This is not the thread of the manager's event loop.
 
         Cancellation: Reaches the tool; a thread that does not look has its grace, then is abandoned.
         """
@@ -57,13 +58,14 @@ class SingleCalls(ABC):
         """Run a tool and give what came of it; raises nothing but the caller's own cancellation."""
         try:
             call = await self._run_here(tool, args, inputs)
-        except (KgasAsyncError, TypeError, ValueError) as error:
+        except (KgasAsyncError, TypeError, ValueError, RuntimeError) as error:
             name = getattr(tool, "name", type(tool).__name__)
             return Outcome("rejected", None, error, "", -1, name)
         return call.to_outcome()
 
     async def _run_here(self, tool: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> Call[Any]:
         session = self._opened()
+        session.mailbox.check_here("manager.execute")
         if session.log is not None and session.log.behind:
             await session.log.caught_up()
         call = self._admit(session, tool, args, inputs)
@@ -81,8 +83,10 @@ class SingleCalls(ABC):
 
         Raises:
             ManagerClosed, ServiceNotRunning, InvalidInputs: It was not admitted.
+            RuntimeError: This is not the thread of the manager's event loop.
         """
         session = self._opened()
+        session.mailbox.check_here("manager.submit")
         call = self._admit(session, tool, args, inputs)
         self._book.keep(call)
         session.start_call(call)

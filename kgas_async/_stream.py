@@ -1,13 +1,17 @@
-"""`OutcomeStream`: what a map or a run gives, one outcome at a time."""
+"""`OutcomeStream`: what a map or a run gives, one outcome at a time; and what it is entered by."""
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from ._crew import Crew
 from ._outcome import Outcome
 
-__all__ = ["OutcomeStream", "not_taken"]
+__all__ = ["LEFT", "Opening", "OutcomeStream", "Unentered", "check_crew_options", "not_taken"]
 
 T = TypeVar("T")
 
@@ -44,6 +48,85 @@ class OutcomeStream(Generic[T]):
         while len(some) < most and (outcome := self._crew.next_ready()) is not None:
             some.append(outcome)
         return some
+
+
+LEFT: Final = (
+    "the block of this map or stream was left, and with it what was still to come; take the outcomes inside the block"
+)
+
+
+class _LeftCrew:
+    """What is behind a stream whose block was left: no outcomes."""
+
+    error: Final = True  # whoever takes one comes to `next`
+    has_cancelled: Final = True
+
+    async def next(self) -> NoReturn:
+        raise RuntimeError(LEFT)
+
+
+class Unentered:
+    """What only a ``with`` can use: all other uses raise a `TypeError` that says so. Type checkers see none of them."""
+
+    def __init__(self, right: str) -> None:
+        self._right = right
+
+    if not TYPE_CHECKING:
+
+        def _refuse(self, *arguments: object) -> NoReturn:
+            raise TypeError(self._right)
+
+        __iter__ = __aiter__ = __await__ = _refuse
+
+
+class Opening(Unentered, Generic[T]):
+    """What `map` and `stream` give: an async context manager over outcomes, for one use."""
+
+    def __init__(self, what: str, context: AbstractAsyncContextManager[OutcomeStream[T]]) -> None:
+        super().__init__(f"write 'async with {what}(...) as outcomes:', and in it 'async for outcome in outcomes:'")
+        self._what = what
+        self._context: AbstractAsyncContextManager[OutcomeStream[T]] | None = context
+        self._entered: tuple[AbstractAsyncContextManager[OutcomeStream[T]], OutcomeStream[T]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self._what}(...), to be entered by 'async with'>"
+
+    async def __aenter__(self) -> OutcomeStream[T]:
+        context, self._context = self._context, None
+        if context is None:
+            raise RuntimeError(f"it was entered before; call {self._what}(...) again")
+        stream = await context.__aenter__()
+        self._entered = context, stream
+        return stream
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._entered is not None
+        context, stream = self._entered
+        try:
+            await context.__aexit__(exc_type, exc, tb)
+        finally:
+            stream._crew = _LeftCrew()  # type: ignore[assignment]
+
+    if not TYPE_CHECKING:
+        __enter__ = __exit__ = Unentered._refuse
+
+
+def check_crew_options(on_progress: Callable[..., object] | None, *, ordered: object = True) -> None:
+    """
+    Raises:
+        TypeError: ``on_progress`` is nothing that can be called, or async; ``ordered`` is neither True nor False.
+    """
+    if not isinstance(ordered, bool):
+        raise TypeError(f"ordered= is True or False, not {ordered!r}")
+    if on_progress is None:
+        return
+    if not callable(on_progress):
+        raise TypeError(f"on_progress= is a function of the Progress, not {on_progress!r}")
+    call: Any = getattr(on_progress, "__call__", None)  # noqa: B004  (the method itself is wanted: it may be async)
+    if inspect.iscoroutinefunction(on_progress) or inspect.iscoroutinefunction(call):
+        raise TypeError(f"on_progress= is a plain function: nobody would await {on_progress!r}")
 
 
 def not_taken(crew: Crew[T]) -> list[Outcome[T]]:

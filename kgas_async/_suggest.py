@@ -1,11 +1,16 @@
-"""The nearest known name, for error messages."""
+"""Words for error messages: the nearest known name, an extra that is not installed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any, TypeVar, cast
 
-__all__ = ["nearest"]
+__all__ = ["extra_hint", "nearest", "suggests"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -14,3 +19,42 @@ def nearest(name: object, known: Iterable[str]) -> str:
         return ""
     found = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def extra_hint(extra: str) -> str:
+    """How to install one of our extras, as the README says it."""
+    return f"install the extra `{extra}`: python -m pip install -e '.[{extra}]'"
+
+
+def suggests(method: F) -> F:
+    """Have a method name the nearest of its arguments where it is given one that it does not have.
+
+    To type checkers and `inspect.signature` it stays what it is.
+    """
+    known = [
+        one.name
+        for one in list(inspect.signature(method).parameters.values())[1:]
+        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    what = method.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    def check(given: Iterable[str]) -> None:
+        for name in given:
+            if name not in known:
+                raise TypeError(f"{what} has no argument {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def checked_async(*args: Any, **kwargs: Any) -> Any:
+            check(kwargs)
+            return await method(*args, **kwargs)
+
+        return cast(F, checked_async)
+
+    @functools.wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(kwargs)
+        return method(*args, **kwargs)
+
+    return cast(F, checked)

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import anyio
 
-from ._mailbox import Gate, Mailbox, leave_loop, wait_until
+from ._mailbox import Gate, Mailbox, leave_loop
+from ._waiting import wait_until
 
 __all__ = [
     "JOIN_S",
@@ -220,8 +221,8 @@ class ThreadPool:
         self._alive = 0
         self._serial = 0
         self._closed = False
+        self._leaving: list[threading.Thread] = []  # that have nothing left to do but to end
         self._on_ended: Callable[[], object] | None = None
-        self._leaving: list[threading.Thread] = []
 
     @property
     def alive(self) -> int:
@@ -305,7 +306,7 @@ class ThreadPool:
         instances_here().clear()  # what lives in this thread ends in it, before anybody is told that it has ended
         with self._lock:
             self._alive -= 1
-            if self._on_ended is not None:
+            if self._closed:
                 self._leaving.append(threading.current_thread())
             self._tell_if_ended()
 
@@ -347,17 +348,14 @@ class ThreadPool:
             if change > 0:
                 self._engage()
 
-    def join(self) -> None:
-        """After `close`: wait for the threads that have ended, which only have to return."""
-        for thread in self._leaving:
-            thread.join(JOIN_S)
-
     def close(self, mailbox: Mailbox) -> Gate:
         """Let the threads end; the gate opens when none is left but abandoned ones, which end after their work."""
         ended = mailbox.gate()
         mailbox.add_busy(1)
 
         def tell() -> None:
+            for thread in self._leaving:
+                thread.join(JOIN_S)  # they need microseconds, and until then they are seen as running
             mailbox.add_busy(-1)
             ended.set()
 

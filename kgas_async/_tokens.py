@@ -69,6 +69,14 @@ def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) ->
             f"tool {call.tool_name!r} has one instance in one thread (instances='dedicated'), which waits for this "
             f"call: they would wait for each other; call the object itself in there"
         )
+    if ancestor.tool_name == call.tool_name:
+        mend = "take the limit from the inner call: tool.using(concurrency=None)"
+        if limit not in call.bound.limits[:-1] and call.bound.execution.serial:
+            mend = "instances='serial' is one call at a time: call the object itself"
+        return (
+            f"tool {call.tool_name!r} calls itself, wanting a token of {limit!r}, one of which it holds while "
+            f"it waits; it would wait for itself; {mend}"
+        )
     return (
         f"tool {call.tool_name!r} wants a token of {limit!r}, which tool {ancestor.tool_name!r} holds while it waits "
         f"for this call: they would wait for each other; give the two tools limits of their own"

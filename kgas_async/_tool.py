@@ -20,7 +20,7 @@ from ._service import Service
 from ._signature import Signature
 from ._suggest import nearest
 
-__all__ = ["Execution", "KGASTool", "SupportsExecute", "Toolbox"]
+__all__ = ["Execution", "KGASTool", "SupportsExecute", "Toolbox", "refuse_class"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -98,6 +98,8 @@ class KGASTool:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if getattr(cls.execute_async, "__isabstractmethod__", False):
             raise TypeError(f"{cls.__name__} has no execute_async; write 'async def execute_async(self, *, ...)'")
+        if (args or kwargs) and cls.__init__ is object.__init__ and cls.__new__ is KGASTool.__new__:
+            raise TypeError(f"{cls.__name__}() takes no arguments")  # as Python says it where there is no __new__
         self = super().__new__(cls)
         # A tool that is not started pickles by its constructor's arguments. Set so that a frozen dataclass can be one.
         self.__dict__["_constructed"] = (args, kwargs)
@@ -148,6 +150,10 @@ class KGASTool:
 
     def _execution(self) -> Execution:
         return Execution("async", self.execute_async)
+
+    def _checks_and_cleans_up(self) -> KGASTool:
+        """Whose ``validate_inputs`` and ``cleanup_resources`` count."""
+        return self
 
     def _origin(self) -> object:
         """What makes two tools of one name the same tool."""
@@ -218,6 +224,15 @@ def _refuse_unnamed(tool: str, parameters: list[inspect.Parameter]) -> None:
             )
 
 
+def refuse_class(thing: object, what: str) -> None:
+    """
+    Raises:
+        TypeError: It is a subclass of `KGASTool`, which needs no wrapping, and whose objects are the tools.
+    """
+    if isinstance(thing, type) and issubclass(thing, KGASTool):
+        raise TypeError(f"{what}: this is the class; its objects are tools already: {thing.__name__}(...)")
+
+
 def _rebuilt(
     cls: type[KGASTool], args: tuple[Any, ...], kwargs: dict[str, Any], using: Policy | None, name: str | None
 ) -> KGASTool:
@@ -225,6 +240,7 @@ def _rebuilt(
     tool.__dict__["_using"] = using
     if name is not None:
         tool.__dict__["name"] = name
+        tool.__dict__["_signature_cache"] = None  # messages name the tool
     return tool
 
 

@@ -140,3 +140,20 @@ async def test_an_exit_in_the_clean_up_ends_the_session_and_comes_out_bare(kind:
     with pytest.raises(kind):
         async with ServiceManager(log=None) as manager:
             await manager.execute(Exits(), seconds=0.0)
+
+
+@pytest.mark.parametrize("offload", ["thread", "inline", "async"])
+async def test_a_call_whose_deadline_has_passed_before_it_begins_never_runs(offload: Any) -> None:
+    runs, limit = [], RateLimit(0.001)
+
+    async def run_async() -> None:
+        runs.append(1)
+
+    def run_sync() -> None:
+        runs.append(1)
+
+    policy = Policy(deadline=0.0, rate=limit, concurrency=1)
+    late: Any = tool(policy=policy)(run_async) if offload == "async" else tool(offload=offload, policy=policy)(run_sync)
+    async with ServiceManager(log=None) as manager:
+        assert (await manager.outcome(late)).status == "timed_out"
+    assert (runs, limit.statistics().taken) == ([], 0)

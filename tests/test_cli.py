@@ -58,6 +58,9 @@ def torn():
     yield {"x": 2}
     raise OSError("the disk is gone")
 
+def asking(folder):
+    return []
+
 def refusing():
     raise PermissionError("not for you")
 
@@ -70,6 +73,7 @@ streamed = Pipeline("streamed", Phase("twice", double), item=["x"], source=slowl
 fixed = Pipeline("fixed", Phase("twice", double), item=["x"], source=nothing_given)
 broken_source = Pipeline("broken_source", Phase("twice", double), item=["x"], source=torn)
 refused = Pipeline("refused", Phase("twice", double), item=["x"], source=refusing)
+asking = Pipeline("asking", Phase("twice", double), item=["x"], source=asking)
 sourceless = Pipeline("sourceless", Phase("twice", double), item=["x"])
 no_pipeline = 5
 """
@@ -178,7 +182,12 @@ def test_1_where_the_source_broke_off_with_what_was_done_until_then(run: Run) ->
         (["mine:good", "--backend", "curio"], "--backend 'curio' is not known; use one of asyncio, uvloop, trio"),
         (["mine:good", "--evidence", "nowhere/run.jsonl"], "nowhere/run.jsonl': No such file or directory"),
         (["mine:fixed", "--input", "x"], "the source of 'mine:fixed' could not be called with --input 'x': TypeError"),
-        (["mine:refused"], "could not be called: PermissionError: not for you"),
+        (["mine:refused"], "could not be called: PermissionError: not for you\n"),
+        (["mine:asking"], "missing 1 required positional argument: 'folder'; give --input\n"),
+        (["./mine:good"], "'./mine' is a path; give the module's name, without ./ and .py: mine:good"),
+        (["./mine.py:good"], "without ./ and .py: mine:good"),
+        (["mine.py:good"], "'mine.py' is a path; give the module's name, without ./ and .py: mine:good"),
+        (["mine:good", "--grace", "-1"], "--grace must be at least 0, not -1.0"),
         (["mine:good", "--input", "many"], "with --input 'many': ValueError: invalid literal for int()"),
     ],
 )
@@ -217,13 +226,15 @@ def test_2_where_the_event_loop_is_not_installed(run: Run, monkeypatch: pytest.M
     result = run("mine:good", "--backend", "uvloop")
     assert result.exit_code == 2
     assert "error: --backend uvloop cannot be used" in result.stderr
+    assert "install the extra `uvloop`: python -m pip install -e '.[uvloop]'" in result.stderr
 
 
 def test_2_where_the_extra_is_not_installed(folder: Path) -> None:
     code = "import sys; sys.modules['typer'] = None; sys.argv[0] = 'kgas-async'; import kgas_async.__main__"
     with Program(command=["-c", code], cwd=folder) as program:
         assert program.code() == 2
-        assert program.errors() == "error: kgas-async needs typer: pip install 'kgas-async[cli]'\n"
+        hint = "install the extra `cli`: python -m pip install -e '.[cli]'"
+        assert program.errors() == f"error: kgas-async needs typer; {hint}\n"
 
 
 def test_1_and_not_2_where_the_evidence_breaks_off_later(run: Run) -> None:
@@ -254,6 +265,16 @@ def test_the_evidence_is_written_and_continued(run: Run, folder: Path) -> None:
     records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
     assert [record["event"] for record in records].count("call.succeeded") == 8
     assert len({record["session_id"] for record in records}) == 2
+
+
+def test_it_says_its_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout.split()[0]) == (0, "kgas-async")
+    assert result.stdout.count("\n") == 1
+
+
+def test_one_item_is_one_item(run: Run) -> None:
+    assert report_of(run("mine:fixed")).startswith("fixed: 1 item in ")
 
 
 # --- tables

@@ -130,6 +130,24 @@ def test_index_links_every_page() -> None:
     assert [page_id(page) for page in PAGES[1:] if page.name != "index.md" and page.resolve() not in linked] == []
 
 
+def test_the_page_of_the_evidence_names_every_event() -> None:
+    kinds = "session|call|thread|scope|run|item|phase|service|evidence"
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kgas_async").glob("*.py"))
+    page = (DOCS / "evidence.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    told = {event for row in rows for event in events_of(row)}
+    found = set(re.findall(rf'"((?:{kinds})\.[a-z_]+)"', sources)) - {"call.reused"}  # which is reserved
+    assert found - told == set()
+
+
+def events_of(row: str) -> Iterator[str]:
+    r"""``\`a.b\`, \`.c\``` are a.b and a.c."""
+    kind = ""
+    for name in re.findall(r"`([a-z_]*\.[a-z_]+)`", row):
+        kind = name.partition(".")[0] or kind
+        yield f"{kind}.{name.partition('.')[2]}"
+
+
 def test_ci_runs_the_commands_of_the_readme() -> None:
     """What the README tells people to type, after the installing, is what CI runs."""
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")

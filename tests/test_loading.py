@@ -55,11 +55,17 @@ def test_another_form_is_refused_with_an_example(name: str) -> None:
     assert repr(name) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["kgmissing:x", "kgpkg.missing:x", "kgmissing.deeper.still:x", "kgpkg/inner.py:x"])
+@pytest.mark.parametrize("name", ["kgmissing:x", "kgpkg.missing:x", "kgmissing.deeper.still:x"])
 def test_a_module_that_is_not_there_is_said_with_where_was_looked(folder: Path, name: str) -> None:
     with pytest.raises(LoadError) as caught:
         load(name)
     assert f"there is no module {name.partition(':')[0]!r} in {folder}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["kgpkg/inner.py:x", "./kgpkg/inner:x"])
+def test_a_path_is_told_the_modules_name(folder: Path, name: str) -> None:
+    with pytest.raises(LoadError, match=r"is a path; give the module's name, without \./ and \.py: kgpkg\.inner:x"):
+        load(name)
 
 
 @pytest.mark.parametrize(

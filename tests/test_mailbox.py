@@ -14,7 +14,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from kgas_async import ServiceManager
-from kgas_async._mailbox import Mailbox, wait_until
+from kgas_async._mailbox import Mailbox
+from kgas_async._waiting import wait_until
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 

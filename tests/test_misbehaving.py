@@ -232,7 +232,7 @@ async def test_a_lazy_result_that_calls_its_own_tool_under_a_limit_of_one_is_tol
     async with ServiceManager() as manager:
         with anyio.fail_after(10):
             report = await manager.run(pipeline, [{"x": 1}], keep="all")
-    assert "wait for each other" in str(report.outcomes[0].error)
+    assert "calls itself" in str(report.outcomes[0].error)
 
 
 # --- scopes

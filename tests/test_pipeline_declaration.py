@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -73,7 +74,9 @@ def test_unbound_names_are_taken_for_item_fields_unless_those_are_declared() -> 
 
 def test_the_services_of_a_pipeline_are_those_of_its_tools_each_once() -> None:
     class Store(Service):
-        pass
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            yield
 
     class Reads(KGASTool):
         def __init__(self, store: Store) -> None:

@@ -30,7 +30,7 @@ from kgas_async import (
     tool,
 )
 
-ON_A_LOOP = r"runs an event loop; use 'await manager\.execute\(tool, \.\.\.\)' here"
+ON_A_LOOP = r"runs an event loop; use 'await (manager|current\(\))\.execute\(tool, \.\.\.\)' here"
 colour: ContextVar[str] = ContextVar("colour", default="none")
 
 
@@ -74,6 +74,10 @@ class Store(Service):
 class Above(Service):
     def __init__(self, store: Store) -> None:
         self.store = store
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
 
 
 class Ask(KGASTool):

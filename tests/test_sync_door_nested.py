@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any
 
@@ -48,6 +49,10 @@ async def breaks() -> None:
 
 
 class Store(Service):
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
     def ask(self) -> str:
         self.ensure_running()
         return "answer"

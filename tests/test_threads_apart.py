@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -141,3 +142,28 @@ async def test_an_abandoned_thread_that_was_replaced_ends_and_its_replacement_st
         assert later.value == replacement.value
     await pool.close(Mailbox.here()).wait()
     assert pool.alive == 0
+
+
+@pytest.mark.parametrize("way", [anyio.to_thread.run_sync, asyncio.to_thread], ids=["anyio", "asyncio"])
+async def test_the_sync_door_opens_in_threads_that_others_have_started(
+    way: Callable[..., Any], anyio_backend_name: str
+) -> None:
+    if way is asyncio.to_thread and anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's own threads")
+
+    @tool
+    def leaf() -> int:
+        return 1
+
+    @tool
+    async def between() -> int:
+        return await way(leaf.execute)  # type: ignore[no-any-return]
+
+    @tool
+    def top() -> int:
+        return between.execute()
+
+    assert await way(leaf.execute) == 1  # under a manager of its own
+    async with ServiceManager(log=None) as manager:
+        assert await manager.execute(between) == 1
+        assert await manager.execute(top) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import threading
 from abc import abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +52,10 @@ class Told(KGASTool):
 class Store(Service):
     def __init__(self, path: str = "") -> None:
         self.path = path
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
 
 
 class Uses(KGASTool):

@@ -88,7 +88,7 @@ async def test_an_error_of_a_source_comes_after_what_it_gave() -> None:
 
     values = []
     async with ServiceManager(log=None) as manager, manager.map(double, source()) as outcomes:
-        with pytest.raises(PipelineError, match=f"raised after 1 items: {SHOWN}"):
+        with pytest.raises(PipelineError, match=f"raised after 1 item: {SHOWN}"):
             async for outcome in outcomes:
                 values.append(outcome.value)
     assert values == [2]

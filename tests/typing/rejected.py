@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kgas_async import Batcher, Every, KGASTool, Outcome, Policy, ServiceManager, ToolAdapter, tool
+from kgas_async import Batcher, Every, KGASTool, Outcome, Policy, Retry, ServiceManager, ToolAdapter, tool
 
 
 @tool
@@ -46,6 +46,13 @@ async def inputs(manager: ServiceManager) -> None:
     manager.submit(fetch, url=1)  # rejected
     async with manager.map(legacy, []):  # rejected
         pass
+    async with manager.map(load, [], inflight=3):  # rejected
+        pass
+    async for _ in manager.map(load, []):  # rejected
+        pass
+    with manager.map(load, []):  # rejected
+        pass
+    await manager.map(load, [])  # rejected
 
 
 async def options(manager: ServiceManager) -> None:
@@ -87,6 +94,10 @@ async def results(manager: ServiceManager) -> None:
 
 def policies() -> None:
     Policy(time_out=3.0)  # rejected
+    Policy(5)  # rejected
+    Retry(attempt=3)  # rejected
+    Retry(on=BaseException)  # rejected
+    ServiceManager(evidense="x")  # rejected
     Policy(breaker=None)  # rejected
     Policy(timeout="3")  # rejected
     Policy(concurrency=2.5)  # rejected

@@ -1,0 +1,89 @@
+"""What can be told of a legacy object or factory by looking at it: its method, its name, whether it is async."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ._suggest import nearest
+from ._tool import KGASTool
+
+__all__ = ["describe", "is_async", "method_of", "method_of_class", "name_of"]
+
+
+def is_async(legacy: object, method: str | None) -> bool:
+    if legacy is None:
+        return False
+    function = method_of(legacy, method)
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = getattr(function, "__call__", None)  # noqa: B004  (the method itself is wanted: it may be async)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def method_of(legacy: object, method: str | None) -> Callable[..., Any]:
+    if method is None and callable(legacy) and not hasattr(legacy, "execute"):
+        return legacy
+    if method is None and inspect.isroutine(legacy):
+        return legacy
+    name = method or "execute"
+    found = getattr(legacy, name, None)
+    if not callable(found):
+        known = [one for one in dir(legacy) if not one.startswith("_") and callable(getattr(legacy, one, None))]
+        raise TypeError(
+            f"{type(legacy).__name__} object has no method {name!r}{nearest(name, known)}; say which: "
+            f"ToolAdapter(obj, method=...); it has {', '.join(known) or 'none'}"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def method_of_class(tool: str, factory: Any, method: str | None, *, named: bool) -> Callable[..., Any] | None:
+    """The unbound method that the factory's objects will have, as a bound one: for its signature only.
+
+    None where nobody knows before the factory runs, and nobody needs to (``named``).
+    """
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    cls = factory if isinstance(factory, type) else getattr(factory, "__annotations__", {}).get("return")
+    if isinstance(cls, str):
+        cls = getattr(sys.modules.get(getattr(factory, "__module__", "")), cls, None)
+    if not isinstance(cls, type):
+        if named:
+            return None
+        raise TypeError(
+            f"tool {tool!r}: what {factory!r} builds is not known before it runs; name its inputs: params=[...], "
+            f"or annotate the factory's return type"
+        )
+    method = method or "execute"
+    function = getattr(cls, method, None)
+    if not callable(function):
+        raise TypeError(f"tool {tool!r}: {cls.__name__} has no method {method!r}; say which: ToolAdapter(method=...)")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"tool {tool!r}: {cls.__name__}.{method} is async: pass an object, ToolAdapter({cls.__name__}(...)); "
+            f"a factory builds its objects in threads, for sync code"
+        )
+    static = inspect.getattr_static(cls, method)
+    return function if isinstance(static, (staticmethod, classmethod)) else functools.partial(function, None)
+
+
+def name_of(target: object, method: str | None) -> str:
+    while isinstance(target, functools.partial):
+        target = target.func
+    if isinstance(target, KGASTool):
+        return target.name
+    name = getattr(target, "__name__", None) or type(target).__name__
+    if name == "<lambda>":
+        raise TypeError("a lambda has no name to be known by in limits and evidence: give name='...'")
+    return str(name) if method is None or inspect.isroutine(target) else f"{name}.{method}"
+
+
+def describe(target: object) -> str:
+    while isinstance(target, functools.partial):
+        target = target.func
+    if isinstance(target, KGASTool):
+        return target.description
+    return (inspect.getdoc(target) or "").partition("\n")[0]
