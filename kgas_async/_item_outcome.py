@@ -87,6 +87,8 @@ def phase_outcome(frame: Frame, planned: PlannedPhase) -> Outcome[Any]:
     if call is not None:
         outcome: Outcome[Any] = call.to_outcome()
         outcome.value = frame.results.get(name)
+        if outcome.ok and name in frame.failures:  # the elements of its lazy result came to no good end
+            outcome.status, outcome.error = frame.failures[name]
         return outcome
     tool = planned.phase.tool.name
     if name in frame.failures:

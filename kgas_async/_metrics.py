@@ -74,7 +74,9 @@ class _Spread:
         self._high = max(self._high, high)
 
     def _percentile(self, share: float) -> float:
-        found: float = self._sketch.get_quantile_value(share) * self._step
+        # The nearest rank: of two values the 99th percentile is the greater one, where the sketch would take the lower.
+        rank = math.ceil(share * self._count) - 1
+        found: float = self._sketch.get_quantile_value(rank / max(self._count - 1, 1)) * self._step
         return min(max(found, self._low), self._high)
 
     def _distribution(self, scale: float) -> Distribution:

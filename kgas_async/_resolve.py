@@ -183,6 +183,7 @@ class Resolver:
         if binding.collected:
             binding = self._shape(phase, binding, kind)
         given = source = self._type_of(binding)
+        declared = kind
         if binding.collected:
             if binding.live:
                 kind = stream_type(kind)
@@ -194,13 +195,15 @@ class Resolver:
             given = list_of(given)
         if not binding.path and cannot_fit(given, kind):
             raise TypeError(
-                self._at(phase, f"input {binding.parameter!r} is a {_shown(kind)}, but {binding.name!r} gives "
+                self._at(phase, f"input {binding.parameter!r} is a {_shown(declared)}, but {binding.name!r} gives "
                 f"{_shown(given)}{self._mend_of_shape(phase, binding, given, kind)}")
             )  # fmt: skip
         return binding
 
     def _mend_of_shape(self, phase: Phase, binding: Binding, given: Any, kind: Any) -> str:
         """What may have been forgotten where one is a list of the other."""
+        if binding.live or binding.outcomes:
+            return ""
         if not cannot_fit(list_of(given), kind) and not binding.collected and phase.batch is None:
             if binding.level not in (ITEM, RUN):
                 return f"; a list of all: collect={binding.level[-1]!r}, of all items: collect=True"

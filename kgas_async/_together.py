@@ -13,7 +13,7 @@ import anyio.lowlevel
 
 from ._bound import Bound
 from ._call import Call, wait_for_end
-from ._errors import ServiceError
+from ._errors import ServiceError, shown
 from ._outcome import Outcome
 from ._session import Session
 from ._suggest import nearest
@@ -35,6 +35,9 @@ class Together:
     """
 
     def __init__(self, session: Session, tools: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        for what, given in (("tools", tools), ("inputs", inputs)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{what} of gather and race are a mapping by name, {{'name': ...}}, not {shown(given)}")
         self._parent = session.parent()
         session.check_open(self._parent)
         self._session = session

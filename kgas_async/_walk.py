@@ -155,6 +155,8 @@ class WalkCrew(Crew[Any]):
             return False
         expansion.closed = True
         self._open_expansions.remove(expansion)
+        if isinstance(expansion.error, PipelineError):  # its call has ended long ago, and well
+            self._say_failed(expansion.frame.key, expansion.planned.phase.name, expansion.error)
         return True
 
     def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:

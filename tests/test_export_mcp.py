@@ -190,6 +190,10 @@ async def test_calls_are_the_managers_with_limits_and_evidence(mode: str) -> Non
 
 async def test_services_of_the_tools_are_started() -> None:
     class Store(Service):
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            yield
+
         def get(self) -> str:
             self.ensure_running()
             return "got"
