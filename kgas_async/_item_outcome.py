@@ -49,8 +49,12 @@ def _is_skipped(frame: Frame, planned: PlannedPhase) -> bool:
     frames = frame.frames_at(planned.level)
     if frames:
         return all(name in one.skipped for one in frames)
-    outer = [frame.frames_at(planned.level[:depth]) for depth in range(len(planned.level))]
-    return any(one.skipped for ones in outer for one in ones)  # an expansion was skipped, not empty
+    return any(  # the expansion that it is below, or one above that, was skipped, and is not just empty
+        owner.phase.expand == element and owner.phase.name in one.skipped
+        for depth, element in enumerate(planned.level)
+        for one in frame.frames_at(planned.level[:depth])
+        for owner in one.steps.phases
+    )
 
 
 def _leaf(frame: Frame, planned: PlannedPhase) -> Any:
