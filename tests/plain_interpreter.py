@@ -40,6 +40,7 @@ class Failure:
     phase: str
     status: str
     phases: set[str]
+    collect: float = -1  # the place of the collect that failed for it
 
 
 @dataclass
@@ -128,8 +129,12 @@ class Interpreter:
         """Of the phases on the level that it collects, those of which an item or element must have all."""
         binds, inner = self.binds[step.name], self._inner(step)
         seen = {binds[one] for one in step.outcomes}
-        valued = {source for one, source in binds.items() if one not in step.outcomes} | set(step.after)
-        return [one for one in self.needs[step.name] if self.steps[one].level == inner and (one in valued or one not in seen)]
+        valued = {source for one, source in binds.items() if one not in step.outcomes}
+        return [
+            one
+            for one in self.needs[step.name]
+            if self.steps[one].level == inner and (one in valued or one not in seen)
+        ]
 
     def on(self, level: Level) -> list[Step]:
         return [step for step in self.steps.values() if step.level == level]
@@ -205,7 +210,8 @@ class Interpreter:
         kinds = [self.blocked(child, needed) for child in children]
         lost = [child for child, kind in zip(children, kinds, strict=True) if kind == "bad"]
         if lost and step.missing != "ignore":
-            self._take_failures(frame, lost, self._upstream(needed, self._inner(step)))
+            relevant = self._upstream(needed, self._inner(step))
+            self._take_failures(frame, lost, relevant, self.place[step.name])
             return None
         inputs: dict[str, Any] = {}
         for name, source in self.binds[step.name].items():
@@ -227,7 +233,7 @@ class Interpreter:
 
     # --- failures
 
-    def _take_failures(self, frame: Frame, lost: list[Frame], relevant: set[str]) -> None:
+    def _take_failures(self, frame: Frame, lost: list[Frame], relevant: set[str], collect: float = 1e9) -> None:
         """What failed elements are to their parent: one failure, named by the first of them."""
         found = [self.settled(child, relevant) for child in lost]
         failures = [failure for failure in found if failure is not None]
@@ -236,14 +242,14 @@ class Interpreter:
         statuses = {failure.status for failure in failures}
         status = statuses.pop() if len(statuses) == 1 else "failed"
         names = {name for failure in failures for name in failure.phases}
-        frame.failures.append(Failure(failures[0].phase, status, names))
+        frame.failures.append(Failure(failures[0].phase, status, names, collect))
 
     def settled(self, frame: Frame, relevant: set[str] | None = None) -> Failure | None:
         """Its first failure as declared, with all phases of them."""
         failures = [one for one in frame.failures if relevant is None or one.phases & relevant]
         if not failures:
             return None
-        first = min(failures, key=lambda failure: self.place[failure.phase])
+        first = min(failures, key=lambda failure: (self.place[failure.phase], failure.collect))
         return Failure(first.phase, first.status, {name for failure in failures for name in failure.phases})
 
     def _upstream(self, names: Iterable[str], level: Level) -> set[str]:
@@ -280,7 +286,7 @@ class Interpreter:
             excused = self._excused(frame, element)
             lost = [child for child in children if not child.failed() <= excused]
             if lost:
-                self._take_failures(frame, lost, {name for one in lost for name in one.failed()})
+                self._take_failures(frame, lost, {name for one in lost for name in one.failed()} - excused)
 
     # --- items
 
@@ -309,7 +315,9 @@ class Interpreter:
         per_item = [step for step in self.steps.values() if step.level != RUN]
         taken = {source for step in per_item for source in self.binds[step.name].values()}
         taken |= {step.collect for step in per_item} | {step.level[-1] for step in per_item if step.level}
-        return [step for step in per_item if step.name not in taken and (step.expand is None or step.expand not in taken)]
+        return [
+            step for step in per_item if step.name not in taken and (step.expand is None or step.expand not in taken)
+        ]
 
     def _instances(self, frames: list[Frame], step: Step) -> tuple[list[Frame], bool]:
         """The frames in which it could run; whether some are not there since an expansion was skipped."""

@@ -222,7 +222,9 @@ def tool_of(step: Step, rarity: int, log: Log, shared: ConcurrencyLimit) -> KGAS
     if step.late:
         options["timeout"] = 1.0
     if step.limit is not None:
-        options |= {"rate": 50} if step.limit == "rate" else {"concurrency": shared if step.limit == "s" else step.limit}
+        options |= (
+            {"rate": 50} if step.limit == "rate" else {"concurrency": shared if step.limit == "s" else step.limit}
+        )
     made: KGASTool = tool(function, name=step.name, **offload)
     return made.using(**options) if options else made
 
@@ -287,8 +289,12 @@ class Maker:
         """The expansions that must have ended with all their elements before this has."""
         steps = {step.name: step for step in self.steps}
         found: set[str] = set()
-        name = self.owners[name].name if name in self.owners else name
-        queue, seen = [name], {name}
+        own = steps[name].expand if name in steps else None
+        queue = [self.owners[name].name if name in self.owners else name]
+        if own is not None:
+            found.add(own)  # it has ended when its elements have
+            queue += [inner.name for inner in self.steps if own in inner.level]
+        seen = set(queue)
         while queue:
             step = steps.get(queue.pop())
             if step is None:
@@ -316,7 +322,11 @@ class Maker:
         return at != RUN and not (set(level) - set(at)) & self.rests_on(source)
 
     def at(self, level: Level, *, above: bool = False) -> list[str]:
-        names = [name for name, at in self.levels.items() if (at == level[: len(at)] and at != level if above else at == level)]
+        names = [
+            name
+            for name, at in self.levels.items()
+            if (at == level[: len(at)] and at != level if above else at == level)
+        ]
         return names if level == RUN else [name for name in names if self.may_come_after(name, level)]
 
     def add(self) -> None:
@@ -367,7 +377,9 @@ class Maker:
             step.level,
             step.binds,
             step.outcomes,
-            offers=tuple(self.some(["z", *([] if step.collect else offers)], 0, 1)) if self.one_of(True, False, False) else (),
+            offers=tuple(self.some(["z", *([] if step.collect else offers)], 0, 1))
+            if self.one_of(True, False, False)
+            else (),
             after=tuple(self.some(others, 1, 2)) if self.one_of(True, False, False, False) else (),
             expand=f"e{len(self.steps)}" if expands else None,
             collect=step.collect,
@@ -378,7 +390,9 @@ class Maker:
             breaks=self.one_of(*[None] * 9, "raises", "one too few", "no list") if batch else None,
             late=is_async and batch is None and self.one_of(True, False, False),
             flavour=flavour,
-            elements=self.one_of("list", "generator", *(["async generator"] if is_async else [])) if expands else "list",
+            elements=self.one_of("list", "generator", *(["async generator"] if is_async else []))
+            if expands
+            else "list",
             limit=self.one_of(None, None, None, 1, 2, "s", "rate"),
         )
 
@@ -418,7 +432,9 @@ def declarations(draw: Any, most: int = 9) -> Declaration:
     for _ in range(draw(st.integers(1, most))):
         maker.add()
     places = draw(st.permutations(range(len(maker.steps)))) if draw(st.booleans()) else range(len(maker.steps))
-    return Declaration(tuple(maker.steps), tuple(places), draw(st.booleans()), draw(st.sampled_from([3, 5, 9, 30, 10**9])))
+    return Declaration(
+        tuple(maker.steps), tuple(places), draw(st.booleans()), draw(st.sampled_from([3, 5, 9, 30, 10**9]))
+    )
 
 
 @st.composite
@@ -426,7 +442,11 @@ def items(draw: Any, least: int = 0, most: int = 4) -> list[Any]:
     """Some lack `z`, of some `w` is no int, some are no mappings."""
     made: list[Any] = []
     for _ in range(draw(st.integers(least, most))):
-        item = {"x": draw(st.integers(0, 60)), "y": draw(st.integers(0, 3)), "w": draw(st.sampled_from([1, 2, 3, "no"]))}
+        item = {
+            "x": draw(st.integers(0, 60)),
+            "y": draw(st.integers(0, 3)),
+            "w": draw(st.sampled_from([1, 2, 3, "no"])),
+        }
         if draw(st.booleans()):
             item["z"] = draw(st.integers(0, 9))
         made.append(item if draw(st.integers(0, 9)) else 7)

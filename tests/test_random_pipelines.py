@@ -1,4 +1,4 @@
-"""Random declarations, with all that a pipeline can have, give what a plain sequential interpreter gives, on both loops.
+"""Random declarations of all that a pipeline can have give what a plain sequential interpreter gives, on both loops.
 
 `KGAS_TEST_EXAMPLES=5000` runs more of them. The linear ones of `test_properties` shrink better.
 """
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kgas_async import Outcome, ServiceManager
 from kgas_async.testing import assert_clean, virtual_backend
 
+from .interrupted_pipelines import KEEPING, Interrupted, Stop, is_touched, stops
 from .plain_interpreter import Interpreter, Wanted
 from .random_pipelines import Declaration, Log, declarations, items, pipeline_of, plain
 
@@ -97,3 +98,26 @@ def test_a_random_declaration_gives_what_a_sequential_interpreter_gives(
         if report is not None:
             told = report.results, report.errors.keys(), report.missing
             assert told == (interpreter.results, interpreter.errors, interpreter.missing), backend
+
+
+@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=SLOW_TO_DRAW)
+@given(declaration=declarations(), found=items(least=3, most=8), how=hows(), stop=stops)
+def test_a_random_declaration_stopped_at_a_random_moment_loses_nothing_and_leaves_nothing(
+    declaration: Declaration, found: list[Any], how: How, stop: Stop
+) -> None:
+    interpreter = Interpreter(declaration)
+    wanted = [interpreter.item(item) for item in found]
+    for backend in BACKENDS[: 1 if stop.how == "native" else 2]:
+        options = {"in_flight": in_flight_of(declaration, how), "ordered": how.ordered, "ordered_window": how.window}
+        run = Interrupted(pipeline_of(declaration, Log()), found, stop, **options)
+        run.run(backend, how.seed)
+        came = sorted(one.index for one in run.came)
+        assert len(set(came)) == len(came), backend
+        if stop.how in KEEPING:
+            assert came == run.pulled, backend
+        if stop.how == "one call":
+            assert len(came) == len(found), backend
+        if stop.how in ("drain", "one call", "leave"):  # who was not stopped has the outcome that he would have had
+            assert not run.was_cut, backend
+            spared = [one for one in run.came if not is_touched(one)]
+            assert [shown(one) for one in spared] == [wanted[one.index] for one in spared], backend
