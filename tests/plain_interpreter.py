@@ -6,22 +6,12 @@ no concurrency and no batches: what a phase gives depends on its inputs alone.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .random_pipelines import (
-    RUN,
-    BrokenError,
-    Declaration,
-    Level,
-    Step,
-    applied,
-    is_late,
-    is_wanted,
-    signed,
-)
+from .random_pipelines import RUN, BrokenError, Declaration, Level, Step, applied, is_late, is_wanted, signed
 
 
 @dataclass
@@ -88,6 +78,9 @@ class Interpreter:
         self.owners = {step.expand: step for step in declaration.steps if step.expand is not None}
         self.binds = {name: dict(step.binds) | self._taken(step) for name, step in self.steps.items()}
         self.needs = {name: self._needs_of(step) for name, step in self.steps.items()}
+        self._on: dict[Level, list[Step]] = defaultdict(list)
+        for step in declaration.steps:
+            self._on[step.level].append(step)
         self.calls: Counter[Any] = Counter()
         self.results: dict[str, Any] = {}
         self.errors: set[str] = set()
@@ -135,9 +128,6 @@ class Interpreter:
             for one in self.needs[step.name]
             if self.steps[one].level == inner and (one in valued or one not in seen)
         ]
-
-    def on(self, level: Level) -> list[Step]:
-        return [step for step in self.steps.values() if step.level == level]
 
     # --- one phase in one frame
 
@@ -266,7 +256,7 @@ class Interpreter:
     def _excused(self, frame: Frame, element: str) -> set[str]:
         """Phases below an expansion whose failures a collect sees, or goes on without."""
         excused: set[str] = set()
-        for step in self.on(frame.level):
+        for step in self._on[frame.level]:
             if step.collect == element:
                 seen = {self.binds[step.name][one] for one in step.outcomes}
                 names = [one for one in self.needs[step.name] if step.missing == "ignore" or one in seen]
@@ -277,8 +267,8 @@ class Interpreter:
         """All phases of a frame and below, and what failed there and nobody goes on without."""
         if frame.states.get("") is not None:
             return
-        frame.states[""] = State("ok", "done")
-        for step in self.on(frame.level):
+        frame.states[""] = State("ok", "done")  # once
+        for step in self._on[frame.level]:
             self.state(frame, step.name)
         for element, children in frame.children.items():
             for child in children:
@@ -342,7 +332,7 @@ class Interpreter:
 
     def _phases(self, frame: Frame) -> dict[str, Any]:
         """The statuses of its phases; below an expansion a list in order."""
-        found: dict[str, Any] = {step.name: frame.states[step.name].status for step in self.on(frame.level)}
+        found: dict[str, Any] = {step.name: frame.states[step.name].status for step in self._on[frame.level]}
         for children in frame.children.values():
             for child in children:
                 for name, status in self._phases(child).items():
@@ -354,7 +344,7 @@ class Interpreter:
     def once(self) -> None:
         """What runs after the last item, or while they come."""
         done: dict[str, str] = {}
-        for step in self.on(RUN):
+        for step in self._on[RUN]:
             done[step.name] = self._once(step, done)
 
     def _once(self, step: Step, done: dict[str, str]) -> str:

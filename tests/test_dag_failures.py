@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from typing import Any
 
+import anyio
 import pytest
+from anyio import wait_all_tasks_blocked
 
 from kgas_async import MemorySink, Outcome, Phase, Pipeline, ServiceManager, tool
 
@@ -92,10 +94,31 @@ def test_a_live_collect_takes_no_when() -> None:
 
 
 async def test_elements_that_come_after_their_own_expansion_run_however_it_ends() -> None:
-    phases = [Phase("torn", torn, expand="part"), Phase("each", late, bind={"a": "part"}, after="torn")]
-    for _ in range(5):
-        (outcome,), _ = await run(*phases, items=[{"x": 1}])
-        assert [one.status for one in outcome.phases["each"]] == ["succeeded"]
+    is_torn = anyio.Event()
+
+    @tool
+    async def tears(x: int) -> AsyncIterator[int]:
+        async def parts() -> AsyncIterator[int]:
+            yield 0
+            is_torn.set()
+            raise OSError("torn")
+
+        return parts()
+
+    @tool
+    async def waits(a: int) -> int:
+        await is_torn.wait()
+        await wait_all_tasks_blocked()
+        return a
+
+    phases = [
+        Phase("tears", tears, expand="part"),
+        Phase("waits", waits, bind={"a": "part"}),
+        Phase("then", late, bind={"a": "waits"}, after="tears"),
+    ]
+    (outcome,), _ = await run(*phases, items=[{"x": 1}])
+    assert outcome.failed_phase == "tears"
+    assert [one.status for one in outcome.phases["then"]] == ["succeeded"]
 
 
 async def test_a_skipped_collect_fails_its_parent_by_what_it_lacks_and_not_by_what_another_goes_on_without() -> None:

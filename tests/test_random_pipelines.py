@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from kgas_async import Outcome, ServiceManager
 from kgas_async.testing import assert_clean, virtual_backend
 
-from .interrupted_pipelines import KEEPING, Interrupted, Stop, is_touched, stops
+from .interrupted_pipelines import HANGS_S, KEEPING, Interrupted, Stop, is_touched, stops
 from .plain_interpreter import Interpreter, Wanted
-from .random_pipelines import Declaration, Log, declarations, items, pipeline_of, plain
+from .random_declarations import declarations, items
+from .random_pipelines import Declaration, Log, pipeline_of, plain
 
 BACKENDS = ("asyncio", "trio")
 EXAMPLES = int(os.environ.get("KGAS_TEST_EXAMPLES", "300"))
-HANGS_S = 100_000.0  # of virtual time
 
 SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
