@@ -73,7 +73,7 @@ class Maker:
         return names if level == RUN else [name for name in names if self.may_come_after(name, level)]
 
     def add(self) -> None:
-        kinds = ["plain"] * 3 + ["expand"] * 2 + ["collect"] * 3 * bool(self.owners) + ["run"]
+        kinds = ["plain"] * 3 + ["expand"] * 2 + ["collect"] * 4 * bool(self.owners) + ["run"]
         kind = self.one_of(*kinds)
         name = f"p{len(self.steps)}"
         if kind == "run":
@@ -106,7 +106,7 @@ class Maker:
         return Step(name, outer, binds, self.seen(inner), collect=element, missing=missing)
 
     def seen(self, inputs: list[str]) -> frozenset[str]:
-        return frozenset(one for one in inputs if self.one_of(True, False, False))
+        return frozenset(one for one in inputs if self.one_of(True, False))
 
     def varied(self, step: Step, *, expands: bool) -> Step:
         """With what any phase of an item may have."""
@@ -172,11 +172,11 @@ def named(sources: list[str]) -> dict[str, str]:
 @st.composite
 def declarations(draw: Any, most: int = 9) -> Declaration:
     maker = Maker(draw)
-    for _ in range(draw(st.integers(1, most))):
+    for _ in range(draw(st.integers(1, 3)) + draw(st.integers(0, most - 3))):
         maker.add()
     places = draw(st.permutations(range(len(maker.steps)))) if draw(st.booleans()) else range(len(maker.steps))
     return Declaration(
-        tuple(maker.steps), tuple(places), draw(st.booleans()), draw(st.sampled_from([3, 5, 9, 30, 10**9]))
+        tuple(maker.steps), tuple(places), draw(st.booleans()), draw(st.sampled_from([10**9, 30, 9, 10**9, 30, 5, 3]))
     )
 
 
@@ -188,7 +188,7 @@ def items(draw: Any, least: int = 0, most: int = 4) -> list[Any]:
         item = {
             "x": draw(st.integers(0, 60)),
             "y": draw(st.integers(0, 3)),
-            "w": draw(st.sampled_from([1, 2, 3, "no"])),
+            "w": draw(st.sampled_from([1, 2, 3, 4, 5, "no"])),
         }
         if draw(st.booleans()):
             item["z"] = draw(st.integers(0, 9))
