@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
+from anyio.lowlevel import checkpoint
 
 from kgas_async import MemorySink, Outcome, Phase, Pipeline, ServiceManager, tool
 
@@ -161,3 +162,27 @@ async def test_a_skipped_collect_is_skipped_before_its_other_inputs_are_read() -
     ]
     (outcome,), _ = await run(*phases, items=[{"x": 2}], fields=("x", "y"))
     assert (outcome.failed_phase, outcome.phases["both"].status) == ("each", "skipped")
+
+
+async def test_a_batch_whose_only_item_was_cancelled_is_not_due_any_more() -> None:
+    """Else a worker looks for it again and again, and no clock goes on."""
+    go_on = anyio.Event()
+
+    async def source() -> AsyncIterator[dict[str, int]]:
+        yield {"x": 1}
+        await go_on.wait()
+
+    @tool
+    async def same(xs: list[int]) -> list[int]:
+        return xs
+
+    pipeline = Pipeline("p", Phase("same", same, bind={"xs": "x"}, batch=3, batch_wait=0.1), item=["x"])
+    async with ServiceManager(log=None) as manager, manager.stream(pipeline, source(), in_flight=3) as outcomes:
+        while not manager.calls:
+            await checkpoint()
+        await manager.cancel(next(iter(manager.calls)))
+        assert (await anext(aiter(outcomes))).status == "cancelled"
+        await anyio.sleep(0.2)
+        with anyio.fail_after(1):
+            await wait_all_tasks_blocked()  # nobody is busy
+        go_on.set()
