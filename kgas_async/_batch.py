@@ -77,6 +77,12 @@ class Batch:
         self.seats.append(seat)
         seat.call._host = seat  # type: ignore[assignment]
 
+    def remove(self, seat: Seat) -> None:
+        """Somebody waits no more. Nobody else: then it is not due, or who looks for work would look for ever."""
+        self.seats.remove(seat)
+        if not self.seats:
+            self.due_at = float("inf")
+
     def leave(self) -> list[Seat]:
         """Those whom the next call is for."""
         leaving, self.seats = self.seats[: self.size], self.seats[self.size :]

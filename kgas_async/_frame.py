@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._call import Call
 from ._errors import CallCancelled, PipelineError, text_of
 from ._expand import Elements
 from ._plan import PlannedPhase, Steps
 
-__all__ = ["Expansion", "Frame"]
+__all__ = ["Expansion", "Frame", "Lack"]
+
+
+class Failure(NamedTuple):
+    """What failed in a frame: the phase to name, and all phases behind it."""
+
+    phase: str
+    status: str
+    error: BaseException | None
+    phases: frozenset[str]
+
+
+class Lack(NamedTuple):
+    """A collect that was skipped, since elements lack a phase that it needs."""
+
+    collect: PlannedPhase
+    expansion: Expansion
+    elements: list[Frame]
+    needed: set[str]
+
+    def first_error(self) -> BaseException | None:
+        """Of the first element that failed in one of those."""
+        relevant = self.expansion.upstream(self.needed)
+        failures = (element.first_of(relevant) for element in self.elements)
+        return next((failure.error for failure in failures if failure is not None), None)
 
 
 class Frame:
@@ -20,14 +44,15 @@ class Frame:
         bad: Phases that have no result because they, or what they need, failed.
         skipped: Phases that have none because ``when`` said no, to them or to what they need.
         failures: What failed itself, by phase: status and error.
-        behind: What failed in elements, and is why this failed.
+        below: What failed in elements, and is why this failed.
+        lacks: Collects that were skipped for what their elements lack.
         branches: How many of its phases run, are about to, or are expanded.
         status, error, failed_phase: What came of it, once it is settled.
     """
 
     __slots__ = (
         "bad",
-        "behind",
+        "below",
         "branches",
         "calls",
         "error",
@@ -39,7 +64,9 @@ class Frame:
         "index",
         "joins",
         "key",
+        "lacks",
         "parent",
+        "places",
         "results",
         "skipped",
         "status",
@@ -65,7 +92,9 @@ class Frame:
         self.expansions: list[Expansion] = []
         self.expansion = expansion
         self.bad: set[str] = set()
-        self.behind: set[str] = set()
+        self.below: list[Failure] = []
+        self.lacks: list[Lack] = []
+        self.places: Mapping[str, PlannedPhase] = {}
         self.skipped: set[str] = set()
         self.failures: dict[str, tuple[str, BaseException | None]] = {}
         self.branches = len(steps.starts)
@@ -109,27 +138,42 @@ class Frame:
 
         What failed in elements, and no collect goes on without, is this frame's too.
         """
+        self.places = places
+        for lack in sorted(self.lacks, key=lambda lack: lack.collect.place):
+            self._take(lack.elements, lack.expansion.upstream(lack.needed))
         for expansion in self.expansions:
-            if lost := expansion.lost():
-                self.take_failure(expansion, lost)
-        if self.failures:
-            first = min(self.failures, key=lambda name: places[name].place)
-            self.status, self.error = self.failures[first]
-            self.failed_phase = first
+            lost, relevant = expansion.lost()
+            self._take(lost, relevant)
+        if (first := self.first_of(None)) is not None:
+            self.status, self.error, self.failed_phase = first.status, first.error, first.phase
 
-    def take_failure(self, expansion: Expansion, failed: list[Frame]) -> None:
-        """Fail because of elements that failed: with their error, or a group of their errors."""
-        errors = [frame.error for frame in failed if isinstance(frame.error, Exception)]
-        phase = failed[0].failed_phase or expansion.planned.phase.name
-        status = failed[0].status if len({frame.status for frame in failed}) == 1 else "failed"
-        error = ExceptionGroup(f"{len(errors)} elements failed", errors) if len(errors) > 1 else failed[0].error
-        self.failures.setdefault(phase, (status, error))  # none of it is a phase of this frame's own
-        # All that failed, since a collect may excuse one and not another.
-        self.behind.update(name for frame in failed for name in frame.all_failed() or (phase,))
+    def _take(self, elements: list[Frame], relevant: set[str]) -> None:
+        """Fail because of elements that lack these phases: with their error, or a group of their errors."""
+        found = [failure for failure in (one.first_of(relevant) for one in elements) if failure is not None]
+        if not found:  # what they lack failed above them, and is on record there
+            return
+        errors = [failure.error for failure in found if isinstance(failure.error, Exception)]
+        status = found[0].status if len({failure.status for failure in found}) == 1 else "failed"
+        error = ExceptionGroup(f"{len(errors)} elements failed", errors) if len(errors) > 1 else found[0].error
+        self.below.append(Failure(found[0].phase, status, error, frozenset().union(*(one.phases for one in found))))
+
+    def first_of(self, relevant: set[str] | None) -> Failure | None:
+        """Once it is settled: the first as declared of its failures, or of those in which one of these phases failed.
+
+        Its ``phases`` are all of theirs.
+        """
+        if not self.failures and not self.below:
+            return None
+        own = [Failure(name, status, error, frozenset((name,))) for name, (status, error) in self.failures.items()]
+        found = [one for one in (*own, *self.below) if relevant is None or not one.phases.isdisjoint(relevant)]
+        if not found:
+            return None
+        first = min(found, key=lambda one: self.places[one.phase].place)
+        return first._replace(phases=frozenset().union(*(one.phases for one in found)))
 
     def all_failed(self) -> set[str]:
         """The phases that failed, in it or in its elements."""
-        return self.behind.union(self.failures)
+        return set(self.failures).union(*(one.phases for one in self.below))
 
     def blocked(self, needs: Iterable[str]) -> str | None:
         """Why a phase with these needs does not run: ``bad``, ``skipped``, or None where it does."""
@@ -231,33 +275,36 @@ class Expansion:
         """Elements that did not succeed."""
         return [frame for frame in self.frames if frame.status != "succeeded"]
 
-    def lost(self) -> list[Frame]:
-        """Those of them that failed in a phase without which no collect goes on (``missing="ignore"``)."""
+    def lost(self) -> tuple[list[Frame], set[str]]:
+        """Elements that failed in a phase without which no collect goes on (``missing="ignore"``); those phases."""
         failed = self.failed()
-        excused = self._excused() if failed else set()
-        return [frame for frame in failed if not excused.issuperset(frame.all_failed() or (None,))]
+        if not failed:
+            return [], set()
+        relevant = set().union(*(frame.all_failed() for frame in failed)) - self._excused()
+        return [frame for frame in failed if not relevant.isdisjoint(frame.all_failed())], relevant
 
-    def _excused(self) -> set[str]:
-        """The phases below this expansion whose failures a collect sees, or goes on without."""
+    def upstream(self, names: Iterable[str]) -> set[str]:
+        """Those of these phases that are below this expansion, and what they need of it."""
         inner: dict[str, PlannedPhase] = {}
         queue = list(self.planned.children.phases)
         while queue:
             planned = queue.pop()
             inner[planned.phase.name] = planned
             queue += planned.children.phases
-        excused: set[str] = set()
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name in inner and name not in found:
+                found.add(name)
+                waiting += inner[name].needs
+        return found
+
+    def _excused(self) -> set[str]:
+        """The phases below this expansion whose failures a collect sees, or goes on without."""
         names: list[str] = []
         for planned in self.frame.steps.phases:
             if planned.phase.collect == self._name:
                 seen = {binding.name for binding in planned.bindings if binding.outcomes}
                 names += [name for name in planned.needs if planned.phase.missing == "ignore" or name in seen]
-        while names:
-            name = names.pop()
-            if name in inner and name not in excused:
-                excused.add(name)
-                names += inner[name].needs
-        return excused
-
-    def first_error(self) -> BaseException | None:
-        """The first failed element's error."""
-        return next((frame.error for frame in self.failed()), self.error)
+        return self.upstream(names)

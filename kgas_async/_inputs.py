@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ._errors import PipelineError, shown
-from ._frame import Expansion, Frame
+from ._frame import Expansion, Frame, Lack
 from ._item_outcome import phase_outcome
 from ._pipeline import Pipeline
 from ._plan import PlannedPhase
@@ -62,10 +62,11 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
     return inputs
 
 
-def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) -> tuple[dict[str, Any], list[Frame]]:
-    """The inputs of a collect per parent, lists over the elements in order; and the elements that are missing in them.
+def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) -> tuple[dict[str, Any], Lack]:
+    """The inputs of a collect per parent, lists over the elements in order; and what is missing in them.
 
-    What was skipped is left out, and is not missing. Lists of outcomes have all elements.
+    What was skipped is left out, and is not missing. Lists of outcomes have all elements. No inputs are read for a
+    collect that is to be skipped.
 
     Raises:
         PipelineError: A value cannot be read.
@@ -77,6 +78,9 @@ def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) 
     needed = {name for name in needed if name not in seen or any(b.name == name and not b.outcomes for b in wanted)}
     missing = [one for one in expansion.frames if not one.bad.isdisjoint(needed)]
     whole = [one for one in expansion.frames if one.bad.isdisjoint(needed) and one.skipped.isdisjoint(needed)]
+    lack = Lack(planned, expansion, missing, needed)
+    if missing and planned.phase.missing == "skip":
+        return {}, lack
     inputs = inputs_for(planned, frame)
     for binding in wanted:
         if binding.outcomes:
@@ -88,7 +92,7 @@ def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) 
                 )
                 for one in whole
             ]
-    return inputs, missing
+    return inputs, lack
 
 
 def item_fields(pipeline: Pipeline, item: Any) -> Mapping[str, Any]:

@@ -49,8 +49,12 @@ def _is_skipped(frame: Frame, planned: PlannedPhase) -> bool:
     frames = frame.frames_at(planned.level)
     if frames:
         return all(name in one.skipped for one in frames)
-    outer = [frame.frames_at(planned.level[:depth]) for depth in range(len(planned.level))]
-    return any(one.skipped for ones in outer for one in ones)  # an expansion was skipped, not empty
+    return any(  # the expansion that it is below, or one above that, was skipped, and is not just empty
+        owner.phase.expand == element and owner.phase.name in one.skipped
+        for depth, element in enumerate(planned.level)
+        for one in frame.frames_at(planned.level[:depth])
+        for owner in one.steps.phases
+    )
 
 
 def _leaf(frame: Frame, planned: PlannedPhase) -> Any:
@@ -84,7 +88,8 @@ def phase_outcome(frame: Frame, planned: PlannedPhase) -> Outcome[Any]:
     """What came of one phase in one frame."""
     name = planned.phase.name
     call: Call[Any] | None = frame.calls.get(name)
-    if call is not None:
+    failed_after = call is not None and call.status == "succeeded" and name in frame.failures  # its elements ended
+    if call is not None and not failed_after:
         outcome: Outcome[Any] = call.to_outcome()
         outcome.value = frame.results.get(name)
         if outcome.ok and name in frame.failures:  # the elements of its lazy result came to no good end

@@ -76,7 +76,8 @@ class _Spread:
     def _percentile(self, share: float) -> float:
         # The nearest rank: of two values the 99th percentile is the greater one, where the sketch would take the lower.
         rank = math.ceil(share * self._count) - 1
-        found: float = self._sketch.get_quantile_value(rank / max(self._count - 1, 1)) * self._step
+        quantile = min((rank + 0.5) / max(self._count - 1, 1), 1.0)  # between two ranks, so that no rounding matters
+        found: float = self._sketch.get_quantile_value(quantile) * self._step
         return min(max(found, self._low), self._high)
 
     def _distribution(self, scale: float) -> Distribution:

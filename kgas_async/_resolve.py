@@ -95,8 +95,9 @@ class Resolver:
             if name not in self.planned:
                 known = f"{', '.join(self.places)}{nearest(name, self.places)}"
                 raise ValueError(self._at(phase, f"after={name!r} is no other phase; there are {known}"))
-            needs.append(name)
         level = self._level(phase, bindings)
+        # What runs per element is after its expansion already: how that ends, nobody knows as it begins.
+        needs += [name for name in phase.after if self.planned[name].phase.expand not in level]
         if isinstance(phase.collect, str):
             needs.append(self.expansions[phase.collect].phase.name)  # also where it takes none of the elements
         needs += [b.name for b in bindings if b.kind == "result"]
@@ -145,7 +146,8 @@ class Resolver:
                 self.assumed.append(name)
             return Binding(parameter, "field", name, tuple(path), ITEM, optional=optional)
         if self.fields is not None and name in self.fields:
-            return Binding(parameter, "field", name, tuple(path), ITEM, optional=optional)
+            is_list = phase.batch is not None  # of one length for all inputs: who has no such field, fails alone
+            return Binding(parameter, "field", name, tuple(path), ITEM, optional=optional and not is_list)
         if optional:
             return None
         if name in (phase.name, phase.expand):
@@ -289,6 +291,8 @@ class Resolver:
             )  # fmt: skip
         if phase.tool._execution().kind != "async":
             raise TypeError(self._at(phase, f"input {name!r} is a live stream, which only an async tool can read"))
+        if phase.when is not None:
+            raise TypeError(self._at(phase, f"when= cannot be asked: input {name!r} is a live stream, not yet read"))
         if phase.missing == "skip":
             raise ValueError(
                 self._at(phase, f"missing='skip' cannot be: input {name!r} is a live stream, read before all is known")

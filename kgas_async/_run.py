@@ -235,7 +235,7 @@ class RunCrew(WalkCrew):
     def _unseat(self, seat: Seat) -> None:
         """The call of one that waits for a batch was cancelled."""
         assert self._batches is not None
-        self._batches.by_name[seat.planned.phase.name].seats.remove(seat)
+        self._batches.by_name[seat.planned.phase.name].remove(seat)
         seat.call._host = None
         seat.call.end("cancelled")
         seat.frame.fail(seat.planned.phase.name, seat.call)

@@ -21,7 +21,7 @@ from ._crew import Crew
 from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
 from ._expand import Elements
-from ._frame import Expansion, Frame
+from ._frame import Expansion, Frame, Lack
 from ._inputs import collected_inputs, inputs_for
 from ._mailbox import is_self_inflicted
 from ._path import begin
@@ -166,9 +166,9 @@ class WalkCrew(Crew[Any]):
             if phase.collect is not None:
                 expansion = frame.expansion_of(str(phase.collect))
                 assert expansion is not None  # else its phase has failed, which this one needs
-                inputs, missing = collected_inputs(planned, frame, expansion)
-                if missing and phase.missing == "skip":
-                    self._skip_collect(frame, planned, expansion)
+                inputs, lack = collected_inputs(planned, frame, expansion)
+                if lack.elements and phase.missing == "skip":
+                    self._skip_collect(frame, lack)
                     return None
             else:
                 inputs = inputs_for(planned, frame)
@@ -199,22 +199,23 @@ class WalkCrew(Crew[Any]):
         frame.calls[name] = call
         frame.skipped.add(name)
 
-    def _skip_collect(self, frame: Frame, planned: PlannedPhase, expansion: Expansion) -> None:
+    def _skip_collect(self, frame: Frame, lack: Lack) -> None:
         """Half a document is no document: the collect is skipped and its parent fails."""
-        call = self.home.new_call(self._bound[planned.phase.name], {}, self.parent, frame.key)
+        phase = lack.collect.phase
+        call = self.home.new_call(self._bound[phase.name], {}, self.parent, frame.key)
         error = CallSkipped(
-            f"phase {planned.phase.name!r} was skipped: {len(expansion.failed())} of {len(expansion.frames)} "
-            f"elements of {planned.phase.collect!r} failed",
+            f"phase {phase.name!r} was skipped: {len(lack.elements)} of {len(lack.expansion.frames)} "
+            f"elements of {phase.collect!r} failed",
             tool=call.tool_name,
             call_id=call.id,
         )
-        error.__cause__ = expansion.first_error()
+        error.__cause__ = lack.first_error()
         call.index = frame.index
         call.end("skipped", error)
         self.last_ended_ns = call.ended_ns
-        frame.calls[planned.phase.name] = call
-        frame.bad.add(planned.phase.name)
-        frame.take_failure(expansion, expansion.failed())
+        frame.calls[phase.name] = call
+        frame.bad.add(phase.name)
+        frame.lacks.append(lack)
 
     def _take_result(self, frame: Frame, planned: PlannedPhase, call: Call[Any]) -> Expansion | None:
         """What came of a phase's call; the expansion that it opens, if it does."""
