@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -191,7 +193,9 @@ async def test_a_call_that_somebody_cancels_is_told_and_ends_the_gather() -> Non
 
 
 class Store(Service):
-    pass
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
 
 
 class UsesStore(KGASTool):
