@@ -357,6 +357,7 @@ async def test_the_sync_door_in_an_async_tool_names_current() -> None:
             f.execute(text="a")
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("attempts", [1, 3])
 async def test_a_timeout_that_was_not_retried_since_its_thread_runs_says_so(attempts: int) -> None:
     @tool(on_cancel="abandon", policy=Policy(timeout=0.02, retry=Retry(attempts, wait=0)))
