@@ -1,6 +1,6 @@
 """Random declarations of all that a pipeline can have give what a plain sequential interpreter gives, on both loops.
 
-`KGAS_TEST_EXAMPLES=5000` runs more of them. The linear ones of `test_properties` shrink better.
+`KGAS_TEST_EXAMPLES=5000` runs more of them.
 """
 
 from __future__ import annotations

@@ -124,26 +124,29 @@ async def test_the_first_failure_cancels_the_rest_and_comes_plain() -> None:
     assert_clean(manager)
 
 
+@explore(seeds=5)
 async def test_several_that_failed_come_in_a_group() -> None:
     gate = anyio.Event()
 
-    @tool
-    async def gated() -> None:
-        try:
+    class Gated(KGASTool):
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        async def execute_async(self) -> None:
             await gate.wait()
-        finally:  # also where the other was first
-            raise OSError("gated")
+            raise self.error
 
     @tool
     async def opens() -> None:
         await anyio.wait_all_tasks_blocked()
-        gate.set()
-        raise ValueError("opens")
+        gate.set()  # both go on in the same pass of the loop, before anybody hears of the first failure
+        await anyio.sleep_forever()
 
+    a, b = OSError("a"), ValueError("b")
     async with ServiceManager() as manager:
         with pytest.raises(ExceptionGroup, match="2 of the 3 tools of a gather failed") as caught:
-            await manager.gather({"a": gated, "b": opens, "c": forever})
-    assert [type(error.__cause__) for error in caught.value.exceptions] == [OSError, ValueError]
+            await manager.gather({"a": Gated(a).using(name="a"), "b": Gated(b).using(name="b"), "c": opens})
+    assert [error.__cause__ for error in caught.value.exceptions] == [a, b]
 
 
 async def test_collected_failures_are_outcomes_beside_the_values() -> None:
