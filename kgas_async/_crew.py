@@ -83,7 +83,7 @@ class Crew(ABC, Generic[T]):
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._hiring = False
-        self._left = anyio.Event()
+        self.left = anyio.Event()  # the last worker has gone
         self.last_ended_ns = 0  # when the last call of any worker ended
 
     # --- for the manager and the public stream
@@ -122,7 +122,7 @@ class Crew(ABC, Generic[T]):
         Cancellation: Waited out; asyncio's own is raised again afterwards.
         """
         self.stop()
-        native = await wait_until(self._left)
+        native = await wait_until(self.left)
         self.home.drop_crew(self)
         await close_source(self._iterator, self._async_iterator, self.home.grace)
         if native is not None:
@@ -303,7 +303,7 @@ class Crew(ABC, Generic[T]):
             self._workers -= 1
             if self._workers == 0:
                 self._finish()
-                self._left.set()
+                self.left.set()
 
     def end_open(self) -> None:
         """The last worker is gone: give outcomes to items that are nobody's now."""

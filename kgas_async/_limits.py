@@ -18,9 +18,10 @@ from types import TracebackType
 import anyio
 import anyio.lowlevel
 
+from ._errors import shown
 from ._mailbox import Mailbox
 
-__all__ = ["ConcurrencyLimit", "LimitStatistics", "Waiter", "check_count"]
+__all__ = ["ConcurrencyLimit", "LimitStatistics", "Waiter", "check_count", "check_seconds", "check_text"]
 
 _serials = count(1)
 
@@ -31,6 +32,13 @@ def check_count(what: str, value: object, least: int = 1) -> int:
         raise TypeError(f"{what} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, not {value}")
+    return value
+
+
+def check_text(what: str, value: object, *, empty: bool = False) -> str:
+    """A string with something in it, or an error that names the parameter."""
+    if not isinstance(value, str) or not (value or empty):
+        raise TypeError(f"{what} is a {'' if empty else 'non-empty '}string, not {shown(value)}")
     return value
 
 

@@ -16,7 +16,15 @@ from pydantic import AliasChoices, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from ._errors import InvalidInputs, shown
-from ._schema import NO_SCHEMA, ResultSchema, add_defaults, inputs_adapter, no_check, no_json_schema
+from ._schema import (
+    NO_SCHEMA,
+    ResultSchema,
+    add_defaults,
+    as_plain_json,
+    inputs_adapter,
+    no_check,
+    no_json_schema,
+)
 from ._suggest import nearest
 
 __all__ = ["Signature", "request_builder", "result_type"]
@@ -264,7 +272,8 @@ class Signature:
             raise no_json_schema(self.tool, self.types, error) from error
         schema["title"] = self.tool
         add_defaults(schema, self.defaults)
-        return schema
+        plain: dict[str, Any] = as_plain_json(schema)
+        return plain
 
     @cached_property
     def _result(self) -> ResultSchema:
