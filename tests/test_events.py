@@ -306,3 +306,22 @@ async def test_a_running_call_can_be_watched_by_its_id() -> None:
                 call.cancel()
         await checkpoint()
         assert call.status == "cancelled"
+
+
+async def test_a_call_that_runs_is_at_its_first_attempt_whatever_its_policy() -> None:
+    async with ServiceManager() as manager:
+        for how in (counts, counts.using(timeout=60), counts.using(isolated=True)):
+            events = await all_of(manager.submit(how, n=1))
+            seen = [(event.status, event.attempt) for event in events if isinstance(event, CallState)]
+            assert seen == [("waiting", 0), ("running", 1), ("succeeded", 1)]
+
+
+async def test_events_are_read_in_the_thread_of_the_loop() -> None:
+    async with ServiceManager() as manager:
+        call = manager.submit(counts, n=1, pause=60)
+        with pytest.raises(RuntimeError, match="the manager's event loop runs in another thread"):
+            await anyio.to_thread.run_sync(call.events)
+        call.cancel()
+        await call.wait()
+        events = await anyio.to_thread.run_sync(call.events)  # nothing more will come
+        assert [event.status async for event in events if isinstance(event, CallState)] == ["cancelled"]

@@ -93,6 +93,8 @@ async def test_names_are_checked() -> None:
                 manager.options(name=wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="say which"):
             manager.options(replace=True)
+        with pytest.raises(TypeError, match=r"replace=\.\.\.\) is True or False"):
+            manager.options(name="one", replace="yes")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="priority"):
             manager.options(priority=1)  # type: ignore[call-arg]
     with pytest.raises(ManagerClosed):
