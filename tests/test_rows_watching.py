@@ -1,4 +1,4 @@
-"""The capabilities of rows.md about backpressure, order and watching (27, 33, 43 to 46, 50), and what was wrong there."""
+"""Backpressure, order and watching: the rows 27, 33, 43 to 46 and 50 of rows.md, and what was wrong there."""
 
 from __future__ import annotations
 
