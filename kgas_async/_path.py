@@ -38,15 +38,15 @@ async def perform(call: Call[Any]) -> None:
     Cancellation: Passed on after the call has ended as ``cancelled`` and what it held was given back; a thread of
     its has the call's grace to end.
     """
-    rest = begin(call)
+    rest = begin(call, perf_counter_ns() if call.host_is_ours else 0)  # its task may begin long after it was made
     if rest is not None:
         await rest
 
 
-def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
+def begin(call: Call[Any], now_ns: int = 0) -> Coroutine[Any, Any, None] | None:
     """Run a registered call as far as it goes without waiting: None if it has ended, else the rest, to be awaited.
 
-    An item of a large map that does not wait costs no coroutine but its tool's.
+    An item of a large map that does not wait costs no coroutine but its tool's. It was made just now, unless told.
     """
     bound = call.bound
     if not bound.plain or call.deadline_at is not None or call.cancel_requested:
@@ -58,7 +58,7 @@ def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
     try:
         inputs = call.inputs = bound.check(call.inputs)
         call.attempt = 1
-        call.begun_ns = call.created_ns  # there was nothing to wait for
+        began = call.begun_ns = now_ns or call.created_ns  # there was nothing to wait for
         context = copy_context()
         context.run(_set_current_call, call)
         if bound.is_coroutine_function:
@@ -72,7 +72,7 @@ def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
         else:
             return _resume(call, coroutine, context, step)
         ended = perf_counter_ns()
-        call.run_ns = ended - call.created_ns
+        call.run_ns = ended - began
         call.end("succeeded", None, ended)
     except Exception as error:  # noqa: BLE001  (any error is the call's; cancellation is none)
         call.context = context
