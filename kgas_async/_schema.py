@@ -18,7 +18,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, SchemaError, to_jsonable_python
 from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
 
-__all__ = ["NO_SCHEMA", "ResultSchema", "add_defaults", "as_plain_json", "inputs_adapter", "no_check", "no_json_schema"]
+__all__ = ["NO_SCHEMA", "ResultSchema", "inputs_adapter", "no_check", "no_json_schema", "with_defaults"]
 
 NO_SCHEMA: Final = (PydanticUserError, SchemaError, TypeError)  # what pydantic raises where it can make no schema
 _NOT_JSON = (PydanticSerializationError, ValueError)
@@ -70,23 +70,25 @@ def _to_blame(
     return None
 
 
-def add_defaults(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Put the defaults into the schema of the inputs, but those that only code can give, such as a sentinel."""
+def with_defaults(schema: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the inputs with the defaults, but those that only code can give, such as a sentinel."""
     for name, value in defaults.items():
         try:
             schema["properties"][name]["default"] = to_jsonable_python(value)
         except (KeyError, *_NOT_JSON):  # a KeyError: the annotation keeps the input out of the schema
             continue
+    plain: dict[str, Any] = _as_plain_json(schema)
+    return plain
 
 
-def as_plain_json(schema: Any) -> Any:
+def _as_plain_json(schema: Any) -> Any:
     """A schema without the defaults and bounds for which JSON has no form, such as an infinite one."""
     if isinstance(schema, Mapping):
-        kept = {name: as_plain_json(one) for name, one in schema.items() if _is_finite(one)}
+        kept = {name: _as_plain_json(one) for name, one in schema.items() if _is_finite(one)}
         if "default" in kept and not _is_json(kept["default"]):
             del kept["default"]
         return kept
-    return [as_plain_json(one) for one in schema] if isinstance(schema, list) else schema
+    return [_as_plain_json(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def _is_finite(value: Any) -> bool:
@@ -123,7 +125,7 @@ class ResultSchema:
         if self._kind is Any:
             return {}
         try:
-            schema: dict[str, Any] = as_plain_json(self._adapter.json_schema(mode="serialization"))
+            schema: dict[str, Any] = _as_plain_json(self._adapter.json_schema(mode="serialization"))
             return schema
         except NO_SCHEMA as error:
             raise TypeError(
