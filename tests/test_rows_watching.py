@@ -154,6 +154,7 @@ async def test_row_43_an_operation_is_tracked_with_time_success_and_error_in_the
 # --- row 44: statistics; there: they grew without bound
 
 
+@pytest.mark.real_time  # what a call takes is measured in the world's time
 async def test_row_44_statistics_have_counts_rates_percentiles_peak_timeouts_and_retries() -> None:
     monitor = unwatched()
     tries: list[int] = []
@@ -205,6 +206,7 @@ async def test_row_44_and_10_statistics_take_no_more_memory_after_many_calls() -
 # --- row 45: slow operations, errors, active ones, metrics of one's own; there: the type of a metric was only a label
 
 
+@pytest.mark.real_time
 async def test_row_45_slow_active_and_failed_operations_are_in_the_report() -> None:
     monitor = unwatched(slow=0.02)
     sink = MemorySink()
