@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
@@ -24,7 +24,7 @@ from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicte
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Pace, Progress
-from ._source import close_source, closed_for_open_scope, open_source
+from ._source import close_source, closed_for_open_scope, count_of, open_source
 from ._waiting import wait_until
 
 __all__ = ["Crew"]
@@ -63,7 +63,7 @@ class Crew(ABC, Generic[T]):
         self._ordered = ordered
         self._on_error = OnError(on_error)
         self._on_progress = on_progress
-        self._pace = Pace(len(source) if isinstance(source, Sized) else None)
+        self._pace = Pace(count_of(source))
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
         self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
