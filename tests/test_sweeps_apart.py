@@ -187,6 +187,7 @@ SWEPT: Final = {
     "ConcurrencyLimit.__aenter__": LIMITS,
     "ConcurrencyLimit.__aexit__": LIMITS,
     "ConcurrencyLimit.acquire": LIMITS,
+    "ConcurrencyLimit.wait_for_token": LIMITS,
     "Every.running": "test_sweeps.py::test_a_service_that_runs_a_tool_again_and_again",
     "FakeService.running": KIT,
     "KGASTool.cleanup_resources": CALLS,
