@@ -325,6 +325,10 @@ class Crew(ABC, Generic[T]):
             unit = self.take()
             if unit is _PULL:
                 unit = await self._pull(host)
+                if unit is None:  # the source has ended: what waited for more of it may have become a unit
+                    if host.was_cancelled:
+                        return
+                    continue
             if unit is None:
                 if self.exhausted and not self.open:
                     self.over = True
