@@ -42,7 +42,7 @@ class Binding:
     live: bool = False
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False, repr=False)
 class PlannedPhase:
     """A phase with all its names resolved.
 
@@ -68,6 +68,9 @@ class PlannedPhase:
     waits: int = 0
     live: Binding | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
+
+    def __repr__(self) -> str:  # not what follows it: that would be each way through the graph, of which there are many
+        return f"<PlannedPhase {self.phase.name!r}>"
 
 
 @dataclasses.dataclass(slots=True)

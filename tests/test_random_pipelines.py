@@ -19,7 +19,7 @@ from kgas_async.testing import assert_clean, virtual_backend
 from .interrupted_pipelines import HANGS_S, KEEPING, Interrupted, Stop, is_touched, stops
 from .plain_interpreter import Interpreter, Wanted
 from .random_declarations import declarations, items
-from .random_pipelines import Declaration, Log, pipeline_of, plain
+from .random_pipelines import Declaration, Log, later, pipeline_of, plain
 
 BACKENDS = ("asyncio", "trio")
 EXAMPLES = int(os.environ.get("KGAS_TEST_EXAMPLES", "300"))
@@ -37,12 +37,14 @@ class How:
     window: int | None
     ordered: bool
     seed: int
+    asynchronous: bool  # the source
 
 
 @st.composite
 def hows(draw: Any) -> How:
     window = draw(st.sampled_from([None, None, 1, 2, 5]))
-    return How(draw(st.sampled_from([1, 2, 3, 4, 50])), window, draw(st.booleans()), draw(st.integers(0, 9)))
+    in_flight = draw(st.sampled_from([1, 2, 3, 4, 50]))
+    return How(in_flight, window, draw(st.booleans()), draw(st.integers(0, 9)), draw(st.booleans()))
 
 
 def in_flight_of(declaration: Declaration, how: How) -> int:
@@ -61,6 +63,10 @@ def shown(outcome: Outcome[Any]) -> Wanted:
     return Wanted(outcome.status, outcome.failed_phase, plain(outcome.value), statuses(outcome))
 
 
+def source_of(found: list[Any], how: How) -> Any:
+    return later(iter(found)) if how.asynchronous else iter(found)
+
+
 def run_to_the_end(backend: str, declaration: Declaration, found: list[Any], how: How, log: Log) -> tuple[Any, Any]:
     manager = ServiceManager(log=None, threads=2)
     pipeline = pipeline_of(declaration, log)
@@ -70,10 +76,10 @@ def run_to_the_end(backend: str, declaration: Declaration, found: list[Any], how
         with anyio.fail_after(HANGS_S):
             async with manager:
                 if how.window is None:
-                    report = await manager.run(pipeline, iter(found), in_flight=in_flight, keep="all")
+                    report = await manager.run(pipeline, source_of(found, how), in_flight=in_flight, keep="all")
                     return report.outcomes, report
                 options: Any = {"in_flight": in_flight, "ordered": how.ordered, "ordered_window": how.window}
-                async with manager.stream(pipeline, iter(found), **options) as stream:
+                async with manager.stream(pipeline, source_of(found, how), **options) as stream:
                     outcomes = [outcome async for outcome in stream]
                 return sorted(outcomes, key=lambda one: one.index), None
 
