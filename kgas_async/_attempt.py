@@ -295,7 +295,7 @@ async def _wait_bounded(call: Call[Any], work: Work) -> bool:
     if work.ended_ns:  # the loop may hear of it only now: whether it was in time, `ended_at` says
         await work.done.wait()
         return False
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.withdraw():
         work.give_back()
@@ -337,7 +337,7 @@ def _abandon(call: Call[Any], work: Work) -> bool:
 
 async def _stop(call: Call[Any], work: Work, rates: list[tuple[RateLimit, float]]) -> None:
     """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.done.is_set() or work.abandoned:
         return

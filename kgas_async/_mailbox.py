@@ -234,7 +234,7 @@ class Mailbox:
             queue.popleft()()
 
     def add_busy(self, change: int) -> None:
-        """Count works handed over (1) or ended (-1); on the loop only."""
+        """Count works handed over (1) or ended (-1), or say that one was told to end (0); on the loop only."""
         self.busy += change
         if self.on_busy is not None:
             self.on_busy(self.busy)

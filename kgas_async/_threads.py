@@ -121,6 +121,11 @@ class Work:
         """Whoever gets True owns the work: a thread, which runs it, or a canceller, so that it never starts."""
         return self._claim.acquire(blocking=False)
 
+    def abort(self) -> None:
+        """Nobody waits for it any more (on the loop)."""
+        self.aborted = True
+        self.mailbox.add_busy(0)  # it has yet to hear of this: a virtual clock stands still for it anew
+
     def withdraw(self) -> bool:
         """Take it back unless a thread has it (on the loop). True: it never began, and never will."""
         if not self.claim():
@@ -386,7 +391,7 @@ async def run_bare(function: Callable[[], Any], grace: float = 10.0) -> Any:
     try:
         await work.done.wait()
     except BaseException:
-        work.aborted = True
+        work.abort()
         await wait_until(work.done, anyio.current_time() + grace)
         raise
     if work.error is not None:

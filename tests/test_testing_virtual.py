@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any, Self
 
 import anyio
@@ -14,9 +15,10 @@ import anyio.lowlevel
 import pytest
 import trio
 
+from kgas_async import ServiceManager, check_cancelled, tool
 from kgas_async._mailbox import Mailbox
 from kgas_async._threads import run_bare, start_daemon
-from kgas_async.testing import VirtualBackend, _virtual, virtual_backend, virtual_backends
+from kgas_async.testing import VirtualBackend, _virtual, assert_clean, virtual_backend, virtual_backends
 
 BOTH = pytest.mark.parametrize("name", ["asyncio", "trio"])
 DAY = 86_400.0
@@ -135,6 +137,33 @@ async def test_a_stuck_thread_costs_its_wait_once_not_at_each_jump() -> None:
             await run_bare(lambda: let_go.wait(5))
     assert taken.virtual >= 100
     assert taken.real < 0.9
+
+
+async def test_a_stuck_thread_that_is_told_to_end_has_the_time_to_hear_of_it() -> None:
+    @tool
+    def polite() -> None:
+        while True:
+            time.sleep(0.05)
+            check_cancelled()
+
+    async with ServiceManager(log=None, grace=10) as manager:
+        with anyio.move_on_after(60):
+            await manager.execute(polite)
+        assert anyio.current_time() == pytest.approx(60)
+    assert_clean(manager)
+
+
+def test_seconds_without_a_look_at_the_clock_are_not_held_against_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, hold, mailbox = 0.0, _virtual._Hold(), SimpleNamespace(busy=1)
+    monkeypatch.setattr(_virtual, "perf_counter", lambda: now)
+    hold.adopt(mailbox)
+    looks = 0
+    while hold.left_s():
+        now += 1.0 if looks < 10 else 0.001  # the machine is busy with others; then the threads are, or are stuck
+        looks += 1
+    assert looks == pytest.approx(210, abs=2)
+    mailbox.on_busy(1)
+    assert hold.left_s()
 
 
 async def test_a_count_changed_from_a_thread_holds_the_clock_too() -> None:
