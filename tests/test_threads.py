@@ -85,7 +85,7 @@ async def test_threads_are_started_only_as_they_are_needed() -> None:
             work = submit(pool, lambda: None)
             await work.done.wait()
             while not pool._idle:  # it has told of its end, and is about to wait for more
-                await anyio.sleep(0.001)
+                await checkpoint()
         assert pool.alive == 1
 
 
