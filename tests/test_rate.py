@@ -18,14 +18,16 @@ from hypothesis import strategies as st
 
 from kgas_async import CallRejected, CallTimeout, Policy, RateLimit, Retry, ServiceManager, tool
 from kgas_async._rate import acquire_rates
-from kgas_async.testing import assert_clean, virtual_backend, virtual_backends
+from kgas_async.testing import assert_clean, virtual_backend
+
+from .loops import virtual
 
 BOTH = pytest.mark.parametrize("name", ["asyncio", "trio"])
 real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 asyncio_only = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")], ids=["asyncio-virtual"])
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
