@@ -20,6 +20,7 @@ from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
+from ._in_process import kill, kill_at_last, note_usage, told_of_building, work_for
 from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
@@ -55,7 +56,7 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
         refund(wanted)
         return DeadlinePassed()
     kind = call.bound.execution.kind
-    if kind == "thread":
+    if kind in ("thread", "process"):
         return await _in_thread(call, held, wanted)
     call.holds = call.bound.holds
     call.status = "running"
@@ -71,7 +72,8 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
 
 def _timeout(call: Call[Any]) -> CallTimeout:
     return CallTimeout(
-        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s",
+        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s"
+        f"{told_of_building(call.work)}",
         tool=call.tool_name,
         call_id=call.id,
         attempts=call.attempt,
@@ -152,10 +154,10 @@ def _inline(call: Call[Any]) -> BaseException | None:
 async def _in_thread(
     call: Call[Any], held: list[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
 ) -> BaseException | None:
-    """A sync tool, in a thread of the manager's."""
+    """A sync tool, in a thread of the manager's, or in the worker process that a thread has."""
     bound = call.bound
     home = bound.home
-    if (full := refused_for_abandoned(home)) is not None:
+    if bound.execution.kind == "thread" and (full := refused_for_abandoned(home)) is not None:
         give_back(held)
         refund(rates)
         return full
@@ -265,13 +267,13 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home
-    work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
+    work = call.work = work_for(call, partial(bound.function, **call.inputs), context)
     context.run(_set_current_work, work)
     work.is_timed = timed
     if held:
         work.on_end = partial(give_back, held)
     submitted = perf_counter_ns()
-    bound.state.thread_starts += 1
+    bound.state.thread_starts += bound.execution.kind == "thread"
     home.pool_of(bound).submit(work)
     call.waits()
     return work, submitted
@@ -283,6 +285,7 @@ def _account(call: Call[Any], work: Work, submitted: int) -> None:
     if work.started_ns:
         call.begun_ns = call.begun_ns or work.started_ns
         call.run_ns += (work.ended_ns or now) - work.started_ns
+    note_usage(call, work)
 
 
 async def _wait_bounded(call: Call[Any], work: Work) -> bool:
@@ -303,11 +306,12 @@ async def _wait_bounded(call: Call[Any], work: Work) -> bool:
     if work.ended_ns:  # the loop may hear of it only now: whether it was in time, `ended_at` says
         await work.done.wait()
         return False
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.withdraw():
         work.give_back()
         return True
+    kill(call, work)
     if bound.execution.abandon and _abandon(call, work):
         return True
     await work.done.wait()  # a timeout alone waits for the thread; cancellation ends this wait
@@ -347,7 +351,7 @@ async def _stop(
     call: Call[Any], work: Work, held: list[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
 ) -> None:
     """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.done.is_set() or work.abandoned:
         return
@@ -357,8 +361,11 @@ async def _stop(
         return
     if call.bound.execution.abandon and _abandon(call, work):
         return
-    native = await wait_until(work.done, call.grace_deadline())
+    native = None
+    if not call.bound.execution.kill:
+        native = await wait_until(work.done, call.grace_deadline())
+    late = await kill_at_last(work)
     if not work.done.is_set():
         _abandon(call, work)
-    if native is not None:
+    if (native := native or late) is not None:
         raise native

@@ -147,6 +147,8 @@ class Bound:
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
+        if self.execution.check is not None:
+            self.execution.check()
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(
@@ -166,7 +168,7 @@ class Bound:
         self.template: Any = None  # the evidence's, made by its writer
         # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
         self.plain = (
-            self.execution.kind != "inline"
+            self.execution.kind in ("async", "thread")
             and not (self.holds or self.rates or self.validates or self.cleans_up or self.isolated)
             and self.timeout is None
             and self.deadline is None

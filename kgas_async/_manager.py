@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from ._blocking import BlockingManager
 from ._book import CallBook
 from ._call import Call
+from ._context import door
 from ._errors import ManagerClosed
 from ._evidence import Sink
 from ._evidence_sinks import StructlogSink, as_sinks, open_sinks
@@ -27,7 +28,7 @@ from ._report import ManagerStatistics
 from ._session import Session
 from ._single import SingleCalls
 from ._suggest import suggests
-from ._system import default_threads
+from ._system import cpus, default_threads
 
 __all__ = ["ServiceManager"]
 
@@ -54,6 +55,7 @@ class ServiceManager(SingleCalls, ManyCalls):
             Either way a bare ``KeyboardInterrupt`` (SIGTERM: ``SystemExit(143)``) is raised on leaving.
         seed: Of the random numbers (waits of retries).
         threads: Worker threads at the most; ``min(32, cpus + 4)`` unless given.
+        processes: Worker processes at the most; as many as there are CPUs for us (affinity, cgroup) unless given.
         max_abandoned: Abandoned threads above which new sync calls are rejected.
         on_sink_error: When evidence cannot be written: ``"stop"`` the session, or ``"continue"`` without it.
 
@@ -74,6 +76,7 @@ class ServiceManager(SingleCalls, ManyCalls):
         signals: bool = False,
         seed: int | None = None,
         threads: int | None = None,
+        processes: int | None = None,
         max_abandoned: int = 100,
         on_sink_error: Literal["stop", "continue"] = "stop",
     ) -> None:
@@ -98,6 +101,7 @@ class ServiceManager(SingleCalls, ManyCalls):
             "abandoned": abandoned,
             "seed": seed,
             "threads": default_threads() if threads is None else check_count("threads", threads),
+            "processes": cpus() if processes is None else check_count("processes", processes),
             "max_abandoned": check_count("max_abandoned", max_abandoned),
             "on_sink_error": on_sink_error,
             "monitor": monitor,
@@ -110,6 +114,11 @@ class ServiceManager(SingleCalls, ManyCalls):
     # --- lifetime
 
     async def __aenter__(self) -> Self:
+        if door.imports_main:
+            raise RuntimeError(
+                "a worker process imports this program's main module again, and that opened a manager; what is to run "
+                "only once stands under \"if __name__ == '__main__':\""
+            )
         if self._session is not None:
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
         open_sinks(self._sinks)

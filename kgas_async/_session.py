@@ -24,6 +24,7 @@ from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
 from ._path import perform
 from ._policy import DEFAULTS, Policy
+from ._processes import ProcessPool
 from ._recording import Recording
 from ._report import ManagerStatistics
 from ._threads import ThreadPool
@@ -51,6 +52,7 @@ class Session:
         manager: Any,
         *,
         threads: int,
+        processes: int,
         grace: float,
         max_abandoned: int,
         abandoned: Literal["leave", "join"],
@@ -62,6 +64,7 @@ class Session:
         self.session = secrets.token_hex(6)
         self.mailbox = Mailbox.here()
         self.pool = ThreadPool(threads, f"kgas-{self.session}")
+        self.processes = ProcessPool(processes, f"kgas-{self.session}-process")
         self.grace = grace
         self.max_abandoned = max_abandoned
         self.abandoned = abandoned
@@ -255,7 +258,9 @@ class Session:
     # --- threads
 
     def pool_of(self, bound: Bound) -> ThreadPool:
-        """The threads that this tool's sync code runs in."""
+        """The threads that this tool's sync code runs in, or that have the processes which it runs in."""
+        if bound.execution.kind == "process":
+            return self.processes
         if not bound.execution.dedicated:
             return self.pool
         state = bound.state
@@ -265,7 +270,11 @@ class Session:
 
     def pools(self) -> list[ThreadPool]:
         """All thread pools of the session."""
-        return [self.pool, *(state.dedicated for state in self.states.values() if state.dedicated is not None)]
+        return [
+            self.pool,
+            self.processes,
+            *(state.dedicated for state in self.states.values() if state.dedicated is not None),
+        ]
 
     def next_run_id(self) -> str:
         """The id of a new run."""
@@ -288,10 +297,11 @@ class Session:
         return ManagerStatistics(
             tools,
             len(self.calls_open),
-            sum(pool.alive for pool in pools),
+            sum(pool.alive for pool in pools if pool is not self.processes),
             len(self.left),
             sum(pool.queued for pool in pools),
             self.hosting.names(),
+            self.processes.processes,
         )
 
     # --- ending
@@ -380,7 +390,3 @@ class Session:
         finally:
             self.is_closed = True
             self.closed.set()
-
-    async def _join_threads(self) -> None:
-        while self.left and self.abandoned == "join":
-            await next(iter(self.left)).done.wait()

@@ -1,0 +1,190 @@
+"""Messages between a manager and its worker processes: pickles with their large parts beside them, over a socket.
+
+What is large is neither joined before it is sent nor cut out after it has come: bytes and buffers (pickle protocol 5)
+go from where they are into the socket, and from the socket into where they will be. Knows nothing of what is said.
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+__all__ = ["Channel", "Unreadable", "pack"]
+
+_HEAD: Final = struct.Struct("!BIQ")  # kind, how many buffers, length of the pickle; the buffers' lengths follow
+LARGE: Final = 64 * 1024  # bytes from which copying costs more than a system call
+IOV_MAX: Final = 512  # parts per system call; the kernel takes 1024
+
+
+class Unreadable(Exception):
+    """A whole message has come, and what is in it could not be loaded; the next one can be read."""
+
+
+class _Parts:
+    """What a pickler writes to: bytes of some size come as they are, without a copy."""
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.write = self.parts.append
+
+
+def pack(kind: int, message: object) -> list[Any]:
+    """The parts of a message, in order.
+
+    Raises:
+        Exception: Whatever pickling raises.
+    """
+    buffers: list[memoryview] = []
+
+    def in_band(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < LARGE:
+            return True
+        buffers.append(view)
+        return False
+
+    sink = _Parts()
+    pickle.Pickler(sink, 5, buffer_callback=in_band).dump(message)
+    lengths = [buffer.nbytes for buffer in buffers]
+    head = _HEAD.pack(kind, len(buffers), sum(memoryview(part).nbytes for part in sink.parts))
+    return [head + struct.pack(f"!{len(lengths)}Q", *lengths), *buffers, *sink.parts]
+
+
+class Channel:
+    """One end of the connection; one thread at a time sends, one receives.
+
+    Args:
+        connection: A stream socket, blocking.
+        death: A file descriptor that is readable once the other end's process is dead: whoever else may hold its end of
+            the socket, it is not waited for any longer.
+    """
+
+    def __init__(self, connection: socket.socket, death: int | None = None) -> None:
+        self._socket = connection
+        self._rest = b""
+        self._poll: Any = None
+        if death is not None:
+            self._poll = select.poll()
+            self._poll.register(connection, select.POLLIN)
+            self._poll.register(death, select.POLLIN)
+
+    def send(self, parts: Sequence[Any]) -> None:
+        """Send what `pack` gave; blocks until the other end has taken most of it."""
+        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        if sum(view.nbytes for view in views) <= LARGE:
+            self._socket.sendall(b"".join(views))
+            return
+        at = 0
+        while at < len(views):
+            sent = self._socket.sendmsg(views[at : at + IOV_MAX])
+            while sent and sent >= views[at].nbytes:
+                sent -= views[at].nbytes
+                at += 1
+            if sent:
+                views[at] = views[at][sent:]
+
+    def receive(self) -> tuple[int, Any]:
+        """Wait for a message: its kind, and what it says.
+
+        Raises:
+            EOFError: The other end is closed, or its process is dead.
+            Unreadable: It could not be loaded; its cause says why.
+        """
+        kind, count, length = _HEAD.unpack(self._read(_HEAD.size))
+        lengths = struct.unpack(f"!{count}Q", self._read(8 * count)) if count else ()
+        buffers = [bytearray(one) for one in lengths]
+        for buffer in buffers:
+            self._read_into(memoryview(buffer))
+        body = _Body(length, self._read, self._read_into)
+        try:
+            if length <= LARGE:
+                return kind, pickle.loads(body.read(length), buffers=buffers)
+            return kind, pickle.Unpickler(body, buffers=buffers).load()
+        except (EOFError, OSError) as error:
+            if body.is_cut:
+                raise EOFError("the other end is gone") from error
+            body.skip()
+            raise Unreadable from error
+        except Exception as error:
+            body.skip()
+            raise Unreadable from error
+
+    def end_sending(self) -> None:
+        """Tell the other end that no more will come."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def break_off(self) -> None:
+        """Have whoever waits at this end stop waiting. From any thread."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+    def _read(self, count: int) -> bytes:
+        while len(self._rest) < count:
+            self._await_more()
+            more = self._socket.recv(LARGE)
+            if not more:
+                raise EOFError("the other end is gone")
+            self._rest = self._rest + more if self._rest else more
+        read, self._rest = self._rest[:count], self._rest[count:]
+        return read
+
+    def _read_into(self, view: memoryview) -> None:
+        known = min(len(self._rest), view.nbytes)
+        view[:known] = self._rest[:known]
+        self._rest = self._rest[known:]
+        while known < view.nbytes:
+            self._await_more()
+            got = self._socket.recv_into(view[known:])
+            if not got:
+                raise EOFError("the other end is gone")
+            known += got
+
+    def _await_more(self) -> None:
+        """Wait until something can be read; a socket that blocks does so itself where nothing tells of a death."""
+        if self._poll is not None and all(ready != self._socket.fileno() for ready, _ in self._poll.poll()):
+            raise EOFError("the process at the other end is dead")
+
+
+class _Body:
+    """The pickle of one message, as a file for an unpickler."""
+
+    def __init__(self, length: int, read: Callable[[int], bytes], read_into: Callable[[memoryview], None]) -> None:
+        self._left = length
+        self._read = read
+        self._read_into = read_into
+        self.is_cut = False
+
+    def read(self, count: int) -> bytes:
+        read: bytes = self._taken(min(count, self._left), self._read)
+        return read
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: self._left]
+        self._taken(view.nbytes, lambda _: self._read_into(view))
+        return view.nbytes
+
+    def readline(self) -> bytes:
+        line = b""
+        while self._left and not line.endswith(b"\n"):
+            line += self.read(1)
+        return line
+
+    def skip(self) -> None:
+        """Go to its end."""
+        while self._left:
+            self.read(LARGE)
+
+    def _taken(self, count: int, take: Callable[[Any], Any]) -> Any:
+        self._left -= count
+        try:
+            return take(count)
+        except BaseException:
+            self.is_cut = True
+            raise
