@@ -217,7 +217,7 @@ class ThreadPool:
         self.name = name
         self._lock = threading.Lock()
         self._queue: deque[Work] = deque()
-        self._idle: list[threading.Semaphore] = []
+        self._idle: list[threading.Lock] = []  # held; whoever wakes a thread takes its lock out and releases it
         self._threads = 0  # those that count against slots
         self._lent = 0  # slots of threads that wait in nested calls
         self._abandoned: set[Work] = set()
@@ -285,7 +285,8 @@ class ThreadPool:
         return None
 
     def _loop(self) -> None:
-        parked = threading.Semaphore(0)
+        parked = threading.Lock()
+        parked.acquire()
         while True:
             work = None
             with self._lock:
@@ -315,7 +316,7 @@ class ThreadPool:
                 self._leaving.append(threading.current_thread())
             self._tell_if_ended()
 
-    def _park(self, parked: threading.Semaphore) -> None:
+    def _park(self, parked: threading.Lock) -> None:
         """Under the lock: this thread waits for work; the last that came to wait is the first to be woken."""
         self._idle.append(parked)
 

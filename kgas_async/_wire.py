@@ -24,12 +24,22 @@ class Unreadable(Exception):
     """A whole message has come, and what is in it could not be loaded; the next one can be read."""
 
 
-class _Parts:
-    """What a pickler writes to: bytes of some size come as they are, without a copy."""
+class _Packing:
+    """What a pickler writes to: bytes of some size come as they are, without a copy; and its large buffers."""
+
+    __slots__ = ("buffers", "parts", "write")
 
     def __init__(self) -> None:
         self.parts: list[Any] = []
         self.write = self.parts.append
+        self.buffers: list[memoryview] = []
+
+    def in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < LARGE:
+            return True
+        self.buffers.append(view)
+        return False
 
 
 def pack(kind: int, message: object) -> list[Any]:
@@ -38,20 +48,14 @@ def pack(kind: int, message: object) -> list[Any]:
     Raises:
         Exception: Whatever pickling raises.
     """
-    buffers: list[memoryview] = []
-
-    def in_band(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes < LARGE:
-            return True
-        buffers.append(view)
-        return False
-
-    sink = _Parts()
-    pickle.Pickler(sink, 5, buffer_callback=in_band).dump(message)
+    packing = _Packing()
+    pickle.Pickler(packing, 5, buffer_callback=packing.in_band).dump(message)
+    parts, buffers = packing.parts, packing.buffers
+    if len(parts) == 1 and not buffers:
+        return [_HEAD.pack(kind, 0, len(parts[0])) + parts[0]]
     lengths = [buffer.nbytes for buffer in buffers]
-    head = _HEAD.pack(kind, len(buffers), sum(memoryview(part).nbytes for part in sink.parts))
-    return [head + struct.pack(f"!{len(lengths)}Q", *lengths), *buffers, *sink.parts]
+    head = _HEAD.pack(kind, len(buffers), sum([memoryview(part).nbytes for part in parts]))
+    return [head + struct.pack(f"!{len(lengths)}Q", *lengths), *buffers, *parts]
 
 
 class Channel:
@@ -74,6 +78,9 @@ class Channel:
 
     def send(self, parts: Sequence[Any]) -> None:
         """Send what `pack` gave; blocks until the other end has taken most of it."""
+        if len(parts) == 1:
+            self._socket.sendall(parts[0])
+            return
         views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
         if sum(view.nbytes for view in views) <= LARGE:
             self._socket.sendall(b"".join(views))
@@ -99,10 +106,14 @@ class Channel:
         buffers = [bytearray(one) for one in lengths]
         for buffer in buffers:
             self._read_into(memoryview(buffer))
+        if length <= LARGE:
+            pickled = self._read(length)
+            try:
+                return kind, pickle.loads(pickled, buffers=buffers)
+            except Exception as error:
+                raise Unreadable from error
         body = _Body(length, self._read, self._read_into)
         try:
-            if length <= LARGE:
-                return kind, pickle.loads(body.read(length), buffers=buffers)
             return kind, pickle.Unpickler(body, buffers=buffers).load()
         except (EOFError, OSError) as error:
             if body.is_cut:

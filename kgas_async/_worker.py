@@ -36,6 +36,8 @@ __all__ = ["ABORT", "BUILDING", "BUILT", "CALL", "FAILED", "PROGRESS", "READY", 
 CALL, READY, UNFIT, BUILDING, BUILT, PROGRESS, VALUE, FAILED = range(8)
 ABORT: Final = struct.Struct("!Q")  # on the other socket: the number of the call that nobody waits for any more
 
+_PAGE: Final = resource.getpagesize()
+FEW_FAULTS: Final = 256  # pages; a MiB
 _PR_SET_PDEATHSIG: Final = 1
 _GUARD: Final = "if __name__ == '__main__':"
 
@@ -100,28 +102,38 @@ class _Memory:
     """The largest resident set size during a call, and a bound on what a call may allocate."""
 
     def __init__(self) -> None:
-        self._reset: int | None = None
-        self._status: int | None = None
+        self._files: tuple[int, int, int] | None = None
+        self._faults = 0
         with suppress(OSError):  # Linux only
-            self._status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-            self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            self._files = (
+                os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC),
+                os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC),
+                os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC),
+            )
 
     def begin(self) -> None:
         """Count from now."""
-        if self._reset is not None:
-            os.write(self._reset, b"5")
+        if self._files is not None:
+            os.write(self._files[0], b"5")
+            self._faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-    def peak(self) -> int | None:
-        """Bytes, since the beginning; None where the kernel does not tell."""
-        if self._status is None or self._reset is None:
+    def peak(self, usage: Any) -> int | None:
+        """Bytes, since the beginning; None where the kernel does not tell.
+
+        Exact to a MiB where hardly any page was new: the kernel takes long to say more.
+        """
+        if self._files is None:
             return None
-        _, found, rest = os.pread(self._status, 4096, 0).partition(b"VmHWM:")
+        _, status, statm = self._files
+        if usage.ru_minflt - self._faults < FEW_FAULTS:
+            return int(os.pread(statm, 100, 0).split()[1]) * _PAGE
+        _, found, rest = os.pread(status, 4096, 0).partition(b"VmHWM:")
         return int(rest.split(None, 1)[0]) * 1024 if found else None
 
     def limit(self, size: int) -> None:
         """Have no more than so many bytes of address space beyond what is in use now."""
         with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123
-            used = int(statm.read().split()[0]) * resource.getpagesize()
+            used = int(statm.read().split()[0]) * _PAGE
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         wanted = used + size
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
@@ -132,9 +144,9 @@ class _Memory:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def cpu_ns() -> int:
+def cpu_ns(own: Any) -> int:
     """CPU time that this process has used, with the children that it has waited for."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return int((own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime) * 1e9)
 
 
@@ -246,7 +258,7 @@ class _Worker:
         if not ok:
             self._fail(outcome)
             return
-        usage = (cpu_ns(), self._memory.peak())
+        usage = self._usage()
         try:
             parts = pack(VALUE, (usage, outcome))
         except Exception as error:  # noqa: BLE001  (whatever a __reduce__ raises)
@@ -262,7 +274,11 @@ class _Worker:
 
     def _fail(self, error: BaseException) -> None:
         packed: PackedError = pack_error(error)
-        self.tell(FAILED, ((cpu_ns(), self._memory.peak()), packed))
+        self.tell(FAILED, (self._usage(), packed))
+
+    def _usage(self) -> tuple[int, int | None]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cpu_ns(usage), self._memory.peak(usage)
 
 
 def main(connection: int, control: int, crash: int) -> None:
@@ -289,7 +305,7 @@ def main(connection: int, control: int, crash: int) -> None:
     except BaseException as error:  # noqa: BLE001  (the user's program, in whatever way)
         worker.tell(UNFIT, (_why_unfit(error), pack_error(error).traceback))
         return
-    worker.tell(READY, cpu_ns())
+    worker.tell(READY, cpu_ns(resource.getrusage(resource.RUSAGE_SELF)))
     worker.serve()
 
 
