@@ -202,7 +202,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             return Execution("inline", self._function)
         if self._remote is not None:
             kill = self.on_cancel == "kill"
-            return Execution("process", self._remote, serial=self._serial, kill=kill, check=self._remote.check)
+            return Execution("process", self._remote, serial=self._serial, kill=kill, remote=self._remote)
         function = self._function.function if self._function.is_bare else self._function
         return Execution(
             "thread",

@@ -147,8 +147,8 @@ class Bound:
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
         self.execution: Execution = tool._execution()
-        if self.execution.check is not None:
-            self.execution.check()
+        if self.execution.remote is not None:
+            self.execution.remote.check()
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(

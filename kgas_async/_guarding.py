@@ -22,6 +22,11 @@ class Guard:
         self._process: subprocess.Popen[bytes] | None = None
         self._watched: set[int] = set()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it is there."""
+        return self._process is not None
+
     def watch(self, pid: int, mark: str) -> None:
         """Have it know a worker."""
         with self._lock:

@@ -23,8 +23,13 @@ KILL_S: Final = 10.0  # seconds for a killed process to be dead; longer takes on
 
 def work_for(call: Call[Any], function: Callable[[], object], context: Context) -> Work:
     """What is handed to a thread for this call."""
-    kind = ProcessWork if call.bound.execution.kind == "process" else Work
-    return kind(function, context, call.bound.home.mailbox)
+    mailbox = call.bound.home.mailbox
+    remote: Any = call.bound.execution.remote
+    return (
+        Work(function, context, mailbox)
+        if remote is None
+        else ProcessWork(function, context, mailbox, remote.travelling)
+    )
 
 
 def kill(call: Call[Any], work: Work) -> None:

@@ -26,11 +26,12 @@ from ._guarding import Guard
 from ._system import kill_session, peak_rss_bytes
 from ._travel import Travelling, main_module, picklable, unpack_error, why_not
 from ._wire import Channel, Unreadable, pack
-from ._worker import ABORT, BUILDING, BUILT, CALL, FAILED, PROGRESS, READY, UNFIT, Request
+from ._worker import ABORT, BOOT, BUILDING, BUILT, CALL, FAILED, PROGRESS, READY, TOOL, UNFIT, Request
 
 __all__ = ["NotBegunError", "Worker"]
 
 END_S: Final = 1.0  # seconds for an idle worker to end by itself, its exit handlers run, before it is killed
+PREPARE_S: Final = 10.0  # seconds of getting ready after which one that nobody waits for any more is given up
 DYING_S: Final = 5.0  # seconds for a process that has closed its end to be dead, before it is killed
 
 
@@ -49,7 +50,7 @@ class Attempt(Protocol):
 
 
 class NotBegunError(Exception):
-    """The worker was dead before it had the call."""
+    """The worker was dead before it had read what it was told to do."""
 
 
 class Worker:
@@ -96,20 +97,20 @@ class Worker:
         self._death: int | None = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         self._channel = Channel(ours, self._death)
 
-    def boot(self) -> None:
-        """Wait until it is ready.
+    def boot(self, unless: Callable[[], bool]) -> None:
+        """Wait until it is ready, unless that takes long and nobody wants it.
 
         Raises:
             ChildProcessError: It ended instead, or is not fit; it is buried.
         """
         try:
             self._guard.watch(self.pid, self._mark)
-            self._channel.send(pack(CALL, (main_module(), list(sys.argv))))
-            kind, said = self._channel.receive()
+            self._channel.send(pack(BOOT, (main_module(), list(sys.argv))))
+            kind, said = self._channel.receive(self._patience(unless))
         except (EOFError, OSError) as error:
             how = self.bury()
             raise ChildProcessError(
-                f"a worker process could not start: it {how}; see what it wrote to stderr"
+                f"a worker process could not start: it {how}; what it wrote to stderr says why"
             ) from error
         if kind == UNFIT:
             self.bury()
@@ -120,10 +121,48 @@ class Worker:
         self._cpu_ns = said
         self.is_ready = True
 
+    def load(self, travelling: Travelling, unless: Callable[[], bool]) -> None:
+        """Have it import what the tool needs, if it has not.
+
+        Raises:
+            NotBegunError: It was dead.
+            BaseException: What importing it raised, or `ChildProcessError`: the process ended meanwhile.
+        """
+        if travelling.serial in self._tools:
+            return
+        self.is_ready = False
+        try:
+            self._channel.send(pack(TOOL, (travelling.serial, travelling.pickled())))
+            _, said = self._channel.receive(self._patience(unless))
+        except OSError as error:
+            self.bury()
+            raise NotBegunError from error
+        except EOFError:
+            how, _, stack = self.bury().partition("\n")
+            died = ChildProcessError(f"the worker process {how} while it loaded the tool {travelling.tool!r}")
+            if stack:
+                died.add_note(stack)
+            raise died from None
+        self.is_ready = True
+        if said is not None:
+            raise unpack_error(said[1], f"worker process {self.pid}")
+        self._tools.add(travelling.serial)
+
+    def _patience(self, unless: Callable[[], bool]) -> Callable[[], bool]:
+        until = monotonic() + PREPARE_S
+
+        def is_hopeless() -> bool:
+            if monotonic() < until or not unless():
+                return False
+            self.kill()
+            return True
+
+        return is_hopeless
+
     # --- calls
 
     def call(self, work: Attempt, travelling: Travelling, max_memory: int | None, inputs: dict[str, Any]) -> Any:
-        """Have it make a call.
+        """Have it make a call of a tool that it has loaded.
 
         Raises:
             NotBegunError: It was dead.
@@ -138,13 +177,10 @@ class Worker:
             parts = self._packed(travelling, max_memory, inputs)
             try:
                 self._channel.send(parts)
-            except OSError as error:
+                return self._answer(work)
+            except (BrokenPipeError, ConnectionResetError) as error:  # it had not even read it
                 how = self._how_ended(work)
-                if isinstance(how, CallAborted):
-                    raise how from None
-                raise NotBegunError from error
-            self._tools.add(travelling.serial)
-            return self._answer(work)
+                raise how if isinstance(how, CallAborted) else NotBegunError from error
         finally:
             with self._lock:
                 self._work = None
@@ -155,9 +191,8 @@ class Worker:
             call.id, call.session_id, call.run_id, call.pipeline, call.phase, call.item, call.tool_name, call.attempt,
             call.given_name,
         )  # fmt: skip
-        pickled = None if travelling.serial in self._tools else travelling.pickled()
         fields = bound_fields()
-        request = Request(self._number, travelling.serial, pickled, about, fields, max_memory, inputs)
+        request = Request(self._number, travelling.serial, about, fields, max_memory, inputs)
         try:
             return pack(CALL, tuple(request))
         except Exception:

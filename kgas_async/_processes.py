@@ -52,18 +52,20 @@ class ProcessWork(Work):
     Attributes:
         cpu_ns: CPU time that the call has taken; None where nobody knows.
         rss_peak: The largest resident set size of its process meanwhile, in bytes; None where nobody knows.
+        travelling: The tool.
         is_building: Whether its worker builds the tool's instance.
     """
 
-    __slots__ = ("_is_killed", "_unfit", "_worker", "cpu_ns", "is_building", "rss_peak")
+    __slots__ = ("_is_killed", "_unfit", "_worker", "cpu_ns", "is_building", "rss_peak", "travelling")
 
-    def __init__(self, function: Callable[[], Any], context: Any, mailbox: Mailbox) -> None:
+    def __init__(self, function: Callable[[], Any], context: Any, mailbox: Mailbox, travelling: Travelling) -> None:
         super().__init__(function, context, mailbox)
+        self.travelling = travelling
         self.cpu_ns: int | None = None
         self.rss_peak: int | None = None
         self.is_building = False
         self._worker: Worker | None = None
-        self._unfit: Exception | None = None
+        self._unfit: BaseException | None = None
         self._is_killed = False
 
     @property
@@ -77,26 +79,39 @@ class ProcessWork(Work):
         return self._is_killed
 
     def prepare(self) -> None:
-        """Have a worker ready, which takes a while where there is none; nothing of the call has begun."""
+        """Have a worker that has loaded the tool, which takes a while at first; nothing of the call has begun."""
         if self.withdrawn:
             return
-        assert isinstance(self.pool, ProcessPool)
         try:
-            self._worker = self.pool.worker_here()
-        except Exception as error:  # noqa: BLE001  (said when the call is taken up)
+            self._get_worker()
+        except BaseException as error:  # noqa: BLE001  (said when the call is taken up)
             self._unfit = error
+
+    def _get_worker(self) -> Worker:
+        assert isinstance(self.pool, ProcessPool)
+        for last in (False, True):
+            self._worker = worker = self.pool.worker_here(self._is_withdrawn)
+            try:
+                worker.load(self.travelling, self._is_withdrawn)
+            except NotBegunError:
+                if last:
+                    raise
+            else:
+                return worker
+        raise AssertionError("it was loaded, or raised")
+
+    def _is_withdrawn(self) -> bool:
+        return self.withdrawn
 
     def call(self, remote: Remote, inputs: dict[str, Any]) -> Any:
         """Have the worker make the call, in its thread."""
         if self._unfit is not None:
             raise self._unfit
         assert self._worker is not None
-        assert isinstance(self.pool, ProcessPool)
         try:
             return self._worker.call(self, remote.travelling, remote.max_memory, inputs)
         except NotBegunError:  # it was dead already, for a reason that is not this call's
-            self._worker = self.pool.worker_here()
-            return self._worker.call(self, remote.travelling, remote.max_memory, inputs)
+            return self._get_worker().call(self, remote.travelling, remote.max_memory, inputs)
 
     def abort(self) -> None:
         """Nobody waits for it any more: its next ``check_cancelled()`` raises, over there."""
@@ -129,8 +144,8 @@ class ProcessPool(ThreadPool):
         """Worker processes that exist."""
         return len(self._workers)
 
-    def worker_here(self) -> Worker:
-        """The worker of this thread, ready for a call.
+    def worker_here(self, unless: Callable[[], bool]) -> Worker:
+        """The worker of this thread, started if need be, unless that takes long and nobody wants it.
 
         Raises:
             ChildProcessError: There is none, and none can be started.
@@ -150,7 +165,7 @@ class ProcessPool(ThreadPool):
             is_closed = self._closed
         if is_closed:
             worker.kill()
-        worker.boot()
+        worker.boot(unless)
         instances_here()[self] = worker
         return worker
 

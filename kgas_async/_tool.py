@@ -37,6 +37,16 @@ class SupportsExecute(Protocol[P, R_co]):
 R = TypeVar("R")
 
 
+class Travels(Protocol):
+    """What runs in another process."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            TypeError: It cannot go there.
+        """
+
+
 @dataclass(slots=True)
 class Execution:
     """How a tool wants to be run.
@@ -49,7 +59,7 @@ class Execution:
         serial: One call at a time: the token of the one instance, which goes where it goes, under whatever name.
         abandon: Leave a thread behind at once when its call ends before it.
         kill: Kill a process at once when its call ends before it.
-        check: Raises where the function cannot go where it is to run.
+        remote: The function as it travels to processes.
     """
 
     kind: Literal["async", "thread", "process", "inline"]
@@ -59,7 +69,7 @@ class Execution:
     serial: ConcurrencyLimit | None = None
     abandon: bool = False
     kill: bool = False
-    check: Callable[[], object] | None = None
+    remote: Travels | None = None
 
 
 class KGASTool:

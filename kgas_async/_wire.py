@@ -11,12 +11,14 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from typing import Any, Final
 
 __all__ = ["Channel", "Unreadable", "pack"]
 
 _HEAD: Final = struct.Struct("!BIQ")  # kind, how many buffers, length of the pickle; the buffers' lengths follow
 LARGE: Final = 64 * 1024  # bytes from which copying costs more than a system call
+HUGE: Final = 4 * 1024 * 1024  # bytes from which memory is taken from the system as it is
 IOV_MAX: Final = 512  # parts per system call; the kernel takes 1024
 
 
@@ -70,10 +72,10 @@ class Channel:
     def __init__(self, connection: socket.socket, death: int | None = None) -> None:
         self._socket = connection
         self._rest = b""
-        self._poll: Any = None
+        self._unless: Callable[[], bool] | None = None
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
         if death is not None:
-            self._poll = select.poll()
-            self._poll.register(connection, select.POLLIN)
             self._poll.register(death, select.POLLIN)
 
     def send(self, parts: Sequence[Any]) -> None:
@@ -94,16 +96,21 @@ class Channel:
             if sent:
                 views[at] = views[at][sent:]
 
-    def receive(self) -> tuple[int, Any]:
+    def receive(self, unless: Callable[[], bool] | None = None) -> tuple[int, Any]:
         """Wait for a message: its kind, and what it says.
 
+        Args:
+            unless: Asked once a second: whether it is not worth waiting any longer.
+
         Raises:
-            EOFError: The other end is closed, or its process is dead.
+            EOFError: The other end is closed, or its process is dead, or ``unless``.
+            ConnectionResetError: The same, and it had not read all that was sent to it.
             Unreadable: It could not be loaded; its cause says why.
         """
+        self._unless = unless
         kind, count, length = _HEAD.unpack(self._read(_HEAD.size))
         lengths = struct.unpack(f"!{count}Q", self._read(8 * count)) if count else ()
-        buffers = [bytearray(one) for one in lengths]
+        buffers = [_space(one) for one in lengths]
         for buffer in buffers:
             self._read_into(memoryview(buffer))
         if length <= LARGE:
@@ -115,12 +122,9 @@ class Channel:
         body = _Body(length, self._read, self._read_into)
         try:
             return kind, pickle.Unpickler(body, buffers=buffers).load()
-        except (EOFError, OSError) as error:
+        except Exception as error:
             if body.is_cut:
                 raise EOFError("the other end is gone") from error
-            body.skip()
-            raise Unreadable from error
-        except Exception as error:
             body.skip()
             raise Unreadable from error
 
@@ -158,9 +162,17 @@ class Channel:
             known += got
 
     def _await_more(self) -> None:
-        """Wait until something can be read; a socket that blocks does so itself where nothing tells of a death."""
-        if self._poll is not None and all(ready != self._socket.fileno() for ready, _ in self._poll.poll()):
+        unless = self._unless
+        while not (ready := self._poll.poll(None if unless is None else 1000)):
+            if unless is not None and unless():
+                raise EOFError("it is not waited for any longer")
+        if all(one != self._socket.fileno() for one, _ in ready):
             raise EOFError("the process at the other end is dead")
+
+
+def _space(size: int) -> Any:
+    """Writable memory; a bytearray is filled with zeros first, which costs as much as the copy into it."""
+    return bytearray(size) if size < HUGE else mmap(-1, size)
 
 
 class _Body:

@@ -30,10 +30,14 @@ from ._offload import LegacyFunction, refuse_coroutine
 from ._travel import PackedError, pack_error, picklable
 from ._wire import Channel, Unreadable, pack
 
-__all__ = ["ABORT", "BUILDING", "BUILT", "CALL", "FAILED", "PROGRESS", "READY", "UNFIT", "VALUE", "Request", "main"]
+__all__ = [
+    "ABORT", "BOOT", "BUILDING", "BUILT", "CALL", "FAILED", "LOADED", "PROGRESS", "READY", "TOOL", "UNFIT", "VALUE",
+    "Request", "main",
+]  # fmt: skip
 
-# What messages say. To the worker: a call. From it: that it is ready, or why it cannot be; then about the call.
-CALL, READY, UNFIT, BUILDING, BUILT, PROGRESS, VALUE, FAILED = range(8)
+# What messages say. To the worker: how to begin, a tool, a call. From it: that it is ready, or why it cannot be; that
+# it has the tool; then about the call.
+BOOT, TOOL, CALL, READY, UNFIT, LOADED, BUILDING, BUILT, PROGRESS, VALUE, FAILED = range(11)
 ABORT: Final = struct.Struct("!Q")  # on the other socket: the number of the call that nobody waits for any more
 
 _PAGE: Final = resource.getpagesize()
@@ -48,7 +52,6 @@ class Request(NamedTuple):
     Attributes:
         number: Of the call, among those of this worker.
         tool: The number of the tool.
-        pickled: The tool itself, when it comes for the first time.
         about: What `call_context` says of the call, and its id.
         fields: What structlog's context variables held.
         max_memory: Bytes that it may allocate.
@@ -57,7 +60,6 @@ class Request(NamedTuple):
 
     number: int
     tool: int
-    pickled: bytes | None
     about: tuple[Any, ...]
     fields: dict[str, Any]
     max_memory: int | None
@@ -188,7 +190,7 @@ class _Worker:
         """Take calls until there are no more."""
         while True:
             try:
-                _, request = self._channel.receive()
+                kind, said = self._channel.receive()
             except EOFError:
                 return
             except Unreadable as unreadable:
@@ -200,15 +202,16 @@ class _Worker:
                     )
                 )
                 continue
-            self._answer(*self._run(Request(*request)))
+            if kind == TOOL:
+                self._load(*said)
+            else:
+                self._answer(*self._run(Request(*said)))
 
     def _run(self, request: Request) -> tuple[bool, Any]:
         """Whether it gave a value, and that, or its error."""
         self._memory.begin()
-        function = self._tools.get(request.tool)
+        function = self._tools[request.tool]
         try:
-            if function is None:
-                function = self._load(request)
             if function.builds_here():
                 self.tell(BUILDING, None)
                 function.build_here()
@@ -240,16 +243,17 @@ class _Worker:
         if request.fields:
             bind_fields(request.fields)
 
-    def _load(self, request: Request) -> LegacyFunction:
-        assert request.pickled is not None
+    def _load(self, number: int, pickled: bytes) -> None:
         try:
-            function: LegacyFunction = pickle.loads(request.pickled)
-        except BaseException as error:
-            raise ImportError(
+            self._tools[number] = pickle.loads(pickled)
+        except BaseException as error:  # noqa: BLE001  (what importing its module raises)
+            unloadable = ImportError(
                 f"the tool could not be loaded in a worker process: {type(error).__name__}: {text_of(error)}"
-            ) from error
-        self._tools[request.tool] = function
-        return function
+            )
+            unloadable.__cause__ = error
+            self._fail(unloadable)
+        else:
+            self.tell(LOADED, None)
 
     def _answer(self, ok: bool, outcome: Any) -> None:
         for stream in (sys.stdout, sys.stderr):
