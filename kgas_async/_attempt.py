@@ -20,7 +20,7 @@ from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
-from ._in_process import kill, kill_at_last, note_usage, told_of_building, work_for
+from ._in_process import killed, note_usage, told_of_building, work_for
 from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
@@ -311,7 +311,9 @@ async def _wait_bounded(call: Call[Any], work: Work) -> bool:
     if work.withdraw():
         work.give_back()
         return True
-    kill(call, work)
+    if bound.execution.kill:
+        await _kill(call, work)
+        return True
     if bound.execution.abandon and _abandon(call, work):
         return True
     await work.done.wait()  # a timeout alone waits for the thread; cancellation ends this wait
@@ -364,8 +366,14 @@ async def _stop(
     native = None
     if not call.bound.execution.kill:
         native = await wait_until(work.done, call.grace_deadline())
-    late = await kill_at_last(work)
+    await _kill(call, work, native)
+
+
+async def _kill(call: Call[Any], work: Work, native: BaseException | None = None) -> None:
+    """Kill the worker of a work that nobody waits for any more, if it has one; what is left then is abandoned."""
+    later = await killed(work)
     if not work.done.is_set():
         _abandon(call, work)
-    if (native := native or late) is not None:
+    native = native or later
+    if native is not None:
         raise native

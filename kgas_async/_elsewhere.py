@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from typing import Any
 
 from ._offload import LegacyFunction
@@ -31,6 +32,8 @@ def check_process(tool: Any, options: dict[str, Any]) -> None:
         )
     if tool.max_memory is not None and (not isinstance(tool.max_memory, int) or tool.max_memory <= 0):
         raise TypeError(f"max_memory= is a positive number of bytes, not {tool.max_memory!r}")
+    if tool.max_memory is not None and sys.platform != "linux":
+        raise TypeError("max_memory= needs Linux")
     legacy = tool._legacy if tool._sync is None else _innermost(tool._sync)._legacy
     if legacy is not None and not _is_function(legacy, tool._method):
         raise TypeError(

@@ -16,7 +16,7 @@ from ._processes import ProcessWork
 from ._threads import Work
 from ._waiting import wait_until
 
-__all__ = ["kill", "kill_at_last", "note_usage", "told_of_building", "work_for"]
+__all__ = ["killed", "note_usage", "told_of_building", "work_for"]
 
 KILL_S: Final = 10.0  # seconds for a killed process to be dead; longer takes only one that the kernel holds on to
 
@@ -32,14 +32,12 @@ def work_for(call: Call[Any], function: Callable[[], object], context: Context) 
     )
 
 
-def kill(call: Call[Any], work: Work) -> None:
-    """Kill the worker of a call that nobody waits for any more, if its tool may be killed at once."""
-    if isinstance(work, ProcessWork) and call.bound.execution.kill:
-        work.kill()
+async def killed(work: Work) -> BaseException | None:
+    """Kill the worker of a work, if it has one, and wait until it is dead.
 
-
-async def kill_at_last(work: Work) -> BaseException | None:
-    """The grace of a cancelled call is over: its worker is killed, if it has one; native cancellations meanwhile."""
+    Returns:
+        A native cancellation that came meanwhile.
+    """
     if not isinstance(work, ProcessWork) or work.done.is_set():
         return None
     work.kill()

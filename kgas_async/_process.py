@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
 from time import monotonic, sleep
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from ._context import current_call
 from ._errors import CallAborted, text_of
@@ -78,7 +78,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         self._control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._control.setblocking(False)
-        self._crash = tempfile.TemporaryFile()  # noqa: SIM115  (closed when it is buried)
+        self._crash = _new_file()
         try:
             handles = [theirs.fileno(), their_control.fileno(), self._crash.fileno()]
             self._process = subprocess.Popen(
@@ -94,7 +94,10 @@ class Worker:
             theirs.close()
             their_control.close()
         self.pid = self._process.pid
-        self._death: int | None = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        self._death: int | None = None
+        if hasattr(os, "pidfd_open"):
+            with suppress(OSError):  # a sandbox may not have it
+                self._death = os.pidfd_open(self.pid)
         self._channel = Channel(ours, self._death)
 
     def boot(self, unless: Callable[[], bool]) -> None:
@@ -184,6 +187,8 @@ class Worker:
         finally:
             with self._lock:
                 self._work = None
+            if self._was_killed and not self._is_dead:  # just as it answered
+                self.bury()
 
     def _packed(self, travelling: Travelling, max_memory: int | None, inputs: dict[str, Any]) -> list[Any]:
         call: Any = current_call.get()
@@ -213,6 +218,8 @@ class Worker:
             except EOFError:
                 raise self._how_ended(work) from None
             except Unreadable as unreadable:
+                if unreadable.kind == PROGRESS:
+                    continue
                 raise TypeError(
                     f"what the tool returned came from its worker process and could not be loaded here: "
                     f"{type(unreadable.__cause__).__name__}: {unreadable.__cause__}; return plain data"
@@ -338,6 +345,14 @@ class Worker:
             if until is not None and monotonic() >= until:
                 return False
             sleep(0.001)
+
+
+def _new_file() -> IO[bytes]:
+    """A file without a name, in memory where the system has that."""
+    if hasattr(os, "memfd_create"):
+        with suppress(OSError):
+            return os.fdopen(os.memfd_create("kgas-async-crash"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _command(handles: list[int]) -> list[str]:

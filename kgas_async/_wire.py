@@ -23,7 +23,15 @@ IOV_MAX: Final = 512  # parts per system call; the kernel takes 1024
 
 
 class Unreadable(Exception):
-    """A whole message has come, and what is in it could not be loaded; the next one can be read."""
+    """A whole message has come, and what is in it could not be loaded; the next one can be read.
+
+    Attributes:
+        kind: The message's.
+    """
+
+    def __init__(self, kind: int) -> None:
+        super().__init__(f"a message of kind {kind} could not be loaded")
+        self.kind = kind
 
 
 class _Packing:
@@ -118,7 +126,7 @@ class Channel:
             try:
                 return kind, pickle.loads(pickled, buffers=buffers)
             except Exception as error:
-                raise Unreadable from error
+                raise Unreadable(kind) from error
         body = _Body(length, self._read, self._read_into)
         try:
             return kind, pickle.Unpickler(body, buffers=buffers).load()
@@ -126,7 +134,7 @@ class Channel:
             if body.is_cut:
                 raise EOFError("the other end is gone") from error
             body.skip()
-            raise Unreadable from error
+            raise Unreadable(kind) from error
 
     def end_sending(self) -> None:
         """Tell the other end that no more will come."""
