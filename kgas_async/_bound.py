@@ -98,19 +98,20 @@ class Bound:
         "cleans_up",
         "deadline",
         "execution",
+        "flat",
         "function",
+        "gated",
         "grace",
         "holds",
         "home",
         "hooks",
+        "in_thread",
         "is_coroutine_function",
         "isolated",
         "limits",
         "name",
         "phase",
         "pipeline",
-        "plain",
-        "plain_thread",
         "policy",
         "rates",
         "requires",
@@ -166,15 +167,16 @@ class Bound:
         self.rates = _rates(policy, state)
         self.requires = tool.requires
         self.template: Any = None  # the evidence's, made by its writer
-        # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
-        self.plain = (
-            self.execution.kind in ("async", "thread")
-            and not (self.holds or self.rates or self.validates or self.cleans_up or self.isolated)
+        self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
+        self.gated = bool(self.limits or self.rates)
+        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call.
+        self.flat = (
+            self.execution.kind != "inline"
+            and not (self.validates or self.cleans_up or self.isolated)
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
         )
-        self.plain_thread = self.plain and self.execution.kind == "thread"
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:
