@@ -147,9 +147,7 @@ class Bound:
         self.hooks = tool._checks_and_cleans_up()
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
-        self.execution: Execution = tool._execution()
-        if self.execution.remote is not None:
-            self.execution.remote.check()
+        self.execution = _execution(tool)
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(
@@ -177,6 +175,13 @@ class Bound:
             and self.deadline is None
             and self.retry is None
         )
+
+
+def _execution(tool: KGASTool) -> Execution:
+    execution = tool._execution()
+    if execution.remote is not None:
+        execution.remote.check()
+    return execution
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:

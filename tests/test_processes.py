@@ -394,7 +394,7 @@ async def test_cpu_time_and_peak_memory_are_on_record_of_calls_with_a_process() 
     assert "cpu_us" not in thread
     assert "rss_peak_bytes" not in thread
     assert spun["status"] == "timed_out"
-    assert spun["cpu_us"] > 100_000  # of a call whose process was killed, too
+    assert spun["cpu_us"] > 10_000  # of a call whose process was killed, too
     assert spun["rss_peak_bytes"] > 2**20
 
 
