@@ -292,8 +292,7 @@ class Worker:
         self._channel.close()
         self._control.close()
         # It is a zombie now, so that its number, which is that of the session, is nobody else's.
-        while kill_session(self.pid, self._mark):
-            sleep(0.001)
+        kill_session(self.pid, self._mark)
         with self._lock:
             self._is_dead = True
             how, self._last_cpu_ns = self._reap()

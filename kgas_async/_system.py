@@ -10,6 +10,7 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
+from time import sleep
 
 import psutil
 
@@ -72,23 +73,27 @@ def kill_session(session: int, mark: str) -> int:
     """Kill what a process has started, which leads a session and has ``mark`` as a variable of its environment.
 
     The session's processes, also of other groups, and those that have left it but inherited the environment. Not the
-    leader itself.
+    leader itself. Blocks until they are dead.
 
     Returns:
-        How many were found alive. None may be left only when this is 0.
+        How many there were.
     """
-    found = 0
-    for pid in psutil.pids():
-        if pid in (session, os.getpid()):
-            continue
-        with suppress(OSError, psutil.Error):
-            if os.getsid(pid) != session and not _has_mark(pid, mark):
+    known: dict[int, psutil.Process] = {}
+    while True:
+        is_all = True
+        for pid in psutil.pids():
+            if pid in (session, os.getpid()):
                 continue
-            process = psutil.Process(pid)
-            if process.status() != psutil.STATUS_ZOMBIE:  # it is dead, and somebody else's to reap
-                found += 1
-                process.send_signal(signal.SIGKILL)
-    return found
+            with suppress(OSError, psutil.Error):
+                # One that dies has no environment any more before it is dead: it is known by then.
+                if pid in known or os.getsid(pid) == session or _has_mark(pid, mark):
+                    process = known.setdefault(pid, psutil.Process(pid))
+                    if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # a zombie is dead
+                        is_all = False
+                        process.send_signal(signal.SIGKILL)
+        if is_all:
+            return len(known)
+        sleep(0.001)
 
 
 def _has_mark(pid: int, mark: str) -> bool:

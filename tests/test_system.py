@@ -85,10 +85,9 @@ def test_kill_session_kills_all_but_the_leader(family: tuple[subprocess.Popen[st
     leader, others = family
     assert len(others) == 3
     assert _system.kill_session(leader.pid, MARK) == 3
-    while _system.kill_session(leader.pid, MARK):
-        pass
     assert leader.poll() is None
     assert not any(_is_alive(pid) for pid in others)
+    assert _system.kill_session(leader.pid, MARK) <= 3  # zombies at the most
 
 
 def test_the_guard_kills_a_whole_session_with_its_leader(family: tuple[subprocess.Popen[str], list[int]]) -> None:
