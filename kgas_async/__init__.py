@@ -35,6 +35,7 @@ from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
+from ._health import HealthReport, ServiceHealth
 from ._limits import ConcurrencyLimit, LimitStatistics
 from ._manager import ServiceManager
 from ._metrics import Distribution
@@ -47,6 +48,7 @@ from ._policy import Policy
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential
+from ._restart import RestartPolicy
 from ._service import Service
 from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
@@ -77,6 +79,7 @@ __all__ = [
     "Every",
     "EvidenceError",
     "FunctionTool",
+    "HealthReport",
     "InvalidInputs",
     "JsonlSink",
     "KGASTool",
@@ -97,11 +100,13 @@ __all__ = [
     "Progress",
     "RateLimit",
     "RateStatistics",
+    "RestartPolicy",
     "Retry",
     "RunReport",
     "Service",
     "ServiceCrashed",
     "ServiceError",
+    "ServiceHealth",
     "ServiceManager",
     "ServiceNotRunning",
     "ServiceStartFailed",

@@ -6,8 +6,8 @@ Knows the manager only as the `Home` protocol: where calls are registered and th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 from ._evidence import EvidenceLog
 from ._figures import CallFigures
@@ -19,6 +19,7 @@ from ._policy import Policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
+from ._service import may_restart
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
@@ -40,7 +41,9 @@ class Home(Protocol):
     calls_open: dict[int, Any]
     closing_at: float
     random: Callable[[], float]
+    on_crash: Literal["raise", "continue"]
 
+    async def until_served(self, call: Any) -> Exception | None: ...
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
@@ -118,6 +121,7 @@ class Bound:
         "run_id",
         "signature",
         "state",
+        "supervised",
         "template",
         "timeout",
         "tool",
@@ -163,6 +167,7 @@ class Bound:
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.rates = _rates(policy, state)
         self.requires = tool.requires
+        self.supervised = _survives_crashes(home, self.requires)
         self.template: Any = None  # the evidence's, made by its writer
         # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
         self.plain = (
@@ -171,8 +176,14 @@ class Bound:
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
+            and not (self.supervised and self.execution.kind == "thread")  # it may have to wait while it is queued
         )
         self.plain_thread = self.plain and self.execution.kind == "thread"
+
+
+def _survives_crashes(home: Home, services: Sequence[Any]) -> bool:
+    """Whether the session goes on when one of these crashes: then a call waits for it, or fails alone."""
+    return bool(services) and (home.on_crash == "continue" or may_restart(services))
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:

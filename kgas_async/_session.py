@@ -5,6 +5,7 @@ What calls, crews and services see as their home. The public methods are `_manag
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from ._path import perform
 from ._policy import DEFAULTS, Policy
 from ._recording import Recording
 from ._report import ManagerStatistics
+from ._reserved import Reserved
 from ._threads import ThreadPool
 from ._tool import KGASTool
 from ._waiting import wait_until
@@ -56,6 +58,7 @@ class Session:
         abandoned: Literal["leave", "join"],
         seed: int | None,
         on_sink_error: Literal["stop", "continue"],
+        on_crash: Literal["raise", "continue"],
         monitor: PerformanceMonitor | None,
     ) -> None:
         self.manager = manager
@@ -66,6 +69,8 @@ class Session:
         self.max_abandoned = max_abandoned
         self.abandoned = abandoned
         self.on_sink_error = on_sink_error
+        self.on_crash = on_crash
+        self.services_down = False  # some that ran do not run now
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None
         self.monitor = monitor
@@ -73,6 +78,7 @@ class Session:
         self.states: dict[str, ToolState] = {}
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
+        self.reserved = Reserved(self)
         self.hosting = Hosting(self)
         self.recording = Recording(self)
         self.closing_at = float("inf")
@@ -153,6 +159,8 @@ class Session:
         if parent is not None:
             call.parent = parent
             call.deadline_at = parent.deadline_at
+        if self.services_down and bound.supervised and call.deadline_at is None:
+            call.deadline_at = math.inf  # no limit, but no plain call either: those do not wait
         self.calls_open[serial] = call  # complete: the evidence's thread may announce it at once
         log = self.log
         if log is not None and log.announces and not log.armed:
@@ -176,6 +184,10 @@ class Session:
         if args:
             inputs = bound.signature.named(args, inputs)
         return self.new_call(bound, inputs, parent)
+
+    async def until_served(self, call: Call[Any]) -> Exception | None:
+        """Wait until the services that a call uses run; the error if they will not."""
+        return await self.hosting.until_served(call)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> None:
         """A task of the session's own."""
@@ -265,7 +277,11 @@ class Session:
 
     def pools(self) -> list[ThreadPool]:
         """All thread pools of the session."""
-        return [self.pool, *(state.dedicated for state in self.states.values() if state.dedicated is not None)]
+        return [
+            self.pool,
+            *self.reserved.pools,
+            *(state.dedicated for state in self.states.values() if state.dedicated is not None),
+        ]
 
     def next_run_id(self) -> str:
         """The id of a new run."""
@@ -380,7 +396,3 @@ class Session:
         finally:
             self.is_closed = True
             self.closed.set()
-
-    async def _join_threads(self) -> None:
-        while self.left and self.abandoned == "join":
-            await next(iter(self.left)).done.wait()
