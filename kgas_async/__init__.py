@@ -45,6 +45,8 @@ from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
 from ._policy import Policy
+from ._pool import Lease, Pool
+from ._pool_core import PoolStatistics
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential
@@ -84,6 +86,7 @@ __all__ = [
     "JsonlSink",
     "KGASTool",
     "KgasAsyncError",
+    "Lease",
     "LimitStatistics",
     "LoadError",
     "ManagerClosed",
@@ -97,6 +100,8 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Policy",
+    "Pool",
+    "PoolStatistics",
     "Progress",
     "RateLimit",
     "RateStatistics",

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import Any, Final, Protocol
 
 from ._context import current_work
+from ._errors import shown
 from ._left import LeftBehind
 from ._mailbox import Mailbox
 from ._threads import ThreadPool, Work
@@ -47,13 +48,14 @@ class Reserved:
         return pool
 
     async def end(self, pool: ThreadPool) -> None:
-        """Let a single thread end.
+        """Let a single thread end, which has nothing left to do.
 
-        Cancellation: Stops waiting; it ends all the same.
+        Cancellation: Waited out.
         """
-        gate = pool.close(self._owner.mailbox)
-        await gate.wait()
+        native = await wait_until(pool.close(self._owner.mailbox))
         self.pools.remove(pool)
+        if native is not None:
+            raise native
 
     async def run(
         self,
@@ -74,7 +76,11 @@ class Reserved:
             on_late: Given, in that thread, the value that came when nobody waited any more.
 
         Returns:
-            What it returned; what it raised is raised.
+            What it returned.
+
+        Raises:
+            Exception: What it raised.
+            RuntimeError: That was an exit, or another `BaseException`: it is an error of this work alone.
 
         Cancellation: Leaves the thread to itself at once, on record; unstarted work never starts.
         """
@@ -99,6 +105,8 @@ class Reserved:
                     if on_late is not None and work.error is None:
                         on_late(work.value)
             raise
-        if work.error is not None:
+        if isinstance(work.error, Exception):
             raise work.error
+        if work.error is not None:
+            raise RuntimeError(f"{shown(work.error)} in a thread of service {service!r}") from work.error
         return work.value

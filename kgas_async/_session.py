@@ -69,7 +69,7 @@ class Session:
         self.max_abandoned = max_abandoned
         self.abandoned = abandoned
         self.on_sink_error = on_sink_error
-        self.on_crash = on_crash
+        self.on_crash: Literal["raise", "continue"] = on_crash
         self.services_down = False  # some that ran do not run now
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None

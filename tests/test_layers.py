@@ -23,7 +23,10 @@ PACKAGE = "kgas_async"
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _waiting _threads _system _context _suggest"),
-    ("L1", "_limits _rate _restart _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
+    (
+        "L1",
+        "_limits _rate _restart _pool_core _resilience _policy _records _evidence _evidence_sinks _metrics _loading",
+    ),
     ("L2", "_tool _signature _schema _offload _elements _service _journal"),
     (
         "L3",
@@ -39,7 +42,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L5",
         "_manager _single _options _book _many _together _lifetime _running _recording _session _map "
-        "_hosting _hosted _supervision _health _blocking _blocking_calls _signals _door _batcher",
+        "_hosting _hosted _supervision _health _pool _pool_motion _blocking _blocking_calls _signals _door _batcher",
     ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),
