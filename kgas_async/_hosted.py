@@ -75,6 +75,11 @@ class Hosted:
         return self.state == "running"
 
     @property
+    def serves(self) -> bool:
+        """Whether it is there for further calls; one that is about to be stopped is there for those in flight."""
+        return self.state == "running" and not self.paused_by
+
+    @property
     def requires(self) -> tuple[Any, ...]:
         """The services that it requires."""
         return tuple(getattr(self.service, "requires", ()))

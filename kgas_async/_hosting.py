@@ -88,7 +88,7 @@ class Hosting:
     def _down_for(self, call: Call[Any]) -> Hosted | None:
         for service in call.bound.requires:
             hosted = self._register.find(service)
-            if hosted is not None and not hosted.is_running:
+            if hosted is not None and not hosted.serves:
                 return hosted
         return None
 

@@ -95,15 +95,16 @@ class Reserved:
             await work.done.wait()
         except BaseException:
             work.aborted = True
-            if not work.done.is_set() and not work.withdraw():
-                if pool.abandon(work):
-                    self._owner.left.add_errand(service, work)
-                    if on_left is not None:
-                        on_left(work)
-                else:  # it has just ended, and its end is under way
-                    await wait_until(work.done)
-                    if on_late is not None and work.error is None:
-                        on_late(work.value)
+            if not work.done.is_set() and work.withdraw():
+                raise
+            if not work.done.is_set() and pool.abandon(work):
+                self._owner.left.add_errand(service, work)
+                if on_left is not None:
+                    on_left(work)
+                raise
+            await wait_until(work.done)  # it has ended just now, or its end is under way
+            if on_late is not None and work.error is None:
+                on_late(work.value)
             raise
         if isinstance(work.error, Exception):
             raise work.error

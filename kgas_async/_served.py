@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -11,7 +12,7 @@ from ._attempt import attempt_once
 from ._call import Call
 from ._errors import ServiceCrashed
 
-__all__ = ["attempt_served", "interrupt", "interruption_over"]
+__all__ = ["attempt_served", "interrupt"]
 
 
 class Interruption:
@@ -29,28 +30,32 @@ class Interruption:
         self.over = anyio.Event()
 
 
-def interrupt(call: Call[Any], error: ServiceCrashed) -> bool:
+def interrupt(call: Call[Any], error: ServiceCrashed) -> Callable[[], Awaitable[object]] | None:
     """End an attempt that has begun by this error, which the policy may retry. On the loop.
 
     A call that is not `supervised` has one attempt: the call ends. What has not begun waits for the service then.
 
     Returns:
-        Whether an attempt is ended by it.
+        How to wait until the attempt has ended; None where none was interrupted.
     """
     host = call._host
-    if call.ended_ns or call.cancel_requested or call.crash is not None:
-        return False
+    is_its_turn = host is not None and host.call is call
+    if call.ended_ns or call.cancel_requested:
+        return None
     if call.attempt_scope is not None:
-        call.crash = Interruption(error)
-        call.attempt_scope.cancel()
-        return True
-    if call.attempt and host is not None and host.call is call and _has_one_attempt(call):
-        call.crash = Interruption(error)
-        host.cancel()
-        return True
+        if call.crash is None:
+            call.crash = Interruption(error)
+            call.attempt_scope.cancel()
+        interruption: Interruption = call.crash
+        return interruption.over.wait
+    if call.attempt and host is not None and is_its_turn and _has_one_attempt(call):
+        if call.crash is None:
+            call.crash = Interruption(error)
+            host.cancel()
+        return call.wait
     if call.deadline_at is None:
         call.deadline_at = math.inf  # no limit, but no plain call either: those do not wait
-    return False
+    return None
 
 
 def _has_one_attempt(call: Call[Any]) -> bool:
@@ -58,14 +63,6 @@ def _has_one_attempt(call: Call[Any]) -> bool:
     if call.bound.supervised:
         return call.bound.plain and call.deadline_at is None  # it took the short path
     return call.status == "running"
-
-
-async def interruption_over(call: Call[Any]) -> None:
-    """Wait until the attempt that was interrupted has ended."""
-    if call.crash is not None and call.attempt_scope is not None:
-        await call.crash.over.wait()
-    else:
-        await call.wait()
 
 
 async def attempt_served(call: Call[Any]) -> BaseException | None:

@@ -6,7 +6,7 @@ its policy says; or the crash escalates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 import anyio
@@ -18,10 +18,13 @@ from ._health import Health
 from ._hosted import Hosted, Life, Register
 from ._mailbox import is_self_inflicted
 from ._records import error_fields
-from ._served import interrupt, interruption_over
+from ._served import interrupt
 from ._service import Service, lifetime
 
 __all__ = ["DependencyFailed", "Landlord", "Supervision"]
+
+
+Over = Callable[[], Awaitable[object]]
 
 
 class Landlord(Protocol):
@@ -92,7 +95,7 @@ class Supervision:
         hosted.state = state
         if isinstance(hosted.service, Service) and hosted.service._held_by is self:
             hosted.service._is_running = hosted.is_running
-        self._session.services_down = any(one.has_run and not one.is_running for one in self._register.all)
+        self._session.services_down = any(one.has_run and not one.serves for one in self._register.all)
 
     # --- a life
 
@@ -226,6 +229,9 @@ class Supervision:
             self._mark(hosted, "restarting")
         stops_users = hosted.delay is None or _takes_users_along(hosted)
         users = self._register.users_of(hosted) if stops_users else []
+        for user in users:  # they serve no new calls from now on
+            user.paused_by = f"service {hosted.name!r} crashed"
+        self._mark(hosted, hosted.state)
         text = f"service {hosted.name!r} {'crashed' if hosted.has_run else 'did not start'}: {shown(error)}"
         over = self._interrupt(hosted, users, text, error)
         if hosted.delay is None:
@@ -233,7 +239,7 @@ class Supervision:
         if users:
             await self._until_over(over)
             for user in reversed(users):
-                await self.stop(user, f"service {hosted.name!r} crashed")
+                await self.stop(user, user.paused_by)
 
     async def _wait_for_restart(self, hosted: Hosted) -> bool:
         if hosted.delay is None:
@@ -251,22 +257,23 @@ class Supervision:
         if hosted.has_run and self._session.on_crash == "raise":  # else whoever has it started is told
             self._session.crash(_crashed(hosted, text, error))
 
-    def _interrupt(self, hosted: Hosted, users: Sequence[Hosted], text: str, cause: BaseException) -> list[Call[Any]]:
-        """Have the calls that use one of these fail, and those that have not begun wait. The former."""
+    def _interrupt(self, hosted: Hosted, users: Sequence[Hosted], text: str, cause: BaseException) -> list[Over]:
+        """Have the calls that use one of these fail, and those that have not begun wait; how to wait for the former."""
         interrupted = []
         for call in list(self._session.calls_open.values()):
             of = [one for one in (hosted, *users) if any(one.service is used for used in call.bound.requires)]
             if of:
                 with_it = "" if of[0] is hosted else f"; service {of[0].name!r}, which requires it, goes down with it"
-                if interrupt(call, _crashed(hosted, text + with_it, cause)):
-                    interrupted.append(call)
+                over = interrupt(call, _crashed(hosted, text + with_it, cause))
+                if over is not None:
+                    interrupted.append(over)
         return interrupted
 
-    async def _until_over(self, calls: Iterable[Call[Any]]) -> None:
+    async def _until_over(self, interrupted: Iterable[Over]) -> None:
         """Wait until the interrupted attempts have ended; at most as long as they may take."""
         with anyio.move_on_after(self._session.grace):
-            for call in calls:
-                await interruption_over(call)
+            for over in interrupted:
+                await over()
 
     async def stop(self, hosted: Hosted, reason: str = "") -> None:
         """Have its present life end, and wait for that: its grace, and as long again for what the end cancels."""

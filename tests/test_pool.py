@@ -267,7 +267,9 @@ async def test_what_makes_a_resource_is_no_part_of_the_call_that_wanted_it() -> 
     found: list[Any] = []
 
     async def make() -> str:
-        found.append(current())
+        call = current().submit(tool(one_slot))
+        await call.wait()
+        found.append((current(), call.parent))
         return "made"
 
     class Asks(KGASTool):
@@ -282,7 +284,7 @@ async def test_what_makes_a_resource_is_no_part_of_the_call_that_wanted_it() -> 
     manager, _ = manager_of(pool)
     async with manager:
         assert await manager.execute(Asks(pool)) == "made"
-    assert found == [manager]
+    assert found == [(manager, None)]
 
 
 # --- factories that fail or hang

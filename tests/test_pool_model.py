@@ -18,6 +18,10 @@ COSTS = {"a": 1, "b": 2, "c": 3}
 FOREVER = math.inf
 
 
+def _has_one_coming(waiter: Waiter) -> bool:
+    return waiter.coming is not None and waiter.coming.state in ("making", "checking")
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Asks, gives back, fails, hangs and waits in any order; looks at what must hold after each step."""
 
@@ -63,6 +67,7 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             before = self.asked[: self.asked.index(waiter)]
             assert not any(one.key == waiter.key for one in before), "served out of order"
+            assert all(_has_one_coming(one) for one in before), "whoever waits for room would wait for ever"
             assert waiter.entry.key == waiter.key
             assert waiter.entry.state == "ready"
             assert not waiter.entry.is_broken
@@ -137,8 +142,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _head_is_served_as_far_as_can_be(self, head: Waiter) -> None:
         core, bounds = self.core, self.core.bounds
-        if head.coming is not None and head.coming.state in ("making", "checking"):
+        if _has_one_coming(head):
             return
+        for entry in core.entries:
+            is_full = entry.uses >= bounds.max_uses or entry.users >= (bounds.users or FOREVER)
+            is_open = entry.state == "ready" and not entry.is_broken and not is_full
+            assert not (entry.users and entry.key == head.key and is_open), "it could be shared"
         idle = [entry for entry in core.entries if entry.state == "ready" and not entry.users]
         assert not [entry for entry in idle if entry.key == head.key], "an idle one, and somebody waits for it"
         leaving = [entry for entry in core.entries if entry.state == "closing"]
@@ -151,8 +160,11 @@ class PoolMachine(RuleBasedStateMachine):
         """When all is given back, everything can be closed and nobody is left."""
         if self.core is None:
             return
+        being_made = [entry for entry in self.core.entries if entry.state == "making"]
         self.core.close(lambda: OSError("over"))
         assert not self.asked
+        for entry in being_made[::2]:  # it came just then
+            self.core.made(entry, object(), self.now)
         for waiter in list(self.holding):
             self.holding.remove(waiter)
             self.core.release(waiter.entry, self.now)

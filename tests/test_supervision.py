@@ -610,8 +610,8 @@ async def test_what_waits_for_a_thread_has_not_used_the_service() -> None:
         await wait_all_tasks_blocked()
         assert call.status == "running"  # in the line for a thread
         service.crash()
-        await wait_all_tasks_blocked()
-        await manager.start(service)  # waits for its restart
+        while service.lives < 2:
+            await checkpoint()
         let_go.set()
         assert (await call.outcome()).ok
         await other.result()
