@@ -95,19 +95,29 @@ class Reserved:
             await work.done.wait()
         except BaseException:
             work.aborted = True
-            if not work.done.is_set() and work.withdraw():
-                raise
-            if not work.done.is_set() and pool.abandon(work):
-                self._owner.left.add_errand(service, work)
-                if on_left is not None:
-                    on_left(work)
-                raise
-            await wait_until(work.done)  # it has ended just now, or its end is under way
-            if on_late is not None and work.error is None:
-                on_late(work.value)
+            if work.done.is_set() or not work.withdraw():
+                await self._give_up(work, service, on_left, on_late)
             raise
         if isinstance(work.error, Exception):
             raise work.error
         if work.error is not None:
             raise RuntimeError(f"{shown(work.error)} in a thread of service {service!r}") from work.error
         return work.value
+
+    async def _give_up(
+        self,
+        work: Work,
+        service: str,
+        on_left: Callable[[Work], object] | None,
+        on_late: Callable[[Any], object] | None,
+    ) -> None:
+        """Leave a thread to itself that has begun; or take its value, where it has ended just now."""
+        assert work.pool is not None
+        if not work.done.is_set() and work.pool.abandon(work):
+            self._owner.left.add_errand(service, work)
+            if on_left is not None:
+                on_left(work)
+            return
+        await wait_until(work.done)  # its end is under way
+        if on_late is not None and work.error is None:
+            on_late(work.value)
