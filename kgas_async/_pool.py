@@ -131,9 +131,9 @@ class Pool(Service, Generic[T]):
             math.inf if max_uses is None else check_count("Pool(max_uses)", max_uses),
             math.inf if max_idle is None else check_seconds("Pool(max_idle)", max_idle),
             math.inf if max_bytes is None else check_count("Pool(max_bytes)", max_bytes),
-            _cost(cost),
             check is not None,
         )
+        self.cost = _cost(cost)
         self._motion: Motion | None = None
 
     def __repr__(self) -> str:

@@ -66,7 +66,6 @@ class PoolBounds:
     max_uses: float = math.inf
     max_idle: float = math.inf
     max_bytes: float = math.inf
-    cost: Callable[[Hashable], int] = lambda key: 0
     checks: bool = False
 
 
@@ -100,8 +99,11 @@ class Entry:
 class Waiter:
     """Somebody who wants a resource; has it (``entry``), or an error, when ``on_settled`` is called."""
 
-    def __init__(self, key: Hashable, since: float, until: float, on_settled: Callable[[], object]) -> None:
+    def __init__(
+        self, key: Hashable, since: float, until: float, on_settled: Callable[[], object], cost: int = 0
+    ) -> None:
         self.key = key
+        self.cost = cost
         self.since = since
         self.until = until
         self.on_settled = on_settled
@@ -120,6 +122,7 @@ class PoolCore:
         self.waiting: list[Waiter] = []
         self.orders: deque[tuple[Order, Entry]] = deque()
         self.is_over = False
+        self._is_blocked = False  # somebody in the line waits for room, and so do all behind
         self.peak = self.made_total = self.served = self.failed_total = 0
         self.timed_out = self.dropped = self.evicted = 0
         self.wait_s = 0.0
@@ -129,7 +132,8 @@ class PoolCore:
     def ask(self, waiter: Waiter) -> None:
         """Serve a waiter, or put it into the line."""
         self.waiting.append(waiter)
-        self._serve(waiter.since)
+        if not self._is_blocked:  # all before it have one coming
+            self._serve(waiter.since, len(self.waiting) - 1)
 
     def withdraw(self, waiter: Waiter, now: float) -> None:
         """It does not want one any more; what it was given goes to the next."""
@@ -232,9 +236,9 @@ class PoolCore:
 
     # --- inside
 
-    def _serve(self, now: float) -> None:
+    def _serve(self, now: float, index: int = 0) -> None:
         """Serve the line in its order, as far as it goes; who has one coming holds nobody up."""
-        index = 0
+        self._is_blocked = False
         while index < len(self.waiting):
             waiter = self.waiting[index]
             has_one_coming = waiter.coming is not None and waiter.coming.state in ("making", "checking")
@@ -253,8 +257,9 @@ class PoolCore:
                 self._settle(waiter, entry=entry)
                 continue
             if not has_one_coming:
-                waiter.coming = self._coming_for(waiter.key)
+                waiter.coming = self._coming_for(waiter)
                 if waiter.coming is None:
+                    self._is_blocked = True
                     return
             index += 1
 
@@ -279,18 +284,17 @@ class PoolCore:
             return False
         return entry.is_doubtful or entry.idle_since < now
 
-    def _coming_for(self, key: Hashable) -> Entry | None:
+    def _coming_for(self, waiter: Waiter) -> Entry | None:
         """One that is being made or checked and will have room for another user, or a new one if there is room."""
         if self.bounds.users != 1:
             for entry in self.entries:
-                if entry.key == key and entry.state in ("making", "checking"):
-                    wanted = sum(1 for waiter in self.waiting if waiter.coming is entry)
+                if entry.key == waiter.key and entry.state in ("making", "checking"):
+                    wanted = 0 if self.bounds.users is None else sum(1 for one in self.waiting if one.coming is entry)
                     if self.bounds.users is None or wanted < self.bounds.users:
                         return entry
-        cost = self.bounds.cost(key)
-        if not self._has_room(cost):
+        if not self._has_room(waiter.cost):
             return None
-        entry = Entry(key, cost)
+        entry = Entry(waiter.key, waiter.cost)
         self.entries.append(entry)
         self.peak = max(self.peak, len(self.entries))
         self.orders.append(("make", entry))

@@ -64,13 +64,14 @@ class Motion:
     def make_waiter(self, key: Hashable, on_settled: Callable[[], object]) -> Waiter:
         if self.core.is_over:
             raise self.stopped()
-        cost, most = self._pool.bounds.cost(key), self._pool.bounds.max_bytes
+        cost, most = self._pool.cost(key), self._pool.bounds.max_bytes
         if cost > most:
             raise ValueError(
                 f"{self._pool.name}: the resource of {key!r} takes {cost} bytes, more than max_bytes={most} together"
             )
         now = anyio.current_time()
-        return Waiter(key, now, math.inf if self._pool.timeout is None else now + self._pool.timeout, on_settled)
+        until = math.inf if self._pool.timeout is None else now + self._pool.timeout
+        return Waiter(key, now, until, on_settled, cost)
 
     def put_in_line(self, waiter: Waiter) -> None:
         self.core.ask(waiter)

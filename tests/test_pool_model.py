@@ -44,7 +44,7 @@ class PoolMachine(RuleBasedStateMachine):
         checks=st.booleans(),
     )
     def begin(self, **bounds: Any) -> None:
-        self.core = PoolCore(PoolBounds(cost=COSTS.__getitem__, **bounds))
+        self.core = PoolCore(PoolBounds(**bounds))
 
     def _take_orders(self) -> None:
         while self.core.orders:
@@ -56,7 +56,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from("abc"), patience=st.sampled_from([1.0, 4.0, FOREVER]))
     def ask(self, key: str, patience: float) -> None:
-        waiter = Waiter(key, self.now, self.now + patience, lambda: self._settled(waiter))
+        waiter = Waiter(key, self.now, self.now + patience, lambda: self._settled(waiter), COSTS[key])
         self.asked.append(waiter)
         self.core.ask(waiter)
 

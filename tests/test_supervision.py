@@ -13,14 +13,18 @@ from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
 
 from kgas_async import (
+    Batcher,
     CallFailed,
     CallTimeout,
     ConcurrencyLimit,
     KGASTool,
     MemorySink,
+    Phase,
+    Pipeline,
     Policy,
     RestartPolicy,
     Retry,
+    RunReport,
     Service,
     ServiceCrashed,
     ServiceManager,
@@ -117,6 +121,23 @@ def told(sink: MemorySink, *names: str) -> list[tuple[Any, ...]]:
     found = [record for record in sink.records if record["event"].startswith("service.")]
     chosen = [record for record in found if not names or record["service"] in names]
     return [(record["event"].removeprefix("service."), record["service"], record["attempt"]) for record in chosen]
+
+
+@tool
+async def first(x: int) -> int:
+    await checkpoint()
+    return x
+
+
+class Batched(KGASTool):
+    def __init__(self, service: Shaky) -> None:
+        self.service = service
+
+    async def execute_async(self, xs: list[int]) -> list[int]:
+        self.service.ask()
+        await anyio.sleep(1)
+        self.service.ask()
+        return [2 * x for x in xs]
 
 
 # --- one service
@@ -491,6 +512,80 @@ async def test_a_map_goes_on_after_the_restart() -> None:
             if lost:
                 assert all(isinstance(o.error.__cause__, ServiceCrashed) for o in outcomes_after if not o.ok)
         assert_clean(manager)
+
+
+@explore(seeds=10)
+async def test_a_run_goes_on_after_the_restart_and_loses_no_item() -> None:
+    service = Shaky("db", restart=RestartPolicy(wait=3.0))
+    asks = Asks(service, 1)
+    batched = Batched(service)
+    pipeline = Pipeline(
+        "p",
+        Phase("first", first),
+        Phase("asked", asks, after="first"),
+        Phase("batched", batched, bind={"xs": "first"}, batch=3, after="asked"),
+        item=["x"],
+    )
+    retry = Policy(retry=Retry(2, on=ServiceCrashed, wait=0))
+    retrying = Pipeline(
+        "r",
+        Phase("first", first),
+        Phase("asked", asks, after="first", policy=retry),
+        Phase("batched", batched, bind={"xs": "first"}, batch=3, after="asked", policy=retry),
+        item=["x"],
+    )
+    for declared in (pipeline, retrying):
+        manager, _ = manager_of()
+        reports: list[RunReport] = []
+
+        async def run(manager: ServiceManager, declared: Pipeline, reports: list[RunReport]) -> None:
+            reports.append(await manager.run(declared, ({"x": x} for x in range(20)), in_flight=6, keep="all"))
+
+        async with manager, anyio.create_task_group() as tasks:
+            tasks.start_soon(run, manager, declared, reports)
+            await anyio.sleep(2.5)
+            service.crash()
+            await anyio.sleep(5)
+            service.crash()
+        (report,) = reports
+        assert report.total == 20
+        assert report.succeeded + report.failed == 20
+        assert (report.failed == 0) is (declared is retrying)
+        assert all(isinstance(failure.error.__cause__, ServiceCrashed) for failure in report.failures)
+        assert_clean(manager)
+
+
+@explore(seeds=5)
+async def test_a_batcher_goes_down_with_the_service_of_its_tool_and_comes_back() -> None:
+    service = Shaky("db", restart=RestartPolicy(wait=3.0))
+    batcher = Batcher(Batched(service), max_size=3, max_wait=0.1)
+    manager, _ = manager_of(batcher)
+    async with manager:
+        once = manager.submit(batcher.tool, xs=1)
+        twice = manager.submit(batcher.tool.using(name="twice", retry=Retry(2, on=ServiceCrashed, wait=0)), xs=2)
+        await anyio.sleep(0.5)
+        service.crash()
+        assert (await once.outcome()).status == "failed"
+        assert await twice.result() == 4
+        assert await manager.execute(batcher.tool, xs=3) == 6
+        assert manager.statistics().services == ["db", batcher.name]
+    assert_clean(manager)
+
+
+async def test_a_nested_call_from_a_thread_waits_for_the_restart() -> None:
+    service = Shaky("db", restart=RestartPolicy(wait=0.01))
+    asks = Asks(service)
+
+    def nested() -> int:
+        return asks.execute()  # type: ignore[no-any-return]
+
+    manager, _ = manager_of(service)
+    async with manager:
+        service.crash()
+        while service._is_running:
+            await checkpoint()
+        assert await manager.execute(tool(nested)) == 2
+    assert_clean(manager)
 
 
 @explore(seeds=10)
