@@ -176,6 +176,31 @@ async def test_failed_checks_in_a_row_are_a_crash_where_the_policy_says_so() -> 
 
 
 @explore(seeds=5)
+async def test_an_ill_one_whose_stop_hangs_has_the_grace_and_is_started_again() -> None:
+    class Stuck(Checked):
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            async with super().running():
+                try:
+                    yield
+                finally:
+                    if self.lives == 1:
+                        await anyio.sleep_forever()
+
+    service = Stuck(restart=RestartPolicy(wait=0.5, ill_after=1))
+    manager, sink = manager_of(service, grace=5)
+    async with manager:
+        service.ill = OSError("stuck")
+        await manager.health()
+        service.ill = None
+        await anyio.sleep(7)
+        assert (service.lives, manager.statistics().services) == (2, ["checked"])
+    messages = [record["error"]["message"] for record in sink.records if record["event"] == "service.failed"]
+    assert messages == ["service 'checked' did not stop in time"]
+    assert_clean(manager)
+
+
+@explore(seeds=5)
 async def test_without_ill_after_no_number_of_failed_checks_is_a_crash() -> None:
     service = Checked(every=1, restart=RestartPolicy(wait=0.5))
     service.ill = OSError("ill")
@@ -246,6 +271,20 @@ async def test_a_check_ends_before_its_service_does() -> None:
     async with manager:
         await anyio.sleep(2)
     assert order == ["check over", "stopped"]
+    assert changes(sink) == []
+    assert_clean(manager)
+
+
+@explore(seeds=5)
+async def test_a_check_that_was_asked_for_and_ends_with_its_service_says_nothing_about_it() -> None:
+    service = Checked()
+    service.ill = anyio.sleep_forever
+    manager, sink = manager_of(service)
+    async with anyio.create_task_group() as tasks, manager:
+        tasks.start_soon(manager.health)
+        await anyio.sleep(1)
+        assert service.asked == 1
+    assert service.cancelled == 1
     assert changes(sink) == []
     assert_clean(manager)
 

@@ -264,6 +264,30 @@ async def test_a_restart_whose_start_fails_counts_as_a_crash() -> None:
     ]
 
 
+@explore(seeds=5)
+async def test_one_that_crashes_while_others_still_start_is_waited_for() -> None:
+    class Slow(Shaky):
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            await anyio.sleep(2.5)
+            async with super().running():
+                yield
+
+    class Early(Shaky):
+        async def _burn(self) -> None:
+            if self.lives == 1:
+                await anyio.sleep(2)
+                self.crash()
+            await super()._burn()
+
+    early, slow = Early("early", restart=OFTEN), Slow("slow")
+    manager, _ = manager_of(early, slow)
+    async with manager:
+        assert manager.statistics().services == ["early", "slow"]
+        assert (early.lives, slow.lives) == (2, 1)
+    assert_clean(manager)
+
+
 async def test_leaving_while_a_service_waits_for_its_restart_does_not_wait_for_it() -> None:
     service = Shaky("db", restart=RestartPolicy(wait=1000.0))
     manager, _ = manager_of(service)
