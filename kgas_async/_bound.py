@@ -6,7 +6,7 @@ Knows the manager only as the `Home` protocol: where calls are registered and th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ._evidence import EvidenceLog
@@ -101,19 +101,20 @@ class Bound:
         "cleans_up",
         "deadline",
         "execution",
+        "flat",
         "function",
+        "gated",
         "grace",
         "holds",
         "home",
         "hooks",
+        "in_thread",
         "is_coroutine_function",
         "isolated",
         "limits",
         "name",
         "phase",
         "pipeline",
-        "plain",
-        "plain_thread",
         "policy",
         "rates",
         "requires",
@@ -166,24 +167,19 @@ class Bound:
         # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.rates = _rates(policy, state)
-        self.requires = tool.requires
-        self.supervised = _survives_crashes(home, self.requires)
+        self.requires = services = tool.requires
+        self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
-        # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
-        self.plain = (
+        self.in_thread = self.execution.kind == "thread"
+        self.gated = bool(self.limits or self.rates)
+        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call. What is supervised may have
+        # to wait for its services once more, after it has waited for tokens or a thread.
+        self.flat = (
             self.execution.kind != "inline"
-            and not (self.holds or self.rates or self.validates or self.cleans_up or self.isolated)
-            and self.timeout is None
-            and self.deadline is None
-            and self.retry is None
-            and not (self.supervised and self.execution.kind == "thread")  # it may have to wait while it is queued
+            and not (self.validates or self.cleans_up or self.isolated)
+            and self.timeout is self.deadline is self.retry is None
+            and not (self.supervised and (self.gated or self.in_thread))
         )
-        self.plain_thread = self.plain and self.execution.kind == "thread"
-
-
-def _survives_crashes(home: Home, services: Sequence[Any]) -> bool:
-    """Whether the session goes on when one of these crashes: then a call waits for it, or fails alone."""
-    return bool(services) and (home.on_crash == "continue" or may_restart(services))
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:

@@ -54,14 +54,14 @@ def interrupt(call: Call[Any], error: ServiceCrashed) -> Callable[[], Awaitable[
             host.cancel()
         return call.wait
     if call.deadline_at is None:
-        call.deadline_at = math.inf  # no limit, but no plain call either: those do not wait
+        call.deadline_at = math.inf  # no limit, but no short path either: it does not wait
     return None
 
 
 def _has_one_attempt(call: Call[Any]) -> bool:
     """Whether it is in the one attempt that it has, or in one after which there is no session to make another."""
     if call.bound.supervised:
-        return call.bound.plain and call.deadline_at is None  # it took the short path
+        return call.bound.flat and call.deadline_at is None  # it took the short path
     return call.status == "running"
 
 

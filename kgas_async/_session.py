@@ -18,12 +18,12 @@ from ._call import Call, Host
 from ._context import current_call
 from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
+from ._flat import perform
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes
 from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
-from ._path import perform
 from ._policy import DEFAULTS, Policy
 from ._recording import Recording
 from ._report import ManagerStatistics
@@ -160,7 +160,7 @@ class Session:
             call.parent = parent
             call.deadline_at = parent.deadline_at
         if self.services_down and bound.supervised and call.deadline_at is None:
-            call.deadline_at = math.inf  # no limit, but no plain call either: those do not wait
+            call.deadline_at = math.inf  # no limit, but no short path either: it does not wait
         self.calls_open[serial] = call  # complete: the evidence's thread may announce it at once
         log = self.log
         if log is not None and log.announces and not log.armed:

@@ -30,7 +30,7 @@ LAYERS: list[tuple[str, str]] = [
     ("L2", "_tool _signature _schema _offload _elements _service _journal"),
     (
         "L3",
-        "_drive _events _outcome _fit _left _reserved _bound _call _tokens _attempt _served _cleanup _path "
+        "_drive _events _outcome _fit _left _reserved _bound _call _tokens _attempt _served _cleanup _path _flat "
         "_legacy _adapter _function_tool _figures _ledger _monitor _watchdog _phase _plan _planner "
         "_resolve _pipeline _report _every",
     ),
