@@ -132,7 +132,8 @@ class StructlogSink:
             if "stack" in fields:
                 fields["stack"] = "\n".join(fields["stack"])  # structlog's renderers take it for text
             suffix = event.rpartition(".")[2]
-            say = self._logger.warning if suffix in _ERRORS else self._logger.info
+            is_bad = suffix in _ERRORS or record.get("status") == "ill"
+            say = self._logger.warning if is_bad else self._logger.info
             call = getattr(record, "call", None)
             context = None if call is None else call.attempt_context or call.context
             if context is None:

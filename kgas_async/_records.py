@@ -52,12 +52,15 @@ def quoted(text: str) -> str:
 
 
 def _wait_us(call: Any) -> dict[str, int]:
-    return {
+    waits = {
         "concurrency": call.wait_concurrency_ns // 1000,
         "rate": call.wait_rate_ns // 1000,
         "retry": call.wait_retry_ns // 1000,
         "thread": call.wait_thread_ns // 1000,
     }
+    if call.wait_service_ns:
+        waits["service"] = call.wait_service_ns // 1000
+    return waits
 
 
 def error_fields(error: BaseException) -> dict[str, Any]:
@@ -192,6 +195,7 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         or call.batch_size
         or call.given_name
         or call.cpu_ns is not None
+        or call.wait_service_ns
     ):
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
     bound = call.bound

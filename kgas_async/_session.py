@@ -5,6 +5,7 @@ What calls, crews and services see as their home. The public methods are `_manag
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from ._policy import DEFAULTS, Policy
 from ._processes import ProcessPool
 from ._recording import Recording
 from ._report import ManagerStatistics
+from ._reserved import Reserved
 from ._threads import ThreadPool
 from ._tool import KGASTool
 from ._waiting import wait_until
@@ -58,6 +60,7 @@ class Session:
         abandoned: Literal["leave", "join"],
         seed: int | None,
         on_sink_error: Literal["stop", "continue"],
+        on_crash: Literal["raise", "continue"],
         monitor: PerformanceMonitor | None,
     ) -> None:
         self.manager = manager
@@ -69,6 +72,8 @@ class Session:
         self.max_abandoned = max_abandoned
         self.abandoned = abandoned
         self.on_sink_error = on_sink_error
+        self.on_crash: Literal["raise", "continue"] = on_crash
+        self.services_down = False  # some that ran do not run now
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None
         self.monitor = monitor
@@ -76,6 +81,7 @@ class Session:
         self.states: dict[str, ToolState] = {}
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
+        self.reserved = Reserved(self)
         self.hosting = Hosting(self)
         self.recording = Recording(self)
         self.closing_at = float("inf")
@@ -156,6 +162,8 @@ class Session:
         if parent is not None:
             call.parent = parent
             call.deadline_at = parent.deadline_at
+        if self.services_down and bound.supervised and call.deadline_at is None:
+            call.deadline_at = math.inf  # no limit, but no short path either: it does not wait
         self.calls_open[serial] = call  # complete: the evidence's thread may announce it at once
         log = self.log
         if log is not None and log.announces and not log.armed:
@@ -179,6 +187,10 @@ class Session:
         if args:
             inputs = bound.signature.named(args, inputs)
         return self.new_call(bound, inputs, parent)
+
+    async def until_served(self, call: Call[Any]) -> Exception | None:
+        """Wait until the services that a call uses run; the error if they will not."""
+        return await self.hosting.until_served(call)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> None:
         """A task of the session's own."""
@@ -273,6 +285,7 @@ class Session:
         return [
             self.pool,
             self.processes,
+            *self.reserved.pools,
             *(state.dedicated for state in self.states.values() if state.dedicated is not None),
         ]
 

@@ -23,16 +23,19 @@ PACKAGE = "kgas_async"
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
-    ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
+    (
+        "L1",
+        "_limits _rate _restart _pool_core _resilience _policy _records _evidence _evidence_sinks _metrics _loading",
+    ),
     (
         "L2",
         "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service _journal",
     ),
     (
         "L3",
-        "_drive _events _outcome _fit _left _bound _call _tokens _in_process _attempt _path _flat _legacy _elsewhere "
-        "_adapter _function_tool _figures _ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report "
-        "_every",
+        "_drive _events _outcome _fit _left _reserved _bound _call _tokens _in_process _attempt _served _cleanup _path "
+        "_flat _legacy _elsewhere _adapter _function_tool _figures _ledger _monitor _watchdog _phase _plan _planner "
+        "_resolve _pipeline _report _every",
     ),
     (
         "L4",
@@ -41,8 +44,8 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L5",
-        "_manager _single _options _book _many _together _lifetime _running _recording _session _hosting _map "
-        "_blocking _blocking_calls _signals _door _batcher",
+        "_manager _single _options _book _many _together _lifetime _running _recording _session _map "
+        "_hosting _hosted _supervision _health _pool _pool_motion _blocking _blocking_calls _signals _door _batcher",
     ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),
