@@ -16,8 +16,9 @@ import pytest
 import trio
 
 from kgas_async import ServiceManager, check_cancelled, tool
+from kgas_async._bare import run_bare
 from kgas_async._mailbox import Mailbox
-from kgas_async._threads import run_bare, start_daemon
+from kgas_async._threads import start_daemon
 from kgas_async.testing import VirtualBackend, _virtual, assert_clean, virtual_backend, virtual_backends
 
 BOTH = pytest.mark.parametrize("name", ["asyncio", "trio"])
