@@ -31,6 +31,7 @@ __all__ = ["Crew"]
 
 T = TypeVar("T")
 
+_PULL: Final = object()
 YIELD_NS: Final = 1_000_000  # of units that end without suspending, after which a worker lets others run
 
 
@@ -327,10 +328,8 @@ class Crew(ABC, Generic[T]):
             unit = self.take()
             if unit is _PULL:
                 unit = await self._pull(host)
-                if unit is None:  # the source has ended: what waited for more of it may have become a unit
-                    if host.was_cancelled:
-                        return
-                    continue
+                if unit is None and not host.was_cancelled:
+                    unit = self.take()  # the source has ended, and what waited for more of it may have become a unit
             if unit is None:
                 if self.exhausted and not self.open:
                     self.over = True
@@ -399,6 +398,3 @@ class Crew(ABC, Generic[T]):
             self._laid_aside.append(pulled)
             return None
         return pulled
-
-
-_PULL: Final = object()
