@@ -151,7 +151,7 @@ class Bound:
         self.hooks = tool._checks_and_cleans_up()
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
-        self.execution: Execution = tool._execution()
+        self.execution = _execution(tool)
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(
@@ -170,7 +170,7 @@ class Bound:
         self.requires = services = tool.requires
         self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
-        self.in_thread = self.execution.kind == "thread"
+        self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
         self.gated = bool(self.limits or self.rates)
         # Nothing but tokens bounds it: one attempt in the caller's task is the whole call. What is supervised may have
         # to wait for its services once more, after it has waited for tokens or a thread.
@@ -180,6 +180,13 @@ class Bound:
             and self.timeout is self.deadline is self.retry is None
             and not (self.supervised and (self.gated or self.in_thread))
         )
+
+
+def _execution(tool: KGASTool) -> Execution:
+    execution = tool._execution()
+    if execution.remote is not None:
+        execution.remote.check()
+    return execution
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:

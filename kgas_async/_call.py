@@ -105,6 +105,8 @@ class Call(Generic[R]):
     wait_rate_ns = 0
     wait_retry_ns = 0
     wait_thread_ns = 0
+    cpu_ns: int | None = None  # of its worker process, where it ran in one
+    rss_peak: int | None = None  # the same, in bytes
     wait_service_ns = 0
     grace_end: float | None = None
     last_error: BaseException | None = None

@@ -14,7 +14,16 @@ from ._context import current_call
 from ._errors import EvidenceError
 from ._records import line_of
 
-__all__ = ["JsonlSink", "MemorySink", "StructlogSink", "as_sinks", "call_context", "open_sinks"]
+__all__ = [
+    "JsonlSink",
+    "MemorySink",
+    "StructlogSink",
+    "as_sinks",
+    "bind_fields",
+    "bound_fields",
+    "call_context",
+    "open_sinks",
+]
 
 
 class JsonlSink:
@@ -159,6 +168,16 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             if value is not None:
                 event_dict.setdefault(name, value)
     return event_dict
+
+
+def bound_fields() -> dict[str, Any]:
+    """What structlog's context variables hold in this context."""
+    return structlog.contextvars.get_contextvars()
+
+
+def bind_fields(fields: Mapping[str, Any]) -> None:
+    """Bind fields to structlog's context variables in this context."""
+    structlog.contextvars.bind_contextvars(**fields)
 
 
 def open_sinks(sinks: Sequence[Any]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from ._blocking import BlockingManager
 from ._book import CallBook
 from ._call import Call
+from ._context import door
 from ._errors import ManagerClosed
 from ._evidence import Sink
 from ._evidence_sinks import StructlogSink, as_sinks, open_sinks
@@ -28,7 +29,7 @@ from ._report import ManagerStatistics
 from ._session import Session
 from ._single import SingleCalls
 from ._suggest import suggests
-from ._system import default_threads
+from ._system import cpus, default_threads
 
 __all__ = ["ServiceManager"]
 
@@ -55,6 +56,7 @@ class ServiceManager(SingleCalls, ManyCalls):
             Either way a bare ``KeyboardInterrupt`` (SIGTERM: ``SystemExit(143)``) is raised on leaving.
         seed: Of the random numbers (waits of retries).
         threads: Worker threads at the most; ``min(32, cpus + 4)`` unless given.
+        processes: Worker processes at the most; as many as there are CPUs for us (affinity, cgroup) unless given.
         on_crash: When a service crashes that its `RestartPolicy` does not start again (any more): ``"raise"`` takes the
             session down, and leaving it raises `ServiceCrashed`; ``"continue"`` goes on without it and without those
             that require it, and calls that use it get `ServiceCrashed`.
@@ -78,6 +80,7 @@ class ServiceManager(SingleCalls, ManyCalls):
         signals: bool = False,
         seed: int | None = None,
         threads: int | None = None,
+        processes: int | None = None,
         on_crash: Literal["raise", "continue"] = "raise",
         max_abandoned: int = 100,
         on_sink_error: Literal["stop", "continue"] = "stop",
@@ -105,6 +108,7 @@ class ServiceManager(SingleCalls, ManyCalls):
             "abandoned": abandoned,
             "seed": seed,
             "threads": default_threads() if threads is None else check_count("threads", threads),
+            "processes": cpus() if processes is None else check_count("processes", processes),
             "max_abandoned": check_count("max_abandoned", max_abandoned),
             "on_sink_error": on_sink_error,
             "on_crash": on_crash,
@@ -118,6 +122,11 @@ class ServiceManager(SingleCalls, ManyCalls):
     # --- lifetime
 
     async def __aenter__(self) -> Self:
+        if door.imports_main:
+            raise RuntimeError(
+                "a worker process imports this program's main module again, and that opened a manager; what is to run "
+                "only once stands under \"if __name__ == '__main__':\""
+            )
         if self._session is not None:
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
         open_sinks(self._sinks)

@@ -167,6 +167,18 @@ async def a_batcher_has_the_type_of_one_result(manager: ServiceManager) -> None:
     Every(60, load, {"path": Path("a")}, overlap=True)
 
 
+@tool(offload="process", on_cancel="wait", max_memory=2**30)
+def crunch(number: int) -> list[int]:
+    return [number]
+
+
+async def tools_in_processes_are_typed_as_in_threads() -> None:
+    async with ServiceManager(processes=2) as manager:
+        assert_type(await manager.execute(crunch, number=3), list[int])
+        assert_type(manager.statistics().processes, int)
+    assert_type(crunch(3), list[int])
+
+
 class Session:
     async def __aenter__(self) -> Self:
         return self

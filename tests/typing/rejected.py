@@ -113,6 +113,8 @@ def policies() -> None:
     Policy(breaker=None)  # rejected
     Policy(timeout="3")  # rejected
     Policy(concurrency=2.5)  # rejected
+    ServiceManager(processes="2")  # rejected
+    tool(offload="processes")  # rejected
 
 
 def plain_calls() -> None:
