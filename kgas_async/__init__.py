@@ -4,6 +4,8 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
 from ._adapter import ToolAdapter
+from ._adaptive import AdaptiveLimit, AdaptiveStatistics
+from ._admission import LimitStatistics
 from ._batcher import BatchedTool, Batcher
 from ._blocking import BlockingCall, BlockingManager, BlockingOptions
 from ._call import Call
@@ -35,8 +37,9 @@ from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
-from ._limits import ConcurrencyLimit, LimitStatistics
+from ._limits import ConcurrencyLimit, KeyTokens
 from ._manager import ServiceManager
+from ._memory_limit import MemoryLimit, MemoryStatistics
 from ._metrics import Distribution
 from ._monitor import PerformanceMonitor
 from ._options import CallOptions
@@ -44,6 +47,7 @@ from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
 from ._policy import Policy
+from ._priority import Priority
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential
@@ -54,6 +58,8 @@ from ._tool import KGASTool, Toolbox
 open_door()
 
 __all__ = [
+    "AdaptiveLimit",
+    "AdaptiveStatistics",
     "BatchedTool",
     "Batcher",
     "BlockingCall",
@@ -80,12 +86,15 @@ __all__ = [
     "InvalidInputs",
     "JsonlSink",
     "KGASTool",
+    "KeyTokens",
     "KgasAsyncError",
     "LimitStatistics",
     "LoadError",
     "ManagerClosed",
     "ManagerStatistics",
+    "MemoryLimit",
     "MemorySink",
+    "MemoryStatistics",
     "Outcome",
     "OutcomeStream",
     "PerformanceMonitor",
@@ -94,6 +103,7 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Policy",
+    "Priority",
     "Progress",
     "RateLimit",
     "RateStatistics",

@@ -92,6 +92,7 @@ class Call(Generic[R]):
     batch_id: str | None = None  # the call that ran it together with others
     batch_size = 0  # how many it ran together
     index = -1
+    priority = 3  # Priority.NORMAL
     work: Work | None = None
     abandoned = False
     cancel_requested = False

@@ -29,6 +29,7 @@ class RunningCall(Protocol):
     attempt: int
     item: str | None
     given_name: str | None
+    priority: int
 
     @property
     def id(self) -> str: ...

@@ -21,9 +21,9 @@ from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
+from ._keyed import FunctionFailed
 from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted
 from ._offload import ReturnedError
-from ._rate import CostFailed
 from ._tokens import DeadlinePassed
 from ._waiting import wait_until
 
@@ -221,7 +221,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
     while True:
         call.attempt += 1
         error = await attempt_once(call)
-        if error is None or retry is None or isinstance(error, (DeadlinePassed, CostFailed)):
+        if error is None or retry is None or isinstance(error, (DeadlinePassed, FunctionFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
             return error
@@ -311,7 +311,7 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
-    if isinstance(error, CostFailed):
+    if isinstance(error, FunctionFailed):
         failed = CallFailed(f"tool {call.name!r}: {error}", **known)
         failed.__cause__ = error.__cause__
         return "failed", failed

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from threading import Lock
 from time import perf_counter_ns
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import anyio
 
 from ._call import Call
 from ._errors import CallRejected
 from ._limits import ConcurrencyLimit
+from ._order import taken_against
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
 __all__ = ["DeadlinePassed", "deadline_of", "give_back", "refund", "take_concurrency", "take_rate"]
@@ -58,7 +57,7 @@ def _refuse_deadlock(call: Call[Any]) -> None:
             for wanted in call.bound.holds:
                 if wanted is held:
                     raise CallRejected(_own_chain(call, ancestor, held))
-                if (others := _taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
+                if (others := taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
                     raise CallRejected(_other_order(call, ancestor, held, wanted, others))
         ancestor = ancestor.parent
 
@@ -91,30 +90,6 @@ def _other_order(
         f"in, holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that "
         f"all could wait for each other: keep to one order, or give the tools limits of their own"
     )
-
-
-# Which limits were wanted while another was held, and by which tools; of all managers, as the limits are.
-_wanted_after: WeakKeyDictionary[ConcurrencyLimit, WeakKeyDictionary[ConcurrencyLimit, tuple[str, str]]]
-_wanted_after = WeakKeyDictionary()
-_lock = Lock()
-
-
-def _taken_against(held: ConcurrencyLimit, wanted: ConcurrencyLimit, tools: tuple[str, str]) -> tuple[str, str] | None:
-    """The tools that took ``held`` while they held ``wanted``, at once or in steps; else this order is remembered."""
-    with _lock:
-        after = _wanted_after.setdefault(held, WeakKeyDictionary())
-        if wanted in after:
-            return None
-        reached, left = {wanted}, [wanted]
-        while left:
-            for limit, others in _wanted_after.get(left.pop(), {}).items():
-                if limit is held:
-                    return others
-                if limit not in reached:
-                    reached.add(limit)
-                    left.append(limit)
-        after[wanted] = tools
-        return None
 
 
 async def _acquired(limit: ConcurrencyLimit, deadline: float) -> bool:
