@@ -8,7 +8,7 @@ in the context.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
@@ -106,6 +106,11 @@ class Limit:
         """How many tokens there are."""
         return self._total
 
+    @property
+    def borrowed(self) -> int:
+        """How many tokens are out."""
+        return self._borrowed
+
     def statistics(self) -> LimitStatistics:
         """How it stands now."""
         with self._lock:
@@ -135,7 +140,15 @@ class Limit:
         Cancellation: Leaves the line; a token that was granted at the same moment goes to the next.
         """
         if not self.acquire_nowait():
-            await self._wait(Waiter(Mailbox.here(), check_priority("acquire(priority)", priority)))
+            await self.wait_for_token(Mailbox.here(), check_priority("acquire(priority)", priority))
+
+    async def wait_for_token(self, mailbox: Mailbox, priority: int) -> None:
+        """Take a token, waiting in line for it, on the loop of this mailbox; as of `acquire`."""
+        await self._wait(Waiter(mailbox, priority))
+
+    def of(self, inputs: Mapping[str, Any]) -> Any:
+        """What a call with these inputs takes its token of."""
+        return self
 
     def join(self) -> None:
         """Take a token that may be one more than there are, for one whose own chain of calls was admitted."""

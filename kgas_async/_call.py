@@ -19,6 +19,7 @@ from ._errors import CallCancelled
 from ._events import CallEvents, CallProgress, CallState, Feed
 from ._mailbox import OpenScopes
 from ._outcome import Outcome
+from ._priority import Priority
 from ._threads import Work
 from ._tool import KGASTool
 from ._waiting import wait_until
@@ -92,7 +93,6 @@ class Call(Generic[R]):
     batch_id: str | None = None  # the call that ran it together with others
     batch_size = 0  # how many it ran together
     index = -1
-    priority = 3  # Priority.NORMAL
     work: Work | None = None
     abandoned = False
     cancel_requested = False
@@ -112,6 +112,7 @@ class Call(Generic[R]):
     holds: tuple[Any, ...] = ()
     replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
     given_name: str | None = None
+    given_priority: int | None = None
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
@@ -147,6 +148,15 @@ class Call(Generic[R]):
     def tool_name(self) -> str:
         """The name of the tool."""
         return self.bound.name
+
+    @property
+    def priority(self) -> int:
+        """By `options`, else by its policy, else that of the call that it is nested in, else `Priority.NORMAL`."""
+        if self.given_priority is not None:
+            return self.given_priority
+        if self.bound.priority is not None:
+            return self.bound.priority
+        return int(Priority.NORMAL) if self.parent is None else int(self.parent.priority)
 
     @property
     def tool(self) -> KGASTool:

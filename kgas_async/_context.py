@@ -29,8 +29,9 @@ class RunningCall(Protocol):
     attempt: int
     item: str | None
     given_name: str | None
-    priority: int
 
+    @property
+    def priority(self) -> int: ...
     @property
     def id(self) -> str: ...
     @property

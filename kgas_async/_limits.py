@@ -176,8 +176,11 @@ class KeyTokens:
     async def acquire(self, priority: int = _NORMAL) -> None:
         """Take a token, waiting in line for it; as of `ConcurrencyLimit.acquire`."""
         if not self.acquire_nowait():
-            waiter = Waiter(Mailbox.here(), check_priority("acquire(priority)", priority), self.key)
-            await self._limit._wait(waiter)
+            await self.wait_for_token(Mailbox.here(), check_priority("acquire(priority)", priority))
+
+    async def wait_for_token(self, mailbox: Mailbox, priority: int) -> None:
+        """Take a token, waiting in line for it, on the loop of this mailbox; as of `acquire`."""
+        await self._limit._wait(Waiter(mailbox, priority, self.key))
 
     def release(self) -> None:
         """Give a token back. From any thread, with any loop or none."""

@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter_ns
 from typing import Any
 
 import anyio
 
+from ._admission import Limit
 from ._call import Call
 from ._errors import CallRejected
-from ._limits import ConcurrencyLimit
-from ._order import taken_against
+from ._keyed import FunctionFailed
+from ._order import held_by, taken_against
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
-__all__ = ["DeadlinePassed", "deadline_of", "give_back", "refund", "take_concurrency", "take_rate"]
+__all__ = [
+    "DeadlinePassed",
+    "deadline_of",
+    "give_back",
+    "pause_rates",
+    "refund",
+    "take_again",
+    "take_concurrency",
+    "take_rates",
+    "tell_news",
+    "wanted_rates",
+]
 
 
 class DeadlinePassed(Exception):
@@ -29,40 +42,108 @@ class DeadlinePassed(Exception):
         self.cause = cause
 
 
-def give_back(held: Sequence[ConcurrencyLimit]) -> None:
-    for limit in reversed(held):
-        limit.release()
+def give_back(held: Sequence[Any]) -> None:
+    for token in reversed(held):
+        token.release()
 
 
-async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> None:
+def _token_of(call: Call[Any], limit: Limit) -> Any:
+    """What the call takes its token of: the limit, or one key of it.
+
+    Raises:
+        FunctionFailed: The key function raised, or gave what cannot be a key.
+    """
+    return limit.of(call.bound.signature.defaults | dict(call.inputs)) if limit.is_keyed else limit
+
+
+async def take_concurrency(call: Call[Any], held: list[Any]) -> None:
+    """Take the tokens that follow those in ``held``, and add them to it.
+
+    Raises:
+        CallRejected: It would wait for itself, or the limit does not let it wait.
+        DeadlinePassed: It waited for as long as it could.
+        FunctionFailed: As of `_token_of`.
+    """
     if call.parent is not None and call.bound.holds:
         _refuse_deadlock(call)
+    for limit in call.bound.limits[len(held) :]:
+        token = _token_of(call, limit)
+        if limit.is_reentrant and _holds(call, limit):
+            limit.join()
+        elif not token.acquire_nowait():
+            tell_news(call, limit)
+            await _wait(call, token)
+            tell_news(call, limit)
+        held.append(token)
+
+
+async def take_again(call: Call[Any], held: list[Any]) -> None:
+    """Take the tokens of a call that has ended, for more of its tool's code; they are added to ``held``."""
     for limit in call.bound.limits:
-        if not limit.acquire_nowait():
-            began = perf_counter_ns()
-            call.waits()
-            try:
-                if not await _acquired(limit, deadline_of(call)):
-                    raise DeadlinePassed
-            finally:
-                call.wait_concurrency_ns += perf_counter_ns() - began
-        held.append(limit)
+        token = _token_of(call, limit)
+        if limit.is_reentrant and _holds(call, limit):
+            limit.join()
+        else:
+            await token.acquire(call.priority)
+        held.append(token)
+
+
+async def _wait(call: Call[Any], token: Any) -> None:
+    mailbox = call.bound.home.mailbox
+    began = perf_counter_ns()
+    call.waits()
+    try:
+        if call.deadline_at is None:  # a scope costs more than the rest
+            await token.wait_for_token(mailbox, call.priority)
+            return
+        with anyio.CancelScope(deadline=deadline_of(call)) as scope:
+            await token.wait_for_token(mailbox, call.priority)
+        if scope.cancelled_caught:
+            raise DeadlinePassed
+    finally:
+        call.wait_concurrency_ns += perf_counter_ns() - began
+
+
+def tell_news(call: Call[Any], limit: Limit) -> None:
+    """Record what the limit has to tell, in the evidence of the session that made it do so."""
+    log = call.bound.home.log
+    with suppress(IndexError):  # another session has told it
+        while limit.news:
+            event, fields = limit.news.popleft()
+            if log is not None:
+                log.emit(event, tool=call.tool_name, **fields)
+
+
+def _holds(call: Call[Any], limit: Limit) -> bool:
+    """Whether the chain of calls that this one is nested in holds a token, by policy or by ``async with``."""
+    ancestor = call.parent
+    while ancestor is not None:
+        if limit in ancestor.holds:
+            return True
+        ancestor = ancestor.parent
+    return any(one.limit is limit for one in held_by(call.bound.home.mailbox.task()))
 
 
 def _refuse_deadlock(call: Call[Any]) -> None:
     """Refuse what a call of its own chain holds, and what others have taken in the other order."""
+    _refuse_held(call, call.parent, [one.limit for one in held_by(call.bound.home.mailbox.task())])
     ancestor = call.parent
     while ancestor is not None:
-        for held in ancestor.holds:
-            for wanted in call.bound.holds:
-                if wanted is held:
-                    raise CallRejected(_own_chain(call, ancestor, held))
-                if (others := taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
-                    raise CallRejected(_other_order(call, ancestor, held, wanted, others))
+        _refuse_held(call, ancestor, ancestor.holds)
         ancestor = ancestor.parent
 
 
-def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) -> str:
+def _refuse_held(call: Call[Any], ancestor: Call[Any], holds: Sequence[Any]) -> None:
+    for held in holds:
+        for wanted in call.bound.holds:
+            if wanted is held:
+                if not held.is_reentrant:
+                    raise CallRejected(_own_chain(call, ancestor, held))
+            elif (others := taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
+                raise CallRejected(_other_order(call, ancestor, held, wanted, others))
+
+
+def _own_chain(call: Call[Any], ancestor: Call[Any], limit: Limit) -> str:
     if limit not in call.bound.limits:
         return (
             f"tool {call.tool_name!r} has one instance in one thread (instances='dedicated'), which waits for this "
@@ -82,9 +163,7 @@ def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) ->
     )
 
 
-def _other_order(
-    call: Call[Any], ancestor: Call[Any], held: ConcurrencyLimit, wanted: ConcurrencyLimit, others: tuple[str, str]
-) -> str:
+def _other_order(call: Call[Any], ancestor: Call[Any], held: Limit, wanted: Limit, others: tuple[str, str]) -> str:
     return (
         f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested "
         f"in, holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that "
@@ -92,21 +171,28 @@ def _other_order(
     )
 
 
-async def _acquired(limit: ConcurrencyLimit, deadline: float) -> bool:
-    if deadline == math.inf:  # a scope costs more than the rest
-        await limit.acquire()
-        return True
-    with anyio.CancelScope(deadline=deadline) as scope:
-        await limit.acquire()
-    return not scope.cancelled_caught
+def wanted_rates(call: Call[Any]) -> list[tuple[RateLimit, float]]:
+    """What the call costs of each of its rate limits.
+
+    Raises:
+        CallRejected, FunctionFailed: As of `RateLimit.tokens` and `RateLimit.of`.
+    """
+    return [(_rate_of(call, limit), limit.tokens(call.inputs)) for limit in call.bound.rates]
 
 
-async def take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:
-    rates = call.bound.rates
-    if not rates:
-        return []
-    wanted = [(limit, limit.tokens(call.inputs)) for limit in rates]
-    if not acquire_rates_nowait(wanted):
+def _rate_of(call: Call[Any], limit: RateLimit) -> RateLimit:
+    return limit.of(call.bound.signature.defaults | dict(call.inputs)) if limit.is_keyed else limit
+
+
+def pause_rates(call: Call[Any], seconds: float) -> None:
+    """A server said when to come back: its rate limits give nothing until then, for the call's key where it has one."""
+    for limit in call.bound.rates:
+        with suppress(FunctionFailed):  # which gave a key before
+            _rate_of(call, limit).pause(seconds)
+
+
+async def take_rates(call: Call[Any], wanted: list[tuple[RateLimit, float]]) -> None:
+    if wanted and not acquire_rates_nowait(wanted):
         began = perf_counter_ns()
         call.waits()
         try:
@@ -116,7 +202,6 @@ async def take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:
             call.wait_rate_ns += perf_counter_ns() - began
         if scope.cancelled_caught:
             raise DeadlinePassed
-    return wanted
 
 
 def deadline_of(call: Call[Any]) -> float:

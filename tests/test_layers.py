@@ -31,8 +31,8 @@ LAYERS: list[tuple[str, str]] = [
     ("L2", "_tool _signature _schema _offload _elements _service _journal"),
     (
         "L3",
-        "_drive _events _outcome _fit _left _bound _call _tokens _attempt _path _legacy _adapter _function_tool "
-        "_figures _ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
+        "_drive _events _outcome _fit _left _bound _call _tokens _feedback _attempt _path _flat _legacy _adapter "
+        "_function_tool _figures _ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
     ),
     (
         "L4",
