@@ -73,8 +73,9 @@ async def take_concurrency(call: Call[Any], held: list[Any]) -> None:
         elif not token.acquire_nowait():
             tell_news(call, limit)
             await _wait(call, token)
-            tell_news(call, limit)
         held.append(token)
+        if limit.news:
+            tell_news(call, limit)
 
 
 async def take_again(call: Call[Any], held: list[Any]) -> None:
