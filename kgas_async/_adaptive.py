@@ -282,8 +282,8 @@ class AdaptiveLimit(Limit):
         self._wake(served)
 
     def _tell(self, why: str) -> None:
-        total = self._total
-        if abs(total - self._told) >= max(1, NEWSWORTHY * self._told):
+        total, is_bound = self._total, self._total in (self._core.least, self._core.most)
+        if total != self._told and (is_bound or abs(total - self._told) >= NEWSWORTHY * self._told):
             self.news.append(("limit.changed", {"limit": repr(self), "was": self._told, "total": total, "why": why}))
             self._told = total
 
