@@ -42,7 +42,8 @@ class AdaptiveCore:
     the end of a window, if at least half of the limit was in use:
 
     - calls were dropped: times 1 minus half their share;
-    - the (geometric) mean run time is above the base times 1.2: times base over mean, 0.5 at the least;
+    - the (geometric) mean run time is longer than the base by more than what the square root of the limit waits for,
+      1.2 times at the least (twice for a limit of 4): times base over mean, plus half of that root;
     - else half of the square root of the limit is added, a quarter more each time in a row, up to a quarter of the
       limit.
 
@@ -124,8 +125,13 @@ class AdaptiveCore:
         """Whether what is known is enough: for a cut, which is large, more is asked than for a raise."""
         if self._drops * 4 >= self._count or self._base is None:
             return True
-        above = mean - self._base - TOLERANCE
+        above = mean - self._base - self._tolerance()
         return above > 2 * self._doubt(error) or above < -error or error < PRECISION
+
+    def _tolerance(self) -> float:
+        """How far run times may be above the base: as far as by the square root of the limit, waiting their turn."""
+        root = math.sqrt(self.limit)
+        return max(TOLERANCE, math.log(root / (root - 1)) if root > 1.1 else math.inf)
 
     def _doubt(self, error: float) -> float:
         """The standard error of how far a mean is above the base."""
@@ -136,11 +142,11 @@ class AdaptiveCore:
         above = 0.0
         if self._count:
             above = self._learn(mean, error, is_loaded=is_loaded)
-        if not is_loaded or (0 < above - TOLERANCE <= 2 * self._doubt(error) and not self._drops):
+        if not is_loaded or (0 < above - self._tolerance() <= 2 * self._doubt(error) and not self._drops):
             return ""
         by_time = 1.0
-        if above > TOLERANCE:
-            by_time = max(0.5, math.exp(-above))
+        if above > self._tolerance():
+            by_time = max(0.5, min(0.95, math.exp(-above) + 0.5 / math.sqrt(self.limit)))
             self._cuts.append((math.log(self.limit), mean))
         else:
             self._cuts.clear()
@@ -165,7 +171,7 @@ class AdaptiveCore:
             self._base, self._base_error, self._learned = mean, error, self._count
             self._cuts.clear()
             return 0.0
-        if is_alone or (self._base_error > PRECISION and above < TOLERANCE + 2 * doubt):
+        if is_alone or (self._base_error > PRECISION and above < self._tolerance() + 2 * doubt):
             share = self._count / (self._count + self._learned)
             self._base = base + share * above
             self._base_error *= math.sqrt(1 - share)
