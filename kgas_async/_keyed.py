@@ -104,6 +104,11 @@ class KeyedLine:
         key = self._keys.get(name)
         return key is None or not self._is_full(key)
 
+    def has_given(self, name: Hashable) -> bool:
+        """Whether a token of this key is out."""
+        key = self._keys.get(name)
+        return key is not None and key.used > 0
+
     def _is_full(self, key: _Key) -> bool:
         return key.used >= self.per_key  # never that of NO_KEY, which is not counted
 

@@ -127,6 +127,16 @@ class ConcurrencyLimit(Limit):
         hash(key)
         return KeyTokens(self, key)
 
+    def _give_key(self, key: Hashable) -> None:
+        with self._lock:
+            line = self._line
+            assert isinstance(line, KeyedLine)
+            if not line.has_given(key):
+                raise RuntimeError(f"a token of key {key!r} was given back that was not taken")
+            self._give_back(key)
+            served = self._serve()
+        self._wake(served)
+
     def _check_queue(self, waiter: Waiter) -> None:
         clearing = self._clearing
         if clearing is None:
@@ -184,7 +194,7 @@ class KeyTokens:
 
     def release(self) -> None:
         """Give a token back. From any thread, with any loop or none."""
-        self._limit._give(self.key)
+        self._limit._give_key(self.key)
 
     async def __aenter__(self) -> None:
         await enter(self._limit, self)

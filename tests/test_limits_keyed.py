@@ -243,6 +243,15 @@ async def test_code_of_ones_own_enters_a_key_or_takes_a_token_of_no_key() -> Non
     assert_clean(limit)
 
 
+async def test_a_token_of_a_key_that_was_not_taken_cannot_be_given_back() -> None:
+    limit = ConcurrencyLimit(3, key="host", per_key=1)
+    async with limit.for_key("a"):
+        for key in ("b", "c"):
+            with pytest.raises(RuntimeError, match="not taken"):
+                limit.for_key(key).release()
+    assert_clean(limit)
+
+
 def test_a_limit_with_all_it_takes_pickles_by_its_arguments() -> None:
     limit = ConcurrencyLimit(3, key=host_of, per_key=2, max_queue=4)
     limit.for_key("a").acquire_nowait()
