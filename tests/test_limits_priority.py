@@ -76,7 +76,10 @@ async def test_low_is_not_starved_by_a_stream_of_critical_calls(kind: str) -> No
             await anyio.sleep(0.001)
     lows = [place for place, priority in enumerate(served) if priority == Priority.LOW]
     assert len(served) > 60
-    assert lows == [AGEING, 2 * AGEING + 1]
+    latest = [AGEING, 2 * AGEING + 1]
+    if kind == "async":  # a thread hands its token on before the loop hears of its end and the next one is submitted
+        assert lows == latest
+    assert all(place <= at for place, at in zip(lows, latest, strict=True))
 
 
 async def test_a_policy_gives_a_priority_and_an_option_another() -> None:
