@@ -37,6 +37,7 @@ from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
+from ._health import HealthReport, ServiceHealth
 from ._limits import ConcurrencyLimit, KeyTokens
 from ._manager import ServiceManager
 from ._memory_limit import MemoryLimit, MemoryStatistics
@@ -47,10 +48,13 @@ from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
 from ._policy import Policy
+from ._pool import Lease, Pool
+from ._pool_core import PoolStatistics
 from ._priority import Priority
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential
+from ._restart import RestartPolicy
 from ._service import Service
 from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
@@ -83,11 +87,13 @@ __all__ = [
     "Every",
     "EvidenceError",
     "FunctionTool",
+    "HealthReport",
     "InvalidInputs",
     "JsonlSink",
     "KGASTool",
     "KeyTokens",
     "KgasAsyncError",
+    "Lease",
     "LimitStatistics",
     "LoadError",
     "ManagerClosed",
@@ -103,15 +109,19 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Policy",
+    "Pool",
+    "PoolStatistics",
     "Priority",
     "Progress",
     "RateLimit",
     "RateStatistics",
+    "RestartPolicy",
     "Retry",
     "RunReport",
     "Service",
     "ServiceCrashed",
     "ServiceError",
+    "ServiceHealth",
     "ServiceManager",
     "ServiceNotRunning",
     "ServiceStartFailed",

@@ -19,11 +19,10 @@ import anyio
 import anyio.lowlevel
 
 from ._clearing import Clearing
-from ._context import current_call
 from ._keyed import NO_KEY, KeyedLine
 from ._mailbox import Mailbox
-from ._order import hold, is_reentry, let_go
-from ._priority import Priority, PriorityLine, check_priority
+from ._order import call_here, hold, is_reentry, let_go
+from ._priority import Priority, PriorityLine, check_priority, priority_of
 
 __all__ = ["Limit", "LimitStatistics", "Waiter", "enter", "leave"]
 
@@ -277,8 +276,7 @@ async def enter(limit: Limit, door: Any) -> None:
     if is_reentry(limit, task):
         limit.join()
     elif not door.acquire_nowait():
-        call: Any = current_call.get()
-        await door.acquire(_NORMAL if call is None else call.priority)
+        await door.acquire(priority_of(call_here()))
     hold(limit, task, mailbox.time())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ._adaptive import AdaptiveLimit
 from ._admission import Limit
@@ -21,6 +21,7 @@ from ._policy import Policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
+from ._service import may_restart
 from ._suggest import nearest
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
@@ -43,7 +44,9 @@ class Home(Protocol):
     calls_open: dict[int, Any]
     closing_at: float
     random: Callable[[], float]
+    on_crash: Literal["raise", "continue"]
 
+    async def until_served(self, call: Any) -> Exception | None: ...
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
@@ -124,6 +127,7 @@ class Bound:
         "run_id",
         "signature",
         "state",
+        "supervised",
         "template",
         "timeout",
         "tool",
@@ -152,7 +156,7 @@ class Bound:
         self.hooks = tool._checks_and_cleans_up()
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
-        self.execution: Execution = tool._execution()
+        self.execution = _execution(tool)
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(
@@ -171,22 +175,26 @@ class Bound:
         self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
         self.rates = _rates(policy, state)
         self._check_keys()
-        self.requires = tool.requires
+        self.requires = services = tool.requires
+        self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
-        self.in_thread = self.execution.kind == "thread"
+        self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
         self.gated = bool(self.limits or self.rates)
         self.flat = self._is_flat()
 
     def _is_flat(self) -> bool:
-        """Whether nothing but plain tokens bounds it: one attempt in the caller's task is the whole call."""
+        """Whether nothing but plain tokens bounds it: one attempt in the caller's task is the whole call.
+
+        What is supervised may have to wait for its services once more, after it has waited for tokens or a thread.
+        """
         return (
             self.execution.kind != "inline"
             and not (self.validates or self.cleans_up or self.isolated)
             and all(type(limit) is ConcurrencyLimit and not limit.is_keyed for limit in self.limits)
             and not any(limit.is_keyed for limit in self.rates)
-            and self.timeout is None
-            and self.deadline is None
+            and self.timeout is self.deadline is None
             and self.retry is None
+            and not (self.supervised and (self.gated or self.in_thread))
         )
 
     def _check_keys(self) -> None:
@@ -202,6 +210,13 @@ class Bound:
                     f"the key {key!r} of {limit!r} is no input of tool {self.name!r}, which takes "
                     f"{', '.join(known) or 'none'}{nearest(key, known)}; or give a function of the inputs"
                 )
+
+
+def _execution(tool: KGASTool) -> Execution:
+    execution = tool._execution()
+    if execution.remote is not None:
+        execution.remote.check()
+    return execution
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[Limit, ...]:

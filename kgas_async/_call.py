@@ -19,7 +19,6 @@ from ._errors import CallCancelled
 from ._events import CallEvents, CallProgress, CallState, Feed
 from ._mailbox import OpenScopes
 from ._outcome import Outcome
-from ._priority import Priority
 from ._threads import Work
 from ._tool import KGASTool
 from ._waiting import wait_until
@@ -106,6 +105,9 @@ class Call(Generic[R]):
     wait_rate_ns = 0
     wait_retry_ns = 0
     wait_thread_ns = 0
+    cpu_ns: int | None = None  # of its worker process, where it ran in one
+    rss_peak: int | None = None  # the same, in bytes
+    wait_service_ns = 0
     grace_end: float | None = None
     last_error: BaseException | None = None
     children: set[Any] | None = None
@@ -117,6 +119,8 @@ class Call(Generic[R]):
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
+    crash: Any = None  # the `Interruption` of its present attempt
+    attempt_scope: anyio.CancelScope | None = None  # where a crash ends the attempt, and not the call
     _host: Host | None = None
     _done: anyio.Event | None = None
     _feed: Feed | None = None
@@ -149,15 +153,6 @@ class Call(Generic[R]):
     def tool_name(self) -> str:
         """The name of the tool."""
         return self.bound.name
-
-    @property
-    def priority(self) -> int:
-        """By `options`, else by its policy, else that of the call that it is nested in, else `Priority.NORMAL`."""
-        if self.given_priority is not None:
-            return self.given_priority
-        if self.bound.priority is not None:
-            return self.bound.priority
-        return int(Priority.NORMAL) if self.parent is None else int(self.parent.priority)
 
     @property
     def tool(self) -> KGASTool:
@@ -225,8 +220,9 @@ class Call(Generic[R]):
 
     @property
     def wait_ns(self) -> int:
-        """Nanoseconds spent waiting for limits, retries and a thread."""
-        return self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
+        """Nanoseconds spent waiting for limits, retries, a thread and services that are started again."""
+        waits = self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
+        return waits + self.wait_service_ns
 
     def cancel(self, reason: str = "") -> bool:
         """Cancel this call alone. From any thread.

@@ -31,8 +31,6 @@ class RunningCall(Protocol):
     given_name: str | None
 
     @property
-    def priority(self) -> int: ...
-    @property
     def id(self) -> str: ...
     @property
     def session_id(self) -> str: ...
@@ -64,6 +62,7 @@ class Door(Protocol):
 
 class _Doors:
     sync: Door | None = None
+    imports_main = False  # this is a worker process that imports the program's main module again
 
 
 door = _Doors()

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from ._context import current_call
 
-__all__ = ["Hold", "held_by", "hold", "is_reentry", "let_go", "taken_against"]
+__all__ = ["Hold", "call_here", "held_by", "hold", "is_reentry", "let_go", "taken_against"]
 
 
 class Hold:
@@ -32,6 +32,12 @@ class Hold:
 # In the context, so that code that runs for this task finds them; tasks that were started meanwhile inherit the
 # variable, but they are other tasks, which may well outlast the block.
 _holds: ContextVar[tuple[Hold, ...]] = ContextVar("kgas_async_holds", default=())
+
+
+def call_here() -> Any:
+    """The call that this code runs in, if it is one of this process, whose limits these are; else None."""
+    call: Any = current_call.get()
+    return call if hasattr(call, "holds") else None
 
 
 def hold(limit: Any, task: object, began: float) -> None:
@@ -62,7 +68,7 @@ def is_reentry(limit: Any, task: object) -> bool:
     Raises:
         RuntimeError: It would wait for itself, or, inside a call, take limits in an order that others have not kept.
     """
-    call: Any = current_call.get()
+    call = call_here()
     mine = "this code" if call is None else f"tool {call.tool_name!r}"
     found = False
     for one in held_by(task):

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from enum import IntEnum
 from typing import Any, Final
 
-__all__ = ["AGEING", "Priority", "PriorityLine", "check_priority"]
+__all__ = ["AGEING", "Priority", "PriorityLine", "check_priority", "priority_of"]
 
 AGEING: Final = 8  # how often a line is passed over, for each other line that waits, until it is next
 
@@ -46,6 +46,16 @@ def check_priority(what: str, value: object) -> int:
             f"not {value}"
         )
     return int(value)
+
+
+def priority_of(call: Any) -> int:
+    """By `options`, else by its policy, else that of the call that it is nested in, else `Priority.NORMAL`."""
+    while call is not None:
+        given: int | None = call.bound.priority if call.given_priority is None else call.given_priority
+        if given is not None:
+            return given
+        call = call.parent
+    return int(Priority.NORMAL)
 
 
 class _Level:

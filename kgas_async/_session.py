@@ -5,6 +5,7 @@ What calls, crews and services see as their home. The public methods are `_manag
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -24,8 +25,10 @@ from ._mailbox import Mailbox, OpenScopes
 from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
 from ._policy import DEFAULTS, Policy
+from ._processes import ProcessPool
 from ._recording import Recording
 from ._report import ManagerStatistics
+from ._reserved import Reserved
 from ._threads import ThreadPool
 from ._tool import KGASTool
 from ._waiting import wait_until
@@ -51,21 +54,26 @@ class Session:
         manager: Any,
         *,
         threads: int,
+        processes: int,
         grace: float,
         max_abandoned: int,
         abandoned: Literal["leave", "join"],
         seed: int | None,
         on_sink_error: Literal["stop", "continue"],
+        on_crash: Literal["raise", "continue"],
         monitor: PerformanceMonitor | None,
     ) -> None:
         self.manager = manager
         self.session = secrets.token_hex(6)
         self.mailbox = Mailbox.here()
         self.pool = ThreadPool(threads, f"kgas-{self.session}")
+        self.processes = ProcessPool(processes, f"kgas-{self.session}-process")
         self.grace = grace
         self.max_abandoned = max_abandoned
         self.abandoned = abandoned
         self.on_sink_error = on_sink_error
+        self.on_crash: Literal["raise", "continue"] = on_crash
+        self.services_down = False  # some that ran do not run now
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None
         self.monitor = monitor
@@ -73,6 +81,7 @@ class Session:
         self.states: dict[str, ToolState] = {}
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
+        self.reserved = Reserved(self)
         self.hosting = Hosting(self)
         self.recording = Recording(self)
         self.closing_at = float("inf")
@@ -153,6 +162,8 @@ class Session:
         if parent is not None:
             call.parent = parent
             call.deadline_at = parent.deadline_at
+        if self.services_down and bound.supervised and call.deadline_at is None:
+            call.deadline_at = math.inf  # no limit, but no short path either: it does not wait
         self.calls_open[serial] = call  # complete: the evidence's thread may announce it at once
         log = self.log
         if log is not None and log.announces and not log.armed:
@@ -176,6 +187,10 @@ class Session:
         if args:
             inputs = bound.signature.named(args, inputs)
         return self.new_call(bound, inputs, parent)
+
+    async def until_served(self, call: Call[Any]) -> Exception | None:
+        """Wait until the services that a call uses run; the error if they will not."""
+        return await self.hosting.until_served(call)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> None:
         """A task of the session's own."""
@@ -255,7 +270,9 @@ class Session:
     # --- threads
 
     def pool_of(self, bound: Bound) -> ThreadPool:
-        """The threads that this tool's sync code runs in."""
+        """The threads that this tool's sync code runs in, or that have the processes which it runs in."""
+        if bound.execution.kind == "process":
+            return self.processes
         if not bound.execution.dedicated:
             return self.pool
         state = bound.state
@@ -265,7 +282,12 @@ class Session:
 
     def pools(self) -> list[ThreadPool]:
         """All thread pools of the session."""
-        return [self.pool, *(state.dedicated for state in self.states.values() if state.dedicated is not None)]
+        return [
+            self.pool,
+            self.processes,
+            *self.reserved.pools,
+            *(state.dedicated for state in self.states.values() if state.dedicated is not None),
+        ]
 
     def next_run_id(self) -> str:
         """The id of a new run."""
@@ -288,10 +310,11 @@ class Session:
         return ManagerStatistics(
             tools,
             len(self.calls_open),
-            sum(pool.alive for pool in pools),
+            sum(pool.alive for pool in pools if pool is not self.processes),
             len(self.left),
             sum(pool.queued for pool in pools),
             self.hosting.names(),
+            self.processes.processes,
         )
 
     # --- ending
@@ -380,7 +403,3 @@ class Session:
         finally:
             self.is_closed = True
             self.closed.set()
-
-    async def _join_threads(self) -> None:
-        while self.left and self.abandoned == "join":
-            await next(iter(self.left)).done.wait()

@@ -18,6 +18,7 @@ from ._call import Call
 from ._errors import CallRejected
 from ._keyed import FunctionFailed
 from ._order import held_by, taken_against
+from ._priority import priority_of
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
 __all__ = [
@@ -85,7 +86,7 @@ async def take_again(call: Call[Any], held: list[Any]) -> None:
         if limit.is_reentrant and _holds(call, limit):
             limit.join()
         else:
-            await token.acquire(call.priority)
+            await token.acquire(priority_of(call))
         held.append(token)
 
 
@@ -95,10 +96,10 @@ async def _wait(call: Call[Any], token: Any) -> None:
     call.waits()
     try:
         if call.deadline_at is None:  # a scope costs more than the rest
-            await token.wait_for_token(mailbox, call.priority)
+            await token.wait_for_token(mailbox, priority_of(call))
             return
         with anyio.CancelScope(deadline=deadline_of(call)) as scope:
-            await token.wait_for_token(mailbox, call.priority)
+            await token.wait_for_token(mailbox, priority_of(call))
         if scope.cancelled_caught:
             raise DeadlinePassed
     finally:

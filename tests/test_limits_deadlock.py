@@ -172,6 +172,24 @@ async def test_limits_that_are_entered_against_an_order_that_was_seen_are_refuse
     assert_clean(manager, one, other)
 
 
+in_worker = ConcurrencyLimit(1)
+
+
+def enters_in_a_loop_of_its_own() -> int:
+    async def enter() -> int:
+        async with in_worker:
+            return in_worker.statistics().borrowed
+
+    return anyio.run(enter)
+
+
+async def test_a_tool_in_a_worker_process_may_enter_a_limit_of_that_process() -> None:
+    async with ServiceManager(log=None) as manager:
+        outside = tool(enters_in_a_loop_of_its_own, offload="process", policy=Policy(concurrency=in_worker))
+        assert await manager.execute(outside) == 1
+    assert_clean(manager, in_worker)
+
+
 async def test_a_nested_call_under_a_memory_limit_that_its_chain_holds_is_admitted() -> None:
     limit = MemoryLimit(1)  # always exceeded: one call may run
 

@@ -18,7 +18,7 @@ from kgas_async import (
     tool,
 )
 from kgas_async._context import current_call
-from kgas_async._priority import AGEING
+from kgas_async._priority import AGEING, priority_of
 from kgas_async.testing import assert_clean, explore
 
 
@@ -101,7 +101,7 @@ async def test_a_nested_call_has_the_priority_of_the_call_that_it_is_nested_in_u
     @tool
     async def inner(name: str) -> None:
         call: Any = current_call.get()
-        seen.append((name, call.priority))
+        seen.append((name, priority_of(call)))
 
     @tool
     async def outer(deeper: bool = True) -> None:
@@ -248,7 +248,7 @@ def test_a_priority_in_a_script() -> None:
     @tool
     def look() -> None:
         call: Any = current_call.get()
-        seen.append(call.priority)
+        seen.append(priority_of(call))
 
     with ServiceManager(log=None).blocking() as manager:
         manager.options(priority=Priority.HIGH).execute(look)

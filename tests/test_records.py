@@ -76,6 +76,7 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         wait_rate_ns=waits[1],
         wait_retry_ns=waits[2],
         wait_thread_ns=waits[3],
+        wait_service_ns=draw(st.just(0) | NANOS) if waited else 0,
         run_ns=draw(NANOS),
         ended_ns=draw(TIMES),
     )  # fmt: skip
@@ -126,6 +127,7 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
         "rate": call.wait_rate_ns // 1000,
         "retry": call.wait_retry_ns // 1000,
         "thread": call.wait_thread_ns // 1000,
+        **({"service": call.wait_service_ns // 1000} if call.wait_service_ns else {}),
     }
     assert record["seq"] == seq
     assert record["run_us"] == call.run_ns // 1000

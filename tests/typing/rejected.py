@@ -12,7 +12,9 @@ from kgas_async import (
     KGASTool,
     Outcome,
     Policy,
+    Pool,
     RateLimit,
+    RestartPolicy,
     Retry,
     ServiceManager,
     ToolAdapter,
@@ -123,6 +125,8 @@ def policies() -> None:
     Policy(breaker=None)  # rejected
     Policy(timeout="3")  # rejected
     Policy(concurrency=2.5)  # rejected
+    ServiceManager(processes="2")  # rejected
+    tool(offload="processes")  # rejected
 
 
 def plain_calls() -> None:
@@ -132,3 +136,13 @@ def plain_calls() -> None:
     Link().execute(path=3, entities=[])  # rejected
     adapted.execute(text=3)  # rejected
     fetch(3)  # rejected
+
+
+async def pools_and_restarts() -> None:
+    Pool(str, sise=3)  # rejected
+    Pool(str, drop_on="all")  # rejected
+    RestartPolicy(strategy="all")  # rejected
+    ServiceManager(on_crash="log")  # rejected
+    async with Pool(str).acquire() as text:
+        number: int = text  # rejected
+        print(number)
