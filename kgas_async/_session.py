@@ -9,11 +9,12 @@ import math
 import random
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import anyio
 
-from ._bound import Bound, ToolState
+from ._bindings import Bindings
+from ._bound import Bound
 from ._call import Call, Host
 from ._context import current_call
 from ._errors import ManagerClosed, shown
@@ -22,9 +23,7 @@ from ._flat import perform
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes
-from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
-from ._policy import DEFAULTS, Policy
 from ._processes import ProcessPool
 from ._recording import Recording
 from ._report import ManagerStatistics
@@ -34,8 +33,6 @@ from ._tool import KGASTool
 from ._waiting import wait_until
 
 __all__ = ["Session"]
-
-BOUND_TOOLS_KEPT: Final = 512  # tools whose look-ups are kept; programs may make one per request
 
 
 class Session:
@@ -78,7 +75,8 @@ class Session:
         self.log: EvidenceLog | None = None
         self.monitor = monitor
         self.calls_open: dict[int, Call[Any]] = {}
-        self.states: dict[str, ToolState] = {}
+        bindings = Bindings(self)
+        self.states, self.bind = bindings.states, bindings.bind
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
         self.reserved = Reserved(self)
@@ -90,7 +88,6 @@ class Session:
         self.closed = anyio.Event()
         self.is_draining = self.is_cancelled = self.is_closed = False
         self._serial = self._runs = 0
-        self._bounds: dict[int, Bound] = {}
         self.starting: set[Call[Any]] = set()  # their tasks have not begun; asyncio may cancel them before they do
 
     @property
@@ -99,39 +96,6 @@ class Session:
         return self._serial
 
     # --- binding and owning
-
-    def state_of(self, tool: KGASTool) -> ToolState:
-        """What all uses of the tool's name share here; `ValueError` where another tool has that name."""
-        state = self.states.get(tool.name)
-        if state is None:
-            state = self.states[tool.name] = ToolState(tool.name, tool._origin())
-        else:
-            state.check_origin(tool._origin())
-        return state
-
-    def bind(
-        self,
-        tool: KGASTool,
-        policy: Policy | None = None,
-        *,
-        pipeline: str | None = None,
-        phase: str | None = None,
-        run_id: str | None = None,
-    ) -> Bound:
-        """The tool with everything looked up: policies are laid over each other in their one order."""
-        if phase is None:
-            bound = self._bounds.get(id(tool))
-            if bound is not None and bound.tool is tool:
-                return bound
-        if not isinstance(tool, KGASTool):
-            raise no_tool(tool)
-        resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
-        bound = Bound(self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id)
-        if phase is None:
-            if len(self._bounds) >= BOUND_TOOLS_KEPT:
-                del self._bounds[next(iter(self._bounds))]
-            self._bounds[id(tool)] = bound
-        return bound
 
     def parent(self) -> Call[Any] | None:
         """The call of this session that the code runs in."""

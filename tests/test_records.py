@@ -77,6 +77,8 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         wait_retry_ns=waits[2],
         wait_thread_ns=waits[3],
         wait_service_ns=draw(st.just(0) | NANOS) if waited else 0,
+        cpu_ns=draw(st.none() | NANOS),
+        rss_peak=draw(NANOS),
         run_ns=draw(NANOS),
         ended_ns=draw(TIMES),
     )  # fmt: skip
