@@ -20,13 +20,22 @@ from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
+from ._feedback import Feedback
 from ._in_process import killed, note_usage, told_of_building, work_for
-from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
 from ._rate import RateLimit
 from ._threads import Work
-from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rates, wanted_rates
+from ._tokens import (
+    DeadlinePassed,
+    deadline_of,
+    give_back,
+    refund,
+    take_again,
+    take_concurrency,
+    take_rates,
+    wanted_rates,
+)
 from ._waiting import wait_until
 
 __all__ = ["attempt_once", "contained", "in_thread", "in_thread_of"]
@@ -40,7 +49,7 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     Returns:
         None for a value, or the error: the tool's own, `CallTimeout`, `DeadlinePassed`, `CallRejected`.
     """
-    held: list[ConcurrencyLimit] = []
+    held: list[Any] = []
     call.work = None
     try:
         await take_concurrency(call, held)
@@ -56,10 +65,18 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
         give_back(held)
         refund(wanted)
         return DeadlinePassed()
+    if not call.bound.adaptive:
+        return await _run(call, held, wanted)
+    feedback = Feedback(call)
+    return feedback.ended(await _run(call, held, wanted))
+
+
+async def _run(call: Call[Any], held: list[Any], rates: list[tuple[RateLimit, float]]) -> BaseException | None:
+    """Run the tool where it wants to run, and give its tokens back."""
     kind = call.bound.execution.kind
     if call.bound.in_thread:
         call.attempt_context = _context(call).copy()
-        return await in_thread(call, call.attempt_context, held, wanted)
+        return await in_thread(call, call.attempt_context, held, rates)
     call.holds = call.bound.holds
     call.status = "running"
     began = perf_counter_ns()
@@ -157,7 +174,7 @@ def _inline(call: Call[Any]) -> BaseException | None:
 
 
 async def in_thread(
-    call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], rates: Sequence[tuple[RateLimit, float]]
+    call: Call[Any], context: Context, held: Sequence[Any], rates: Sequence[tuple[RateLimit, float]]
 ) -> BaseException | None:
     """A sync tool, in a thread of the manager's, or in the worker process that it has; it gives the tokens back.
 
@@ -174,7 +191,7 @@ async def in_thread(
     call.holds = bound.holds
     call.status = "running"
     try:
-        work, submitted = hand_over(call, context, held, timed=bounded)
+        work, submitted = hand_over(call, context, held, timed=bounded or bool(bound.adaptive))
     except Exception as error:  # noqa: BLE001  (no thread can be started for it)
         call.holds = ()
         give_back(held)
@@ -203,11 +220,9 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
 
     Cancellation: As of an attempt: unstarted work never starts, running work has its grace, then is abandoned.
     """
-    held: list[ConcurrencyLimit] = []
+    held: list[Any] = []
     try:
-        for limit in call.bound.limits:
-            await limit.acquire()
-            held.append(limit)
+        await take_again(call, held)
     except BaseException:
         give_back(held)
         raise
@@ -255,7 +270,7 @@ def _taken(call: Call[Any], work: Work) -> BaseException | None:
     return None
 
 
-def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], *, timed: bool) -> tuple[Work, int]:
+def hand_over(call: Call[Any], context: Context, held: Sequence[Any], *, timed: bool) -> tuple[Work, int]:
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home

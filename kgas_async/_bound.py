@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from ._adaptive import AdaptiveLimit
+from ._admission import Limit
 from ._evidence import EvidenceLog
 from ._figures import CallFigures
 from ._left import LeftBehind
@@ -20,6 +22,7 @@ from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
 from ._service import may_restart
+from ._suggest import nearest
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
@@ -97,6 +100,7 @@ class Bound:
     """A tool as one manager runs it in one place: policy resolved, limits found, evidence fields prepared."""
 
     __slots__ = (
+        "adaptive",
         "check",
         "cleans_up",
         "deadline",
@@ -116,6 +120,7 @@ class Bound:
         "phase",
         "pipeline",
         "policy",
+        "priority",
         "rates",
         "requires",
         "retry",
@@ -163,23 +168,48 @@ class Bound:
         self.grace: float | None = policy.grace
         self.retry: Retry | None = policy.retry
         self.isolated: bool = policy.isolated
+        self.priority: int | None = policy.priority
         self.limits = _limits(policy, state, self.execution.serial)
         # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
+        self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
         self.rates = _rates(policy, state)
+        self._check_keys()
         self.requires = services = tool.requires
         self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
         self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
         self.gated = bool(self.limits or self.rates)
-        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call. What is supervised may have
-        # to wait for its services once more, after it has waited for tokens or a thread.
-        self.flat = (
+        self.flat = self._is_flat()
+
+    def _is_flat(self) -> bool:
+        """Whether nothing but plain tokens bounds it: one attempt in the caller's task is the whole call.
+
+        What is supervised may have to wait for its services once more, after it has waited for tokens or a thread.
+        """
+        return (
             self.execution.kind != "inline"
             and not (self.validates or self.cleans_up or self.isolated)
-            and self.timeout is self.deadline is self.retry is None
+            and all(type(limit) is ConcurrencyLimit and not limit.is_keyed for limit in self.limits)
+            and not any(limit.is_keyed for limit in self.rates)
+            and self.timeout is self.deadline is None
+            and self.retry is None
             and not (self.supervised and (self.gated or self.in_thread))
         )
+
+    def _check_keys(self) -> None:
+        """
+        Raises:
+            ValueError: A limit's key is an input that the tool does not take.
+        """
+        known = self.signature.types
+        for limit in (*self.limits, *self.rates):
+            key = getattr(limit, "key", None)
+            if isinstance(key, str) and key not in known:
+                raise ValueError(
+                    f"the key {key!r} of {limit!r} is no input of tool {self.name!r}, which takes "
+                    f"{', '.join(known) or 'none'}{nearest(key, known)}; or give a function of the inputs"
+                )
 
 
 def _execution(tool: KGASTool) -> Execution:
@@ -189,9 +219,9 @@ def _execution(tool: KGASTool) -> Execution:
     return execution
 
 
-def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:
+def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[Limit, ...]:
     given = policy.concurrency
-    limits: tuple[ConcurrencyLimit, ...] = ()
+    limits: tuple[Limit, ...] = ()
     if isinstance(given, int):
         limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
     elif given is not None:

@@ -115,6 +115,7 @@ class Call(Generic[R]):
     paid: Sequence[tuple[Any, float]] = ()  # rate limits and what was taken of them
     replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
     given_name: str | None = None
+    given_priority: int | None = None
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None

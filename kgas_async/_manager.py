@@ -219,18 +219,20 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     # --- calls
 
-    def options(self, *, name: str | None = None, replace: bool = False) -> CallOptions:
+    def options(self, *, name: str | None = None, replace: bool = False, priority: int | None = None) -> CallOptions:
         """How the next call is made: ``await manager.options(name="nightly").execute(tool, ...)``.
 
         Args:
             name: Of the call, in `Call.name`, evidence and log lines; `cancel` takes it. At most one call of a name is
                 open: a second one is refused (`CallRejected`), unless it replaces the first.
             replace: Cancel an open call of that name, and wait for its end before the new one begins.
+            priority: Whose turn it is among calls that wait for a concurrency token: a `Priority`, or a whole number
+                from 0 to 9. Without it the policy's.
 
         Returns:
             A view with ``execute``, ``outcome`` and ``submit``, as the manager's own.
         """
-        return CallOptions(self, name, replace)
+        return CallOptions(self, name, replace, priority)
 
     @property
     def calls(self) -> Mapping[str, Call[Any]]:

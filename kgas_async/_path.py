@@ -20,11 +20,11 @@ from ._call import Call
 from ._cleanup import clean_up
 from ._context import current_call
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, text_of
+from ._keyed import FunctionFailed
 from ._mailbox import NativeCancels, is_self_inflicted
 from ._offload import ReturnedError
-from ._rate import CostFailed
 from ._served import attempt_served
-from ._tokens import DeadlinePassed
+from ._tokens import DeadlinePassed, pause_rates
 
 __all__ = ["cancel_children", "ended_by_tool", "ending", "perform_fully"]
 
@@ -113,7 +113,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
     while True:
         call.attempt += 1
         error = await (attempt_served(call) if bound.supervised else attempt_once(call))
-        if error is None or retry is None or isinstance(error, (DeadlinePassed, CostFailed)):
+        if error is None or retry is None or isinstance(error, (DeadlinePassed, FunctionFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
             return error
@@ -136,8 +136,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         if delay is None:
             return error
         if told:
-            for limit in bound.rates:
-                limit.pause(delay)
+            pause_rates(call, delay)
         call.last_error = asked
         bound.state.retried += 1
         if bound.home.log is not None:
@@ -205,7 +204,7 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
-    if isinstance(error, CostFailed):
+    if isinstance(error, FunctionFailed):
         failed = CallFailed(f"tool {call.name!r}: {error}", **known)
         failed.__cause__ = error.__cause__
         return "failed", failed

@@ -6,14 +6,21 @@ Knows the limits and the retry; nothing of tools and calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
+from ._adaptive import AdaptiveLimit
+from ._admission import Limit
 from ._limits import ConcurrencyLimit, check_count, check_seconds
+from ._memory_limit import MemoryLimit
+from ._priority import check_priority
 from ._rate import RateLimit
 from ._resilience import Retry
 from ._suggest import nearest
 
 __all__ = ["DEFAULTS", "POLICY_FIELDS", "UNSET", "Policy"]
+
+
+AnyLimit: TypeAlias = ConcurrencyLimit | AdaptiveLimit | MemoryLimit
 
 
 class _Unset:
@@ -26,7 +33,7 @@ class _Unset:
 
 UNSET: Final[Any] = _Unset()
 
-POLICY_FIELDS: Final = ("timeout", "deadline", "retry", "concurrency", "rate", "grace", "isolated")
+POLICY_FIELDS: Final = ("timeout", "deadline", "retry", "concurrency", "rate", "priority", "grace", "isolated")
 
 
 class Policy:
@@ -39,9 +46,11 @@ class Policy:
             that comes later is thrown away: `CallTimeout`.
         deadline: Seconds for the whole call, waits and retries included. A nested call inherits what is left.
         retry: `Retry`, or a number of attempts.
-        concurrency: Calls at once: a number (per tool name and manager), a `ConcurrencyLimit` (shared wherever the
-            object is passed), or a list of limits.
+        concurrency: Calls at once: a number (per tool name and manager), a `ConcurrencyLimit`, `AdaptiveLimit` or
+            `MemoryLimit` (shared wherever the object is passed), or a list of limits.
         rate: Starts per second: a number (per tool name and manager), a `RateLimit` (shared), or a list of them.
+        priority: Whose turn it is among calls that wait for a concurrency token: a `Priority`, or a whole number from
+            0 to 9. None is that of the call that it is nested in, else `Priority.NORMAL`.
         grace: Seconds that a cancelled call's thread and clean-up have to end; None takes the manager's.
         isolated: Give each call a task of its own, for tools that need their task's identity.
 
@@ -71,8 +80,9 @@ class Policy:
         timeout: float | None = UNSET,
         deadline: float | None = UNSET,
         retry: Retry | int | None = UNSET,
-        concurrency: int | ConcurrencyLimit | Sequence[ConcurrencyLimit] | None = UNSET,
+        concurrency: int | AnyLimit | Sequence[AnyLimit] | None = UNSET,
         rate: float | RateLimit | Sequence[RateLimit] | None = UNSET,
+        priority: int | None = UNSET,
         grace: float | None = UNSET,
         isolated: bool = UNSET,
     ) -> None:
@@ -83,9 +93,11 @@ class Policy:
         if retry is not UNSET:
             given["retry"] = _checked_retry(retry)
         if concurrency is not UNSET:
-            given["concurrency"] = _checked_limits("concurrency", concurrency, ConcurrencyLimit)
+            given["concurrency"] = _checked_limits("concurrency", concurrency, Limit)
         if rate is not UNSET:
             given["rate"] = _checked_limits("rate", rate, RateLimit)
+        if priority is not UNSET:
+            given["priority"] = None if priority is None else check_priority("Policy(priority)", priority)
         if isolated is not UNSET:
             if not isinstance(isolated, bool):
                 raise TypeError(f"Policy(isolated) must be True or False, not {isolated!r}")
@@ -145,6 +157,9 @@ def _checked_retry(retry: object) -> Retry | None:
     raise TypeError(f"Policy(retry) is a Retry, a number of attempts or None, not {retry!r}")
 
 
+_NAMES: Final = {"concurrency": "ConcurrencyLimit, AdaptiveLimit or MemoryLimit", "rate": "RateLimit"}
+
+
 def _checked_limits(field: str, value: object, kind: type) -> Any:
     """None, a checked number, or a tuple of limits."""
     if value is None:
@@ -154,15 +169,15 @@ def _checked_limits(field: str, value: object, kind: type) -> Any:
     if isinstance(value, (list, tuple)):
         for one in value:
             if not isinstance(one, kind):
-                raise TypeError(f"Policy({field}) as a list takes {kind.__name__} objects, not {one!r}")
+                raise TypeError(f"Policy({field}) as a list takes {_NAMES[field]} objects, not {one!r}")
         if len({id(one) for one in value}) < len(value):  # a call would wait for the token that it holds itself
-            raise ValueError(f"Policy({field}) names a limit twice; give each {kind.__name__} once")
+            raise ValueError(f"Policy({field}) names a limit twice; give each {_NAMES[field]} once")
         return tuple(value)
-    if kind is ConcurrencyLimit:
+    if kind is Limit:
         return check_count(f"Policy({field})", value)
     return check_seconds(f"Policy({field})", value, zero=False)
 
 
 DEFAULTS: Final = Policy(
-    timeout=None, deadline=None, retry=None, concurrency=None, rate=None, grace=None, isolated=False
+    timeout=None, deadline=None, retry=None, concurrency=None, rate=None, priority=None, grace=None, isolated=False
 )

@@ -25,7 +25,8 @@ LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
     (
         "L1",
-        "_limits _rate _restart _pool_core _resilience _policy _records _evidence _evidence_sinks _metrics _loading",
+        "_priority _keyed _clearing _order _admission _limits _rate _adaptive _memory_limit _restart _pool_core "
+        "_resilience _policy _records _evidence _evidence_sinks _metrics _loading",
     ),
     (
         "L2",
@@ -33,9 +34,9 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L3",
-        "_drive _events _outcome _fit _left _reserved _bound _call _tokens _in_process _attempt _served _cleanup _path "
-        "_flat _legacy _elsewhere _adapter _function_tool _figures _ledger _monitor _watchdog _phase _plan _planner "
-        "_resolve _pipeline _report _every",
+        "_drive _events _outcome _fit _left _reserved _bound _call _tokens _feedback _in_process _attempt _served "
+        "_cleanup _path _flat _legacy _elsewhere _adapter _function_tool _figures _ledger _monitor _watchdog _phase "
+        "_plan _planner _resolve _pipeline _report _every",
     ),
     (
         "L4",

@@ -95,8 +95,10 @@ async def test_names_are_checked() -> None:
                 manager.options(name=wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="say which"):
             manager.options(replace=True)
-        with pytest.raises(TypeError, match="priority"):
-            manager.options(priority=1)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match=r"options\(priority\) must be a Priority or a whole number, not 'HIGH'"):
+            manager.options(priority="HIGH")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"options\(priority\) must be from 0 .* to 9 .*, not 10"):
+            manager.options(priority=10)
     with pytest.raises(ManagerClosed):
         await manager.options(name="one").execute(double, x=1)
 
