@@ -17,6 +17,7 @@ import anyio.lowlevel
 from ._bound import Bound
 from ._errors import CallCancelled
 from ._events import CallEvents, CallProgress, CallState, Feed
+from ._limits import check_text
 from ._mailbox import OpenScopes
 from ._outcome import Outcome
 from ._threads import Work
@@ -230,9 +231,16 @@ class Call(Generic[R]):
         An async tool stops at its next checkpoint, a sync one at its next ``check_cancelled()``; one that never
         looks is waited for as its ``on_cancel`` says.
 
+        Args:
+            reason: Goes into evidence and into `CallCancelled.reason`.
+
         Returns:
             False if it had ended.
+
+        Raises:
+            TypeError: The reason is no string; nothing was cancelled.
         """
+        check_text("the reason of a cancellation", reason, empty=True)
         if self.ended_ns:
             return False
         mailbox = self.bound.home.mailbox
@@ -293,10 +301,14 @@ class Call(Generic[R]):
 
         Returns:
             An async iterator over `CallProgress` and `CallState`; the call's final state is the last.
+
+        Raises:
+            RuntimeError: The call has not ended, and this is not the thread of its manager's event loop.
         """
         first: list[CallProgress | CallState] = [] if self.progress is None else [self.progress]
         events = CallEvents([*first, self._state()], has_ended=self.has_ended)
         if not self.ended_ns:
+            self.bound.home.mailbox.check_here("reading the events of a call")
             if self._feed is None:
                 self._feed = Feed(self.bound.home.mailbox)
                 self.__class__ = cast(Any, WatchedCall)  # so that the others pay nothing for it
@@ -304,7 +316,8 @@ class Call(Generic[R]):
         return events
 
     def _state(self) -> CallState:
-        return CallState(self.status, self.attempt, self.duration)
+        attempt = self.attempt or int(self.status == "running")  # a plain call gets its number a moment later
+        return CallState(self.status, attempt, self.duration)
 
     def note_progress(self, done: float, total: float | None, message: str, data: Mapping[str, Any]) -> None:
         """What `progress` does inside this call. From any thread."""

@@ -12,12 +12,12 @@ import anyio
 
 from ._admission import Limit, Waiter, enter, leave
 from ._clearing import Clearing
-from ._errors import CallRejected
+from ._errors import CallRejected, shown
 from ._keyed import KeyedLine, check_key, key_of
 from ._mailbox import Mailbox
 from ._priority import Priority, check_priority
 
-__all__ = ["ConcurrencyLimit", "KeyTokens", "check_count", "check_seconds", "named"]
+__all__ = ["ConcurrencyLimit", "KeyTokens", "check_count", "check_seconds", "check_text", "named"]
 
 OPTIMISM: Final = 2  # nobody is turned away who would make it if tokens came so many times as fast as they lately did
 _NORMAL: Final = int(Priority.NORMAL)
@@ -29,6 +29,13 @@ def check_count(what: str, value: object, least: int = 1) -> int:
         raise TypeError(f"{what} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, not {value}")
+    return value
+
+
+def check_text(what: str, value: object, *, empty: bool = False) -> str:
+    """A string with something in it, or an error that names the parameter."""
+    if not isinstance(value, str) or not (value or empty):
+        raise TypeError(f"{what} is a {'' if empty else 'non-empty '}string, not {shown(value)}")
     return value
 
 

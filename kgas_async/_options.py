@@ -9,6 +9,7 @@ from typing import Any
 
 from ._book import CallBook
 from ._call import Call
+from ._limits import check_text
 from ._priority import check_priority
 from ._session import Session
 from ._single import SingleCalls
@@ -20,8 +21,10 @@ class CallOptions(SingleCalls):
     """How one call is made; from `ServiceManager.options`. Its methods are the manager's own."""
 
     def __init__(self, manager: SingleCalls, name: str | None, replace: bool, priority: int | None = None) -> None:
-        if name is not None and (not isinstance(name, str) or not name):
-            raise TypeError(f"options(name=...) is a non-empty string, not {name!r}")
+        if name is not None:
+            check_text("options(name=...)", name)
+        if not isinstance(replace, bool):
+            raise TypeError(f"options(replace=...) is True or False, not {replace!r}")
         if replace and name is None:
             raise TypeError("options(replace=True) replaces the open call of a name: say which, name=...")
         self._manager = manager

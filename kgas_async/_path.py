@@ -205,7 +205,7 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         _annotate(error.error, call)
         return "failed", failed
     if isinstance(error, FunctionFailed):
-        failed = CallFailed(f"tool {call.name!r}: {error}", **known)
+        failed = CallFailed(f"tool {call.tool_name!r}: {error}", **known)
         failed.__cause__ = error.__cause__
         return "failed", failed
     text = text_of(error)

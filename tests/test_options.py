@@ -99,6 +99,8 @@ async def test_names_are_checked() -> None:
             manager.options(priority="HIGH")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"options\(priority\) must be from 0 .* to 9 .*, not 10"):
             manager.options(priority=10)
+        with pytest.raises(TypeError, match=r"replace=\.\.\.\) is True or False"):
+            manager.options(name="one", replace="yes")  # type: ignore[arg-type]
     with pytest.raises(ManagerClosed):
         await manager.options(name="one").execute(double, x=1)
 
