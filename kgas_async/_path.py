@@ -138,7 +138,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         if told:
             for limit in bound.rates:
                 limit.pause(delay)
-        call.last_error = asked
+        call.last_error, call.crash = asked, None
         bound.state.retried += 1
         if bound.home.log is not None:
             bound.home.log.retried(call, asked, delay)
