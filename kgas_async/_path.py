@@ -137,7 +137,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             return error
         if told:
             pause_rates(call, delay)
-        call.last_error = asked
+        call.last_error, call.crash = asked, None
         bound.state.retried += 1
         if bound.home.log is not None:
             bound.home.log.retried(call, asked, delay)

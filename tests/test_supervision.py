@@ -473,6 +473,22 @@ async def test_a_failed_attempt_is_retried_and_waits_for_the_restart() -> None:
 
 
 @explore(seeds=10)
+@pytest.mark.parametrize("after_s", [2, 20])
+async def test_a_call_that_is_cancelled_before_its_next_attempt_is_cancelled_and_has_not_failed(after_s: float) -> None:
+    service = Shaky("db", restart=RestartPolicy(wait=100.0))
+    manager, _ = manager_of(service)
+    async with manager:
+        call = manager.submit(Asks(service, 10, Policy(retry=Retry(3, on=ServiceCrashed, wait=5))))
+        await anyio.sleep(1)
+        service.crash()
+        await anyio.sleep(after_s)  # in the sleep of the retry, or in the wait for the restart
+        call.cancel("enough")
+        outcome = await call.outcome()
+        assert (outcome.status, call.reason) == ("cancelled", "enough")
+    assert_clean(manager)
+
+
+@explore(seeds=10)
 async def test_new_calls_wait_for_the_restart() -> None:
     service = Shaky("db", restart=RestartPolicy(wait=30.0))
     asks = Asks(service)
