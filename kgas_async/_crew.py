@@ -7,9 +7,9 @@ manager only as the `Employer` protocol.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
@@ -17,14 +17,15 @@ import anyio
 import anyio.lowlevel
 
 from ._call import Call, Host
+from ._cancellation import breakdown_of, failure_in, parted
 from ._employer import Employer
 from ._errors import ManagerClosed, PipelineError, counted, shown
 from ._limits import check_count
-from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted
-from ._on_error import OnError
+from ._mailbox import Gate, absorb_own_cancel, cancels_pending
 from ._outcome import Outcome
-from ._report import Pace, Progress
-from ._source import close_source, closed_for_open_scope, open_source
+from ._report import Progress
+from ._source import close_source, closed_for_open_scope, length_of, open_source
+from ._tally import Tally
 from ._waiting import wait_until
 
 __all__ = ["Crew"]
@@ -34,7 +35,7 @@ T = TypeVar("T")
 YIELD_NS: Final = 1_000_000  # of units that end without suspending, after which a worker lets others run
 
 
-class Crew(ABC, Generic[T]):
+class Crew(Tally, Generic[T]):
     """Workers, their source, and the outcomes that wait to be taken.
 
     Args:
@@ -56,25 +57,22 @@ class Crew(ABC, Generic[T]):
         on_progress: Callable[[Progress], object] | None,
         parent: Call[Any] | None = None,
     ) -> None:
+        super().__init__(length_of(source), on_error, on_progress)
         self.home = home
         self.parent = parent
         self.in_flight = check_count("in_flight", in_flight)
         self.window = 4 * in_flight if window is None else check_count("ordered_window", window)
         self._ordered = ordered
-        self._on_error = OnError(on_error)
-        self._on_progress = on_progress
-        self._pace = Pace(len(source) if isinstance(source, Sized) else None)
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
         self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
         self.exhausted = False
         self.taken = 0  # by the consumer
-        self.pulled = self.done = self.failed = self.skipped = self._workers = 0
+        self.pulled = self._workers = 0
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
         self.drained = False  # told to pull no more
-        self.stopped = False  # told to stop
-        self.has_cancelled = False  # an outcome is that of a cancelled call
+        self.breakdown: BaseException | None = None  # what ended the session in one of its workers
         self.error: BaseException | None = None  # raised where the next outcome is taken
         self.last_error: BaseException | None = None  # raised after the last outcome
         self._ready: dict[int, Outcome[T]] = {}
@@ -155,9 +153,7 @@ class Crew(ABC, Generic[T]):
             if self.over:
                 await self.finished()
                 last, self.last_error = self.last_error, None
-                if last is not None:
-                    raise last
-                raise StopAsyncIteration
+                raise last or StopAsyncIteration
             gate = self.home.mailbox.gate()
             self._consumers.append(gate)
             try:
@@ -170,9 +166,8 @@ class Crew(ABC, Generic[T]):
         """Called once all outcomes were taken; what is left to do for the run as a whole."""
 
     def _raised(self) -> BaseException:
-        error = self.error
-        assert error is not None
-        self.error = StopAsyncIteration()  # what comes after it
+        assert self.error is not None
+        error, self.error = self.error, StopAsyncIteration()  # what comes after it
         self.over = True
         self.stop()
         return error
@@ -202,7 +197,7 @@ class Crew(ABC, Generic[T]):
         except StopIteration:
             self.exhausted = True
             return None
-        except Exception as error:  # noqa: BLE001  (the user's source)
+        except BaseException as error:  # noqa: BLE001  (raised again, or the user's source)
             self._source_failed(error)
             return None
         index = self.pulled
@@ -215,7 +210,7 @@ class Crew(ABC, Generic[T]):
         self.open -= 1
         self.done += 1
         if outcome.status != "succeeded":
-            self._count_failure(outcome)
+            self.count_failure(outcome)
         if self._ordered:
             self._ready[index] = outcome
             if index == self.taken and self._consumers:
@@ -225,38 +220,26 @@ class Crew(ABC, Generic[T]):
             if self._consumers:
                 self._wake_consumers()
         if self._on_progress is not None:
-            try:
-                self._on_progress(self._pace.progress(self.done, self.failed))
-            except Exception as error:  # noqa: BLE001
-                self.fail(error)
+            self.tell_progress()
 
-    def _count_failure(self, outcome: Outcome[T]) -> None:
-        if outcome.status == "skipped":
-            self.skipped += 1
-            return
-        self.failed += 1
-        if self.stopped:
-            return
-        if outcome.status == "cancelled":
-            self.has_cancelled = True
-        error = self._on_error.verdict(outcome, self.done, self.failed)
-        if error is not None:
-            self.fail(error)
-        elif self._on_error.is_early(self.done, self.failed):
-            self._on_progress = self._on_error.watched(self._on_progress, lambda: self.stopped)
+    def is_delivered(self, index: int) -> bool:
+        """Whether an item has its outcome, asked before anybody could have taken it."""
+        return index in self._ready or any(outcome.index == index for outcome in self._queue)
 
     def fail(self, error: BaseException) -> None:
         """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""
         if self.error is None:
             self.error = error
         self.stop()
-        self._wake_consumers()
 
     def _source_failed(self, error: BaseException) -> None:
-        """What was pulled goes on to its end; the error is raised after the last outcome."""
+        """What was pulled goes on to its end; the error is raised after the last outcome. Others are raised at once."""
+        raised = failure_in(error)
+        if raised is None:
+            raise error
         self.exhausted = True
-        failure = PipelineError(f"the source of items raised after {counted(self.pulled, 'item')}: {shown(error)}")
-        failure.__cause__ = error
+        failure = PipelineError(f"the source of items raised after {counted(self.pulled, 'item')}: {shown(raised)}")
+        failure.__cause__ = raised
         self.last_error = failure
 
     def wake_one(self) -> None:
@@ -296,8 +279,11 @@ class Crew(ABC, Generic[T]):
                     finally:
                         if host.scopes.has_more():
                             await self.home.close_leaked(host.scopes)
-        except (KeyboardInterrupt, SystemExit) as error:  # in a source, an iterator, a callback: for the whole session
-            self.home.crash(error)
+        except BaseException as error:
+            broken = None if parted(error)[0] is error else breakdown_of(error)
+            if broken is None:
+                raise
+            self.break_down(broken)
         finally:
             self._hosts.discard(host)
             self._workers -= 1
@@ -305,11 +291,22 @@ class Crew(ABC, Generic[T]):
                 self._finish()
                 self._left.set()
 
+    def break_down(self, error: BaseException) -> None:
+        """An exit in the user's code, or an error that nobody foresaw: the whole session ends with it."""
+        self.breakdown = self.breakdown or error
+        self.home.crash(error)
+
+    def lose(self, host: Host, unit: Any, error: BaseException) -> None:
+        """A unit was left by such an error: what of it is open, and nobody else will end, is to be ended."""
+
     def end_open(self) -> None:
         """The last worker is gone: give outcomes to items that are nobody's now."""
 
     def _finish(self) -> None:
-        self.end_open()
+        try:
+            self.end_open()
+        except BaseException as error:  # noqa: BLE001
+            self.break_down(breakdown_of(error) or error)
         if not self.over:
             self.over = True
             if self.last_error is None and not self.stopped and (self.open or not self.exhausted):
@@ -326,15 +323,23 @@ class Crew(ABC, Generic[T]):
             if unit is _PULL:
                 unit = await self._pull(host)
             if unit is None:
-                if self.exhausted and not self.open:
+                if self.exhausted and not self.open and self._puller is None:  # who pulls may yet be given one
                     self.over = True
                     self._wake_all()
                     return
                 await self._park(self.park_until())
                 continue
-            rest = self.process(host, unit)
-            if rest is not None:
-                await rest
+            try:
+                rest = self.process(host, unit)
+                if rest is not None:
+                    await rest
+            except BaseException as error:
+                broken = breakdown_of(error)
+                if broken is None:
+                    raise
+                self.lose(host, unit, broken)
+                self.break_down(broken)
+                return
             if host.was_cancelled:
                 return
             if host.scopes.has_more():
@@ -376,12 +381,7 @@ class Crew(ABC, Generic[T]):
         except StopAsyncIteration:
             self.exhausted = True
             return None
-        except Exception as error:  # noqa: BLE001  (the user's source)
-            self._source_failed(error)
-            return None
-        except anyio.get_cancelled_exc_class() as error:
-            if not is_self_inflicted(owned=True):
-                raise
+        except BaseException as error:  # noqa: BLE001
             self._source_failed(error)  # else the next look would find an ended source, and nobody would miss the rest
             return None
         finally:

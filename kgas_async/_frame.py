@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ._call import Call
+from ._cancellation import failure_in
 from ._errors import CallCancelled, PipelineError, text_of
 from ._expand import Elements
 from ._plan import PlannedPhase, Steps
@@ -232,9 +233,12 @@ class Expansion:
             except StopIteration:
                 elements.exhausted = True
                 return None if self.running or self.closed else self
-            except Exception as error:  # noqa: BLE001  (the user's iterator)
+            except BaseException as error:
+                failure = failure_in(error)
+                if failure is None:
+                    raise
                 elements.exhausted = True
-                self.broken(error)
+                self.broken(failure)
                 return None if self.running or self.closed else self
             index = len(self.frames)
             frame = Frame(

@@ -18,13 +18,14 @@ from pydantic import ValidationError
 
 from ._attempt import attempt_once, contained, plain_in_thread
 from ._call import Call
+from ._cancellation import exit_in, parted
 from ._context import current_call
 from ._drive import as_coroutine, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
 from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted
 from ._offload import ReturnedError
 from ._rate import CostFailed
-from ._tokens import DeadlinePassed
+from ._tokens import DeadlinePassed, deadline_of
 from ._waiting import wait_until
 
 __all__ = ["begin", "perform"]
@@ -78,8 +79,6 @@ def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
         call.context = context
         _end_failed(call, error)
     except BaseException as error:
-        _note_run(call)
-        _cancel_children(call)
         if not _ended_by_tool(call, error):
             raise
     return None
@@ -99,8 +98,6 @@ async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any) 
         call.context = context
         _end_failed(call, error)
     except BaseException as error:
-        _note_run(call)
-        _cancel_children(call)
         if not _ended_by_tool(call, error):
             raise
 
@@ -121,8 +118,6 @@ async def _perform_in_thread(call: Call[Any]) -> None:
     except Exception as error:  # noqa: BLE001
         _end_failed(call, error)
     except BaseException as error:
-        _note_run(call)
-        _cancel_children(call)
         if not _ended_by_tool(call, error):
             raise
 
@@ -179,7 +174,7 @@ async def _perform_fully(call: Call[Any]) -> None:
 async def _after_replaced(call: Call[Any]) -> BaseException | None:
     """Wait until those that it replaces have ended."""
     call.waits()
-    with anyio.CancelScope(deadline=_deadline(call)) as scope:
+    with anyio.CancelScope(deadline=deadline_of(call)) as scope:
         for replaced in call.replaces:
             await replaced.wait()
     call.replaces = ()
@@ -195,17 +190,13 @@ async def _validated(call: Call[Any]) -> BaseException | None:
             if not isinstance(call.inputs, Mapping):
                 return bound.signature.no_mapping(call.inputs)
             call.waits()
-            with anyio.CancelScope(deadline=_deadline(call)) as scope:
+            with anyio.CancelScope(deadline=deadline_of(call)) as scope:
                 call.inputs = await contained(call, bound.hooks.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
                 return DeadlinePassed()
     except Exception as error:  # noqa: BLE001
         return error
     return None
-
-
-def _deadline(call: Call[Any]) -> float:
-    return math.inf if call.deadline_at is None else call.deadline_at
 
 
 def _context(call: Call[Any]) -> Context:
@@ -340,19 +331,28 @@ def _annotate(error: BaseException, call: Call[Any]) -> None:
 
 def _ended_by_tool(call: Call[Any], error: BaseException) -> bool:
     """End a call that a `BaseException` left. True if it was the tool's own doing, so that nothing is to be raised."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+    _note_run(call)
+    _cancel_children(call)
+    if (leaving := exit_in(error)) is not None:
         # On the loop's own thread this is meant for the whole session, not for one call.
-        call.end("failed", _failure(call, error, None)[1])
-        call.bound.home.crash(error)
+        call.end("failed", _failure(call, leaving, None)[1])
+        call.bound.home.crash(leaving)
         return True
-    if isinstance(error, CallAborted) and not call.cancel_requested:
-        call.end("failed", _failure(call, error, None)[1])
+    if isinstance(error, (CallAborted, GeneratorExit)):
+        if isinstance(error, CallAborted) and not call.cancel_requested:
+            call.end("failed", _failure(call, error, None)[1])
+        call.end("cancelled")
+        return isinstance(error, CallAborted)
+    cancellation, rest = parted(error)
+    if cancellation is None or is_self_inflicted(owned=call.host_is_ours):
+        call.end(*_ending(call, error, None))
         return True
-    if not isinstance(error, (GeneratorExit, CallAborted)) and is_self_inflicted(owned=call.host_is_ours):
-        call.end("failed", _failure(call, error, None)[1])
-        return True
+    if rest is not None:
+        call.cancelled_error().__cause__ = rest
     call.end("cancelled")
-    return isinstance(error, CallAborted)
+    if cancellation is not error:
+        raise cancellation  # bare: a scope would let the rest of the group out
+    return False
 
 
 def _cancel_children(call: Call[Any]) -> None:

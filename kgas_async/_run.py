@@ -13,12 +13,12 @@ from ._batch import Batch, Batches, Seat, give_out
 from ._bound import Bound
 from ._call import Host
 from ._employer import Employer
-from ._errors import PipelineError, shown
+from ._errors import CallCancelled, PipelineError, shown
 from ._expand import Elements, close_all
 from ._frame import Frame
 from ._inputs import item_fields, key_of
 from ._item_outcome import item_outcome
-from ._outcome import Outcome
+from ._outcome import Outcome, lost_outcome
 from ._pipeline import Pipeline
 from ._plan import PlannedPhase
 from ._records import error_fields
@@ -58,6 +58,7 @@ class RunCrew(WalkCrew):
         self._batches = Batches(pipeline.plan, bound) if pipeline.plan.batches else None
         self._unclosed: list[Elements] = []  # lazy ones that were left early
         self._keys: set[str] = set()
+        self._frames: dict[int, Frame] = {}  # of the items that are open
         self._verified = False
         self._finished = False
         self._feeds: list[Any] = []
@@ -158,7 +159,8 @@ class RunCrew(WalkCrew):
             self._at_fault(index, key, failure)
             return None
         self._keys.add(key)
-        return self._entered(Frame(None, self._plan.item, index, key, fields))
+        frame = self._frames[index] = Frame(None, self._plan.item, index, key, fields)
+        return self._entered(frame)
 
     def _at_fault(self, index: int, key: str, error: PipelineError) -> None:
         self._say_failed(key, None, error)
@@ -190,8 +192,31 @@ class RunCrew(WalkCrew):
             self.fail(error)
             raise error
 
+    def lose(self, host: Host, unit: Any, error: BaseException) -> None:
+        """What is left of it, `end_open` ends; but an item that was not admitted yet nobody would know of."""
+        index = unit[0] if isinstance(unit, tuple) else None
+        if isinstance(index, int) and index not in self._frames and not self.is_delivered(index):
+            self._lost(str(index), index, error)
+
+    def _lost(self, key: str, index: int, error: BaseException) -> None:
+        outcome = lost_outcome(key, index, error)
+        self.level.take_failed(index, outcome)
+        self.deliver(index, outcome)
+
     def end_open(self) -> None:
         """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
+        try:
+            self._cut_open()
+        finally:
+            # What was in the hands of a worker that broke down, wherever it stood.
+            for index, frame in list(self._frames.items()):
+                for call in frame.all_calls():
+                    if not call.bound.isolated:  # that one ends in its own task
+                        call.end("cancelled")
+                del self._frames[index]
+                self._lost(frame.key, index, self.breakdown or CallCancelled("its worker was cancelled"))
+
+    def _cut_open(self) -> None:
         work: Step | None
         while True:
             seats = [seat for batch in self._batches.all for seat in batch.seats] if self._batches is not None else []
@@ -296,6 +321,7 @@ class RunCrew(WalkCrew):
 
     def _item_done(self, frame: Frame) -> None:
         self._keys.discard(frame.key)
+        del self._frames[frame.index]
         outcome = item_outcome(frame, self._plan)
         self.level.take_item(frame)
         self.deliver(frame.index, outcome)

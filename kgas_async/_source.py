@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
 from types import GeneratorType
 from typing import Any
 
 import anyio
 
-__all__ = ["close_source", "closed_for_open_scope", "open_source"]
+__all__ = ["close_source", "closed_for_open_scope", "length_of", "open_source"]
 
 
 def open_source(source: object) -> tuple[Iterator[Any] | None, AsyncIterator[Any] | None]:
@@ -22,6 +22,14 @@ def open_source(source: object) -> tuple[Iterator[Any] | None, AsyncIterator[Any
     if isinstance(source, Iterable):
         return iter(source), None
     raise TypeError(f"items is an iterable or an async iterable, not {source!r}")
+
+
+def length_of(source: object) -> int | None:
+    """How many items it has, None where it does not say, or where Python cannot: a range may be too long for `len`."""
+    try:
+        return len(source) if isinstance(source, Sized) else None
+    except Exception:  # noqa: BLE001  (some have the method only to raise)
+        return None
 
 
 async def close_source(iterator: Iterator[Any] | None, asynchronous: AsyncIterator[Any] | None, grace: float) -> None:

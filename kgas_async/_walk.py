@@ -13,17 +13,15 @@ from collections import deque
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
-import anyio
-
 from ._bound import Bound
 from ._call import Call, Host
+from ._cancellation import breakdown_of, failure_in
 from ._crew import Crew
 from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
 from ._expand import Elements
 from ._frame import Expansion, Frame, Lack
 from ._inputs import collected_inputs, inputs_for
-from ._mailbox import is_self_inflicted
 from ._path import begin
 from ._plan import Plan, PlannedPhase
 
@@ -255,6 +253,10 @@ class WalkCrew(Crew[Any]):
                 rest = begin(call)
                 if rest is not None:
                     await rest
+        except BaseException as error:
+            if not call.ended_ns and (broken := breakdown_of(error)) is not None:
+                call.end("failed", broken)
+            raise
         finally:
             host.call = None
         self.last_ended_ns = call.ended_ns
@@ -282,14 +284,12 @@ class WalkCrew(Crew[Any]):
         self.wake_one()
         try:
             await expansion.elements.pull()
-        except Exception as error:  # noqa: BLE001  (the user's iterator)
-            expansion.elements.exhausted = True
-            expansion.broken(error)
-        except anyio.get_cancelled_exc_class() as error:
-            if not is_self_inflicted(owned=True):
+        except BaseException as error:
+            failure = failure_in(error)
+            if failure is None:
                 raise
-            expansion.elements.exhausted = True  # as with a source: it has not come to its end
-            expansion.broken(error)
+            expansion.elements.exhausted = True
+            expansion.broken(failure)
         finally:
             expansion.elements.pulling = False
         self.wake_one()

@@ -22,7 +22,7 @@ PACKAGE = "kgas_async"
 # A sub-package is named once, for all its modules. "__init__" is the public front: above all that it re-exports, below
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
-    ("L0", "_errors _mailbox _waiting _threads _system _context _suggest"),
+    ("L0", "_errors _cancellation _mailbox _waiting _threads _system _context _suggest"),
     ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
     ("L2", "_tool _signature _schema _offload _elements _service _journal"),
     (
@@ -33,7 +33,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L4",
         "_misuse _run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame "
-        "_source _stream",
+        "_source _stream _tally",
     ),
     (
         "L5",
