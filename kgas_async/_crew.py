@@ -81,7 +81,7 @@ class Crew(Tally, Generic[T]):
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._hiring = False
-        self._left = anyio.Event()
+        self.left = anyio.Event()  # no worker is there any more
         self.last_ended_ns = 0  # when the last call of any worker ended
 
     # --- for the manager and the public stream
@@ -120,7 +120,7 @@ class Crew(Tally, Generic[T]):
         Cancellation: Waited out; asyncio's own is raised again afterwards.
         """
         self.stop()
-        native = await wait_until(self._left)
+        native = await wait_until(self.left)
         self.home.drop_crew(self)
         await close_source(self._iterator, self._async_iterator, self.home.grace)
         if native is not None:
@@ -289,7 +289,7 @@ class Crew(Tally, Generic[T]):
             self._workers -= 1
             if self._workers == 0:
                 self._finish()
-                self._left.set()
+                self.left.set()
 
     def break_down(self, error: BaseException) -> None:
         """An exit in the user's code, or an error that nobody foresaw: the whole session ends with it."""

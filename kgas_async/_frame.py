@@ -110,9 +110,9 @@ class Frame:
             call.cancelled_error()
         self._failed(phase, call.status if call.ended_ns else "cancelled", call.error)
 
-    def fail_with(self, phase: str, error: BaseException) -> None:
+    def fail_with(self, phase: str, error: BaseException, status: str = "failed") -> None:
         """A phase failed outside of its tool."""
-        self._failed(phase, "failed", error)
+        self._failed(phase, status, error)
 
     def _failed(self, phase: str, status: str, error: BaseException | None) -> None:
         self.bad.add(phase)
@@ -273,7 +273,7 @@ class Expansion:
         """End it here: what was not pulled or taken is no element."""
         self.closed = True
         self.error = CallCancelled(f"the elements of {self._name!r} were cancelled after {len(self.frames)}")
-        self.frame.cut(self.planned)
+        self.frame.fail_with(self.planned.phase.name, self.error, "cancelled")
 
     def failed(self) -> list[Frame]:
         """Elements that did not succeed."""

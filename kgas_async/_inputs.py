@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,19 @@ from pydantic import BaseModel
 from ._errors import PipelineError, shown
 from ._frame import Expansion, Frame, Lack
 from ._item_outcome import phase_outcome
+from ._offload import refuse_coroutine
 from ._pipeline import Pipeline
 from ._plan import PlannedPhase
 
-__all__ = ["collected_inputs", "follow", "inputs_for", "item_fields", "key_of"]
+__all__ = [
+    "as_pipeline_error",
+    "collected_inputs",
+    "follow",
+    "inputs_for",
+    "item_fields",
+    "key_of",
+    "with_fields_read",
+]
 
 
 def follow(value: Any, path: tuple[str, ...]) -> Any:
@@ -120,12 +130,50 @@ def key_of(pipeline: Pipeline, item: Any, fields: Mapping[str, Any], index: int)
     """The item's key.
 
     Raises:
-        PipelineError: The key field is missing, or the key is None.
+        PipelineError: The key field is missing, the key is None, or the user's function or ``__str__`` raises.
     """
     key = pipeline.key
     if key is None:
         return str(index)
-    value = fields.get(key) if isinstance(key, str) else key(item)
-    if value is None:
-        raise PipelineError(f"pipeline {pipeline.name!r}: item {index} has no key ({key!r} gives None)")
-    return str(value)
+    try:
+        value = (
+            fields.get(key) if isinstance(key, str) else refuse_coroutine(key(item), key, "key= is a plain function")
+        )
+        if value is not None:
+            return str(value)
+    except Exception as error:  # noqa: BLE001
+        failure = as_pipeline_error(f"pipeline {pipeline.name!r}: the key of item {index}", error, "made")
+        raise failure from failure.__cause__
+    raise PipelineError(f"pipeline {pipeline.name!r}: item {index} has no key ({key!r} gives None)")
+
+
+def with_fields_read(
+    pipeline: Pipeline, wanted: Mapping[str, bool], fields: Mapping[str, Any], key: str
+) -> Mapping[str, Any]:
+    """The fields with those read that run-level phases will want: what cannot be read is this item's fault, and now.
+
+    Args:
+        pipeline: For messages.
+        wanted: Names, and whether the item may lack them.
+        fields: Those of the item.
+        key: The item's.
+
+    Raises:
+        PipelineError: The item has no such field: their lists must be of one length.
+    """
+    read = {}
+    for name, optional in wanted.items():
+        if name in fields:
+            read[name] = fields[name]
+        elif not optional:
+            raise PipelineError(f"pipeline {pipeline.name!r}: the item {key!r} has no field {name!r}")
+    return fields if type(fields) is dict or not read else ChainMap(read, fields)  # type: ignore[arg-type]
+
+
+def as_pipeline_error(what: str, error: Exception, done: str = "read") -> PipelineError:
+    """An error of the user's code around tools, unless it is ours already."""
+    if isinstance(error, PipelineError):
+        return error
+    failure = PipelineError(f"{what} cannot be {done}: {shown(error)}")
+    failure.__cause__ = error
+    return failure

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from typing_extensions import is_typeddict  # knows its own TypedDict too, which pydantic wants below Python 3.12
 
+from ._offload import gives_coroutine
 from ._phase import Phase
 from ._planner import Planner
 from ._suggest import nearest
@@ -49,6 +50,8 @@ class Pipeline:
                 raise TypeError(f"pipeline {name!r} takes phases, not {phase!r}: Phase('name', tool)")
         if key is not None and not isinstance(key, str) and not callable(key):
             raise TypeError(f"pipeline {name!r}: key= is a field or a function of the item, not {key!r}")
+        if gives_coroutine(key):
+            raise TypeError(f"pipeline {name!r}: key= is a plain function: nobody would await {key!r}")
         if source is not None and not callable(source):
             raise TypeError(f"pipeline {name!r}: source= is a function that gives the items, not {source!r}")
         self.name = name

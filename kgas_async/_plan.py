@@ -94,6 +94,7 @@ class Plan:
         leaves: The per-item phases that nothing takes further.
         phases: All by name, as declared.
         batches: Those that run many items in one call, upstream first.
+        taken_per_run: The item fields that run-level phases take, and whether an item may lack them.
     """
 
     item: Steps
@@ -102,3 +103,4 @@ class Plan:
     leaves: tuple[str, ...]
     phases: dict[str, PlannedPhase]
     batches: tuple[PlannedPhase, ...]
+    taken_per_run: Mapping[str, bool]

@@ -43,8 +43,11 @@ class Planner:
         for steps in by_level.values():
             self._connect(steps)
         batches = [one for one in resolver.planned.values() if one.phase.batch is not None]
+        taken: dict[str, bool] = {}
+        for binding in (one for planned in by_level[RUN].phases for one in planned.bindings if one.kind == "field"):
+            taken[binding.name] = taken.get(binding.name, True) and binding.optional
         return Plan(
-            by_level[ITEM], by_level[RUN], tuple(resolver.assumed), self._leaves(phases), phases, tuple(batches)
+            by_level[ITEM], by_level[RUN], tuple(resolver.assumed), self._leaves(phases), phases, tuple(batches), taken
         )
 
     def _at(self, phase: Phase, what: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ._fit import cannot_expand, cannot_fit, element_type, list_of, outcome_type, stream_type
+from ._offload import refuse_coroutine
 from ._phase import Phase
 from ._plan import ITEM, RUN, Binding, Level, PlannedPhase
 from ._suggest import nearest
@@ -312,7 +313,7 @@ class Resolver:
         except (TypeError, ValueError) as error:
             raise TypeError(self._at(phase, f"the signature of when={when!r} cannot be read: {error}")) from None
         if any(one.kind is one.VAR_KEYWORD for one in parameters):
-            return lambda inputs: bool(when(**inputs))
+            return lambda inputs: _said(when, inputs)
         names = [one.name for one in parameters]
         bound = [binding.parameter for binding in bindings]
         for one in parameters:
@@ -323,7 +324,12 @@ class Resolver:
                     self._at(phase, f"when= takes {one.name!r}, which is no bound input of the phase; there are "
                     f"{', '.join(bound) or 'none'}{nearest(one.name, bound)}")
                 )  # fmt: skip
-        return lambda inputs: bool(when(**{name: inputs[name] for name in names if name in inputs}))
+        return lambda inputs: _said(when, {name: inputs[name] for name in names if name in inputs})
+
+
+def _said(when: Callable[..., object], inputs: Mapping[str, Any]) -> bool:
+    """What ``when`` says; a coroutine would be true whatever it is to say."""
+    return bool(refuse_coroutine(when(**inputs), when, "when= is a plain function, use a phase for what must wait"))
 
 
 def _shown(kind: Any) -> str:

@@ -5,7 +5,7 @@ How an item gets from phase to phase is `_walk`'s; what runs once per run is `_r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -13,10 +13,10 @@ from ._batch import Batch, Batches, Seat, give_out
 from ._bound import Bound
 from ._call import Host
 from ._employer import Employer
-from ._errors import CallCancelled, PipelineError, shown
+from ._errors import CallCancelled, PipelineError
 from ._expand import Elements, close_all
 from ._frame import Frame
-from ._inputs import item_fields, key_of
+from ._inputs import as_pipeline_error, item_fields, key_of, with_fields_read
 from ._item_outcome import item_outcome
 from ._outcome import Outcome, lost_outcome
 from ._pipeline import Pipeline
@@ -62,12 +62,6 @@ class RunCrew(WalkCrew):
         self._verified = False
         self._finished = False
         self._feeds: list[Any] = []
-        self._needed = [  # of each item, by run-level phases: their lists must be of one length
-            binding.name
-            for planned in self._plan.run.phases
-            for binding in planned.bindings
-            if binding.kind == "field" and not binding.optional
-        ]
         for batch in self._batches.all if self._batches is not None else ():
             if batch.size > self.in_flight:
                 raise ValueError(
@@ -84,6 +78,8 @@ class RunCrew(WalkCrew):
 
     def take(self) -> Any:
         """Who goes on, a branch, an element of the newest open expansion, an item, a batch."""
+        if self._batches is not None and not self.stopped and (batch := self._batches.overdue()) is not None:
+            return batch
         if self._ended:
             return (_RESUME, self._ended.pop())
         if self._branches:
@@ -99,11 +95,12 @@ class RunCrew(WalkCrew):
 
     def next_item(self) -> Any:
         """The next ``(index, item)``, as far as items may be open and live readers keep up."""
-        if self._batches is not None and self.open >= self.in_flight:
-            return None
-        for feed in self._feeds:
-            if self.pulled - feed.position >= self.window:
+        if not self._laid_aside:  # else there is one that counts as open and pulled already
+            if self._batches is not None and self.open >= self.in_flight:
                 return None
+            for feed in self._feeds:
+                if self.pulled - feed.position >= self.window:
+                    return None
         return super().next_item()
 
     def park_until(self) -> float:
@@ -145,18 +142,9 @@ class RunCrew(WalkCrew):
                     f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in flight; "
                     f"keys must differ"
                 )
-            for name in self._needed:
-                if name not in fields:
-                    raise PipelineError(f"pipeline {self.pipeline.name!r}: the item {key!r} has no field {name!r}")
-        except PipelineError as error:
-            self._at_fault(index, key, error)
-            return None
-        except Exception as error:  # noqa: BLE001  (the user's key function)
-            failure = PipelineError(
-                f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {shown(error)}"
-            )
-            failure.__cause__ = error
-            self._at_fault(index, key, failure)
+            fields = with_fields_read(self.pipeline, self._plan.taken_per_run, fields, key)
+        except Exception as error:  # noqa: BLE001  (a mapping or a property of the user's, if not ours)
+            self._at_fault(index, key, as_pipeline_error(f"pipeline {self.pipeline.name!r}: item {index}", error))
             return None
         self._keys.add(key)
         frame = self._frames[index] = Frame(None, self._plan.item, index, key, fields)
@@ -250,6 +238,7 @@ class RunCrew(WalkCrew):
         self.last_ended_ns = perf_counter_ns()  # as for an item: it makes no call
         is_first = not batch.seats
         batch.add(Seat(frame, planned, call, inputs, self._unseat))
+        self._batches.boarded(planned)
         self._passed(planned)
         if len(batch.seats) >= batch.size:
             return await self._run_batch(host, batch)
@@ -264,6 +253,7 @@ class RunCrew(WalkCrew):
         seat.call._host = None
         seat.call.end("cancelled")
         seat.frame.fail(seat.planned.phase.name, seat.call)
+        self._batches.unboarded(seat.planned)
         self._ended.append((seat.frame, seat.planned))
         self.wake_one()
 
@@ -271,6 +261,9 @@ class RunCrew(WalkCrew):
         """Run a batch, and have its items go on."""
         seats = batch.leave()
         while seats:
+            if host.was_cancelled:  # for the call before, which has ended all the same: it must not hit the next one
+                batch.take_back(seats)
+                break
             inputs = {name: [seat.inputs[name] for seat in seats] for name in seats[0].inputs}
             call = self.home.new_call(batch.bound, inputs, self.parent)
             call.batch_size = len(seats)
@@ -279,22 +272,29 @@ class RunCrew(WalkCrew):
                 seat.call.status = "running"
             try:
                 await self._perform(host, call)
-            finally:
+            except BaseException:
                 if not call.ended_ns:
                     call.end("cancelled")
-                again = give_out(call, seats)
-                for seat in seats:
-                    if seat not in again:
-                        self._unboard(seat)
+                self._unboard(seats, give_out(call, seats, is_last=True))
+                raise
+            again = give_out(call, seats)
+            self._unboard(seats, again)
             seats = again
         for _ in range(len(self._ended) - 1):
             self.wake_one()
         return self._after(*self._ended.pop()) if self._ended else None
 
-    def _unboard(self, seat: Seat) -> None:
-        expansion = self._take_result(seat.frame, seat.planned, seat.call)
-        if expansion is None:
-            self._ended.append((seat.frame, seat.planned))
+    def _unboard(self, seats: Sequence[Seat], staying: Sequence[Seat]) -> None:
+        """A batch's call has ended: who was in it has its result, but for those who go again."""
+        assert self._batches is not None
+        left = set(staying)
+        for seat in seats:
+            if seat in left:
+                continue
+            expansion = self._take_result(seat.frame, seat.planned, seat.call)
+            self._batches.unboarded(seat.planned)
+            if expansion is None:
+                self._ended.append((seat.frame, seat.planned))
 
     def _begun(self, frame: Frame) -> None:
         if self._batches is not None:
@@ -344,9 +344,9 @@ class RunCrew(WalkCrew):
                 await close_all(self._unclosed)
 
     async def finished(self) -> None:
-        """Run the run-level phases, once all items have ended."""
+        """Run the run-level phases, once all items have ended; if there are all, and the source has not broken off."""
         if self._finished:
             return
         self._finished = True
         self.level.end_live()
-        await self.level.finish(lambda: not (self.stopped or self.drained))
+        await self.level.finish(lambda: not (self.stopped or self.drained or self.last_error))

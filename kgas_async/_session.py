@@ -336,7 +336,7 @@ class Session:
         until = anyio.current_time() + self.grace
         with anyio.move_on_at(until):
             await self._until_idle(own)
-        if self.calls_open.keys() - own:
+        if self._in_motion(own) is not None:
             self.closing_at = self.grace_until()
             self.cancel_calls("the manager's grace for draining is over")
             await self._until_idle(self._own_chain())
@@ -351,11 +351,15 @@ class Session:
         return chain
 
     async def _until_idle(self, but: set[int]) -> None:
-        while True:
-            waited = next((call for serial, call in self.calls_open.items() if serial not in but), None)
-            if waited is None:
-                return
+        while (waited := self._in_motion(but)) is not None:
             await waited.wait()
+
+    def _in_motion(self, but: set[int]) -> Any:
+        """What has not ended and can be waited for: a call; a map or a run, which may be between two calls."""
+        waited = next((call for serial, call in self.calls_open.items() if serial not in but), None)
+        if waited is not None or but:  # who asks inside of a call may be a part of any of the crews
+            return waited
+        return next((crew.left for crew in self.crews if not crew.left.is_set()), None)
 
     async def close(self, error: BaseException | None) -> None:
         """End everything, in order: calls (at once where an error left the body), threads, services, evidence.

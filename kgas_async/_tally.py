@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._cancellation import breakdown_of
+from ._offload import refuse_coroutine
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Pace, Progress
@@ -61,7 +62,8 @@ class Tally(ABC):
         """An item has ended."""
         assert self._on_progress is not None
         try:
-            self._on_progress(self._pace.progress(self.done, self.failed))
+            said = self._on_progress(self._pace.progress(self.done, self.failed))
+            refuse_coroutine(said, self._on_progress, "use a plain function")
         except Exception as error:  # noqa: BLE001
             self.fail(error)
         except BaseException as error:  # noqa: BLE001
