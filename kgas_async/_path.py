@@ -323,8 +323,8 @@ def _annotate(error: BaseException, call: Call[Any]) -> None:
     place = [f"tool {call.tool_name!r}"]
     if call.phase is not None:
         place.append(f"phase {call.phase!r}")
-    if call.item is not None:
-        place.append(f"item {call.item!r}")
+    if call.placed.item is not None:
+        place.append(f"item {call.placed.item!r}")
     place.append(f"attempt {call.attempt}")
     add_note(error, "in " + ", ".join(place))
 
