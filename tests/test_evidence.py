@@ -378,9 +378,8 @@ async def test_nested_calls_belong_to_the_phase_and_the_item_of_the_call_that_ma
     async with ServiceManager(evidence=sink, log=None) as manager:
         await manager.run(pipeline, [{"x": 7}])
         await manager.execute(outer, x=7)
-    places = Counter(
-        (one["tool"], one.get("pipeline"), one.get("phase"), one.get("item")) for one in ends(sink.records)
-    )
+    records = ends(sink.records)
+    places = Counter((one["tool"], one.get("pipeline"), one.get("phase"), one.get("item")) for one in records)
     nested = {("double", "p", "outer", "7"): 2, ("in_a_thread", "p", "outer", "7"): 1, ("fails", "p", "outer", "7"): 1}
     alone = {("double", None, None, None): 2, ("in_a_thread", None, None, None): 1, ("fails", None, None, None): 1}
     outers = {("outer", "p", "outer", "7"): 1, ("outer", None, None, None): 1}
