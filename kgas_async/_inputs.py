@@ -14,7 +14,8 @@ from ._frame import Expansion, Frame, Lack
 from ._item_outcome import phase_outcome
 from ._offload import refuse_coroutine
 from ._pipeline import Pipeline
-from ._plan import PlannedPhase
+from ._plan import Binding, PlannedPhase
+from ._suggest import nearest
 
 __all__ = [
     "as_pipeline_error",
@@ -23,6 +24,7 @@ __all__ = [
     "inputs_for",
     "item_fields",
     "key_of",
+    "taken",
     "with_fields_read",
 ]
 
@@ -37,10 +39,29 @@ def follow(value: Any, path: tuple[str, ...]) -> Any:
         try:
             value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         except (KeyError, AttributeError):
-            raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r})") from None
+            known = value if isinstance(value, Mapping) else getattr(value, "__dict__", ())
+            close = nearest(part, [name for name in known if isinstance(name, str)])
+            raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r}){close}") from None
         except Exception as error:
             of = f"{type(value).__name__} (of {'.'.join(path)!r})"
             raise PipelineError(f"{part!r} of {of} cannot be read: {shown(error)}") from error
+    return value
+
+
+def taken(binding: Binding, value: Any) -> Any:
+    """What an input takes of a value.
+
+    Raises:
+        PipelineError: There is no such thing below it; or it is lazy, and checking it would run it to its end.
+    """
+    if binding.path:
+        value = follow(value, binding.path)
+    if binding.whole and hasattr(value, "__next__"):
+        raise PipelineError(
+            f"input {binding.parameter!r} takes all of {'.'.join((binding.name, *binding.path))!r} at once, which is a "
+            f"{type(value).__name__}: it may be endless, and its code would run on the event loop; take it apart "
+            f"(expand=), or have the tool that makes it make a list of it: tool(returns=list)"
+        )
     return value
 
 
@@ -68,7 +89,7 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
             raise PipelineError(
                 f"phase {planned.phase.name!r}: the item {home.key!r} has no {binding.kind} {binding.name!r}"
             ) from None
-        inputs[binding.parameter] = follow(value, binding.path) if binding.path else value
+        inputs[binding.parameter] = taken(binding, value) if binding.path or binding.whole else value
     return inputs
 
 
@@ -97,9 +118,7 @@ def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) 
             inputs[binding.parameter] = [phase_outcome(one, inner[binding.name]) for one in expansion.frames]
         else:
             inputs[binding.parameter] = [
-                follow(
-                    one.results[binding.name] if binding.kind == "result" else one.fields[binding.name], binding.path
-                )
+                taken(binding, one.results[binding.name] if binding.kind == "result" else one.fields[binding.name])
                 for one in whole
             ]
     return inputs, lack

@@ -117,4 +117,9 @@ def _checked_bind(phase: str, bind: object) -> dict[str, str]:
                 f"phase {phase!r}: bind={{{parameter!r}: ...}} names a source (a field, a phase, an element), "
                 f"not {source!r}"
             )
+        if not all(source.split(".")):
+            raise ValueError(
+                f"phase {phase!r}: bind={{{parameter!r}: {source!r}}} names a source, and after each dot an attribute "
+                f"or a key below it; one of them is empty"
+            )
     return dict(bind)

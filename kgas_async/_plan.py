@@ -29,6 +29,7 @@ class Binding:
         collected: A list of it over the expansion that the phase collects, or over the items.
         outcomes: The list is of outcomes, those of what failed among them.
         live: Not a list but a stream of what there is so far, in source order.
+        whole: Checking a value runs through all of it, so that it may not be a lazy one.
     """
 
     parameter: str
@@ -40,6 +41,7 @@ class Binding:
     collected: bool = False
     outcomes: bool = False
     live: bool = False
+    whole: bool = False
 
 
 @dataclasses.dataclass(slots=True, eq=False)

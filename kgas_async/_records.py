@@ -225,7 +225,7 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         )
     else:
         line = template[0] % values
-    return line.encode()  # type: ignore[no-any-return]
+    return line.encode()
 
 
 class Record(Mapping[str, Any]):

@@ -55,6 +55,7 @@ class RunCrew(WalkCrew):
         self.pipeline = pipeline
         self.run_id = run_id
         self.level = RunLevel(home, pipeline, bound, run_id, self.parent)
+        self.level.check_limits()
         self._batches = Batches(pipeline.plan, bound) if pipeline.plan.batches else None
         self._unclosed: list[Elements] = []  # lazy ones that were left early
         self._keys: set[str] = set()
