@@ -374,7 +374,10 @@ class Call(Generic[R]):
         if self.parent is not None and self.parent.children is not None:
             self.parent.children.discard(self)
         if self.on_end is not None:
-            self.on_end(self)
+            try:
+                self.on_end(self)
+            except BaseException as error:  # noqa: BLE001  (not the call's, which has ended)
+                home.crash(error)
 
 
 class WatchedCall(Call[R]):

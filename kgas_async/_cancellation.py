@@ -12,7 +12,7 @@ import anyio
 from ._errors import add_note, shown
 from ._mailbox import is_self_inflicted
 
-__all__ = ["breakdown_of", "exit_in", "failure_in", "parted"]
+__all__ = ["breakdown_between", "breakdown_of", "exit_in", "failure_in", "parted"]
 
 
 def parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -59,7 +59,7 @@ def failure_in(error: BaseException) -> BaseException | None:
 
 
 def breakdown_of(error: BaseException) -> BaseException | None:
-    """What a session is to be ended with, for what a worker of its met outside of any tool; None for a cancellation."""
+    """What a session is to be ended with, for what a task of its own met outside of any tool; None if cancelled."""
     if (leaving := exit_in(error)) is not None:
         return leaving
     cancellation, rest = parted(error)
@@ -69,8 +69,13 @@ def breakdown_of(error: BaseException) -> BaseException | None:
         rest = RuntimeError(f"a cancellation that nobody asked for: {shown(error)}")
         rest.__cause__ = error
     assert rest is not None
-    add_note(rest, "in a worker of a map or a run, outside of any tool: the session was ended for it")
+    add_note(rest, "in a task of the manager's own, outside of any tool: the session was ended for it")
     return rest
+
+
+def breakdown_between(error: BaseException) -> BaseException | None:
+    """As `breakdown_of`, where none of the user's code ran that might have raised a cancellation by itself."""
+    return None if parted(error)[0] is error else breakdown_of(error)
 
 
 def _is_nobodys(cancellation: BaseException) -> bool:

@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 
 from ._call import Call, Host
-from ._cancellation import breakdown_of, failure_in, parted
+from ._cancellation import breakdown_between, breakdown_of, failure_in
 from ._employer import Employer
 from ._errors import ManagerClosed, PipelineError, counted, shown
 from ._limits import check_count
@@ -81,15 +81,15 @@ class Crew(Tally, Generic[T]):
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._hiring = False
-        self.left = anyio.Event()  # no worker is there any more
+        self.left = anyio.Event()  # the last worker is gone
         self.last_ended_ns = 0  # when the last call of any worker ended
 
     # --- for the manager and the public stream
 
     def start(self) -> None:
         """Hire the first worker."""
-        self.home.keep_crew(self)
         self._hire()
+        self.home.keep_crew(self)
 
     def drain(self) -> None:
         """Pull no more; what is in flight ends, and the outcomes end with it."""
@@ -280,16 +280,17 @@ class Crew(Tally, Generic[T]):
                         if host.scopes.has_more():
                             await self.home.close_leaked(host.scopes)
         except BaseException as error:
-            broken = None if parted(error)[0] is error else breakdown_of(error)
-            if broken is None:
+            if (broken := breakdown_between(error)) is None:
                 raise
             self.break_down(broken)
         finally:
             self._hosts.discard(host)
             self._workers -= 1
             if self._workers == 0:
-                self._finish()
-                self.left.set()
+                try:
+                    self._finish()
+                finally:
+                    self.left.set()
 
     def break_down(self, error: BaseException) -> None:
         """An exit in the user's code, or an error that nobody foresaw: the whole session ends with it."""
@@ -334,8 +335,7 @@ class Crew(Tally, Generic[T]):
                 if rest is not None:
                     await rest
             except BaseException as error:
-                broken = breakdown_of(error)
-                if broken is None:
+                if (broken := breakdown_of(error)) is None:
                     raise
                 self.lose(host, unit, broken)
                 self.break_down(broken)

@@ -195,6 +195,16 @@ class Frame:
             for frame in expansion.frames:
                 yield from frame.all_calls()
 
+    def end_lost(self) -> None:
+        """After a breakdown: no worker has its calls in hand any more; but those with a task of their own end there."""
+        for name, call in self.calls.items():
+            if not call.ended_ns and not call.bound.isolated:
+                call.end("cancelled")
+                self.fail(name, call)
+        for expansion in self.expansions:
+            for frame in expansion.frames:
+                frame.end_lost()
+
     def expansion_of(self, element: str) -> Expansion | None:
         """This frame's expansion into elements of that name."""
         for expansion in self.expansions:

@@ -72,8 +72,8 @@ class RunCrew(WalkCrew):
 
     def start(self) -> None:
         """Begin with the phases that read live, and hire the first worker."""
-        super().start()
         self._feeds = self.level.start_live(self.wake_one)
+        super().start()
 
     # --- units
 
@@ -189,33 +189,34 @@ class RunCrew(WalkCrew):
 
     def _lost(self, key: str, index: int, error: BaseException) -> None:
         outcome = lost_outcome(key, index, error)
-        self.level.take_failed(index, outcome)
-        self.deliver(index, outcome)
+        try:
+            self.level.take_failed(index, outcome)
+        finally:
+            self.deliver(index, outcome)
 
     def end_open(self) -> None:
         """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
         try:
+            for batch in self._batches.all if self._batches is not None else ():
+                while batch.seats:
+                    self._unseat(batch.seats[0])
+            if self.breakdown is not None:
+                for frame in self._frames.values():
+                    frame.end_lost()
             self._cut_open()
         finally:
             # What was in the hands of a worker that broke down, wherever it stood.
             for index, frame in list(self._frames.items()):
-                for call in frame.all_calls():
-                    if not call.bound.isolated:  # that one ends in its own task
-                        call.end("cancelled")
-                del self._frames[index]
-                self._lost(frame.key, index, self.breakdown or CallCancelled("its worker was cancelled"))
+                if not self.is_delivered(index):
+                    self._lost(frame.key, index, self.breakdown or CallCancelled("its worker was cancelled"))
 
     def _cut_open(self) -> None:
         work: Step | None
         while True:
-            seats = [seat for batch in self._batches.all for seat in batch.seats] if self._batches is not None else []
             if self._ended:
                 work = self._after(*self._ended.pop())
             elif self._branches:
                 work = self._branches.popleft()
-            elif seats:
-                self._unseat(seats[0])
-                continue
             elif self._open_expansions:
                 expansion = self._open_expansions.pop()
                 expansion.cut_short()
@@ -322,10 +323,10 @@ class RunCrew(WalkCrew):
 
     def _item_done(self, frame: Frame) -> None:
         self._keys.discard(frame.key)
-        del self._frames[frame.index]
         outcome = item_outcome(frame, self._plan)
         self.level.take_item(frame)
         self.deliver(frame.index, outcome)
+        del self._frames[frame.index]
 
     # --- once per run
 

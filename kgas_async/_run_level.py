@@ -187,8 +187,8 @@ class RunLevel:
         Cancellation: Waited out; asyncio's own is raised again.
         """
         native: BaseException | None = None
-        while self._open:
-            native = await wait_for_end(next(iter(self._open.values())), float("inf")) or native
+        for call in list(self._open.values()):
+            native = await wait_for_end(call, float("inf")) or native
         if native is not None:
             raise native
 

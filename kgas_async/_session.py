@@ -14,6 +14,7 @@ import anyio
 
 from ._bound import Bound, ToolState
 from ._call import Call, Host
+from ._cancellation import breakdown_between
 from ._context import current_call
 from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
@@ -178,8 +179,16 @@ class Session:
         return self.new_call(bound, inputs, parent)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> None:
-        """A task of the session's own."""
-        self.task_group.start_soon(function, *args)
+        """A task of the session's own. What it raises ends the session."""
+        self.task_group.start_soon(self._guarded, function, args, name=f"{function.__module__}.{function.__qualname__}")
+
+    async def _guarded(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        except BaseException as error:
+            if (broken := breakdown_between(error)) is None:
+                raise
+            self.crash(broken)
 
     async def host_call(self, call: Call[Any], *, owned: bool = False) -> None:
         """Run a call in this task, under a scope of its own.
@@ -384,7 +393,3 @@ class Session:
         finally:
             self.is_closed = True
             self.closed.set()
-
-    async def _join_threads(self) -> None:
-        while self.left and self.abandoned == "join":
-            await next(iter(self.left)).done.wait()
