@@ -315,8 +315,7 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
 
 
 def _given_deadline(call: Call[Any]) -> str:
-    given = call.bound.deadline
-    return f"{given:g} s" if given is not None else "the call that it is nested in"
+    return "the call that it is nested in" if call.bound.deadline is None else f"{call.bound.deadline:g} s"
 
 
 def _annotate(error: BaseException, call: Call[Any]) -> None:
@@ -391,10 +390,11 @@ async def _clean_up(call: Call[Any], error: BaseException) -> BaseException | No
 
 
 async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
-    with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
-        try:
+    scope = anyio.CancelScope(deadline=call.grace_deadline(), shield=True)
+    try:
+        with scope:
             await contained(call, call.bound.hooks.cleanup_resources(call), _context(call))
-        except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
+    except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
+        add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:
         add_note(error, f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")
