@@ -410,9 +410,10 @@ def endless(n: int) -> Iterator[int]:
         yield n
 
 
-@pytest.mark.parametrize(
-    "kind", [list, list[int], set[int], tuple[int, ...], list[int] | None, Annotated[list[int], 1]]
-)
+KINDS: list[Any] = [list, list[int], set[int], tuple[int, ...], list[int] | None, Annotated[list[int], 1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("makes", [count_up, endless])
 async def test_a_lazy_result_is_not_made_a_list_of_on_the_event_loop_it_may_be_endless(makes: Any, kind: Any) -> None:
     async def takes(xs: Any) -> int:

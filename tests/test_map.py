@@ -156,12 +156,8 @@ class Unmeasured:
 @pytest.mark.parametrize("source", [range(10**30), Unmeasured()])
 async def test_a_source_whose_length_python_cannot_tell_has_no_total(source: Any) -> None:
     told: list[Any] = []
-    async with (
-        ServiceManager() as manager,
-        manager.map(
-            double, source, arg="x", in_flight=2, on_progress=lambda progress: told.append(progress.total)
-        ) as outcomes,
-    ):
+    options: Any = {"in_flight": 2, "on_progress": lambda progress: told.append(progress.total)}
+    async with ServiceManager() as manager, manager.map(double, source, arg="x", **options) as outcomes:
         async for outcome in outcomes:
             assert outcome.value == 2 * outcome.index
             if outcome.index == 2:
