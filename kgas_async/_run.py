@@ -85,13 +85,16 @@ class RunCrew(WalkCrew):
             return (_RESUME, self._ended.pop())
         if self._branches:
             return self._branches.popleft()
-        for expansion in reversed(self._open_expansions):
-            unit = expansion.take()
+        giving = self._giving
+        for place in range(len(giving) - 1, -1, -1):
+            unit = giving[place].take()
             if unit is not None:
                 return unit
+            if not giving[place].has_more:
+                del giving[place]
         unit = self.next_item()
         if unit is None and self._batches is not None and not self.stopped:
-            return self._batches.ready(self._open_expansions, pulling=self._puller is not None)
+            return self._batches.ready(giving, pulling=self._puller is not None)
         return unit
 
     def next_item(self) -> Any:
@@ -218,7 +221,7 @@ class RunCrew(WalkCrew):
             elif self._branches:
                 work = self._branches.popleft()
             elif self._open_expansions:
-                expansion = self._open_expansions.pop()
+                expansion, _ = self._open_expansions.popitem()
                 expansion.cut_short()
                 self._unclosed.append(expansion.elements)
                 work = self._after(expansion.frame, expansion.planned)

@@ -52,7 +52,8 @@ class WalkCrew(Crew[Any]):
         super().__init__(home, source, **options)
         self._plan = plan
         self._bound = bound
-        self._open_expansions: list[Expansion] = []
+        self._open_expansions: dict[Expansion, None] = {}
+        self._giving: list[Expansion] = []  # those that may have more elements
         self._branches: deque[Step] = deque()  # that nobody has begun
         self._ended: list[Step] = []  # phases after which somebody has to go on
 
@@ -152,7 +153,7 @@ class WalkCrew(Crew[Any]):
         if not expansion.is_done or expansion.closed:
             return False
         expansion.closed = True
-        self._open_expansions.remove(expansion)
+        del self._open_expansions[expansion]
         if isinstance(expansion.error, PipelineError):  # its call has ended long ago, and well
             self._say_failed(expansion.frame.key, expansion.planned.phase.name, expansion.error)
         return True
@@ -275,7 +276,8 @@ class WalkCrew(Crew[Any]):
         call.value = None
         expansion = Expansion(frame, planned, elements)
         frame.expansions.append(expansion)
-        self._open_expansions.append(expansion)
+        self._open_expansions[expansion] = None
+        self._giving.append(expansion)
         return expansion
 
     async def _refill(self, expansion: Expansion) -> Step | None:
