@@ -133,6 +133,30 @@ def test_a_value_below_a_dot_that_is_not_there_names_the_nearest() -> None:
         follow(Classed(Path("a")), ("paht", "x"))
 
 
+def test_two_expansions_that_wait_for_each_other_are_refused_and_told_how() -> None:
+    phases = [
+        Phase("rows", anything, expand="row", bind={"x": "path"}),
+        Phase("cells", anything, expand="cell", bind={"x": "path"}),
+        Phase("of_rows", anything, bind={"x": "row"}, after="cells"),
+        Phase("of_cells", anything, bind={"x": "cell"}, after="of_rows"),
+    ]
+    with pytest.raises(ValueError, match=r"in a circle: (rows -> cells -> rows|cells -> rows -> cells); a phase that"):
+        Pipeline("p", *phases)
+    Pipeline("p", *phases[:3])
+
+
+def test_an_expansion_that_needs_its_own_collect_by_others_is_told_of_that() -> None:
+    phases = [
+        Phase("rows", anything, expand="row", bind={"x": "path"}),
+        Phase("sum", anything, bind={"x": "row"}, collect="row"),
+        Phase("mean", anything, bind={"x": "sum"}),
+        Phase("share", anything, bind={"x": "row", "y": "mean"}),
+        Phase("cells", anything, expand="cell", bind={"x": "mean"}),
+    ]
+    with pytest.raises(ValueError, match=r"phase 'rows': what runs per 'row' needs .*collects 'row' itself"):
+        Pipeline("p", *phases)
+
+
 # --- collects whose inputs are annotated further
 
 
