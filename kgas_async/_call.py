@@ -131,19 +131,27 @@ class Call(Generic[R]):
         return self.cancel_requested
 
     @property
+    def placed(self) -> Call[Any]:
+        """The call of a phase that it is, or is nested in; else the outermost. Its are pipeline, phase and item."""
+        call: Call[Any] = self
+        while call.bound.run_id is None and call.parent is not None:
+            call = call.parent
+        return call
+
+    @property
     def pipeline(self) -> str | None:
-        """The name of the pipeline it belongs to."""
-        return self.bound.pipeline
+        """The name of the pipeline it belongs to, by itself or by the call that it is nested in."""
+        return self.placed.bound.pipeline
 
     @property
     def phase(self) -> str | None:
-        """The name of the phase it belongs to."""
-        return self.bound.phase
+        """The name of the phase it belongs to, by itself or by the call that it is nested in."""
+        return self.placed.bound.phase
 
     @property
     def run_id(self) -> str | None:
-        """The id of the run it belongs to."""
-        return self.bound.run_id
+        """The id of the run it belongs to, by itself or by the call that it is nested in."""
+        return self.placed.bound.run_id
 
     def waits(self) -> None:
         """To be called before waiting for a token, a thread, a delay."""
@@ -347,7 +355,10 @@ class Call(Generic[R]):
         if self.parent is not None and self.parent.children is not None:
             self.parent.children.discard(self)
         if self.on_end is not None:
-            self.on_end(self)
+            try:
+                self.on_end(self)
+            except BaseException as error:  # noqa: BLE001  (not the call's, which has ended)
+                home.crash(error)
 
 
 class WatchedCall(Call[R]):

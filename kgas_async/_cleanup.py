@@ -48,10 +48,11 @@ async def clean_up(call: Call[Any], error: BaseException) -> BaseException | Non
 async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
     context = call.context
     assert context is not None
-    with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
-        try:
+    scope = anyio.CancelScope(deadline=call.grace_deadline(), shield=True)
+    try:
+        with scope:
             await contained(call, call.bound.hooks.cleanup_resources(call), context)
-        except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
+    except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
+        add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:
         add_note(error, f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")

@@ -158,7 +158,7 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             "run": call.run_id,
             "pipeline": call.pipeline,
             "phase": call.phase,
-            "item": call.item,
+            "item": call.placed.item,
             "tool": call.tool_name,
             "call": call.id,
             "attempt": call.attempt,

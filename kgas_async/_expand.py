@@ -20,6 +20,9 @@ from ._call import Call
 from ._context import current_call
 from ._drive import drive
 from ._errors import shown
+from ._mailbox import OpenScopes
+from ._source import closed_for_open_scope
+from ._tokens import give_back, take_again
 
 __all__ = ["Elements", "close_all"]
 
@@ -91,9 +94,8 @@ class Elements:
         if self.exhausted or self.buffer:
             return
         if self._async is not None:
-            assert self._context is not None
             try:
-                self.buffer.append(await drive(self._async.__anext__(), self._context))
+                self.buffer.append(await self._next_of(self._async))
             except StopAsyncIteration:
                 self.exhausted = True
             return
@@ -102,6 +104,23 @@ class Elements:
         await self._visit(self._pull_some)
         if self._error is not None and not self.buffer:
             raise self._error
+
+    async def _next_of(self, asynchronous: AsyncIterator[Any]) -> Any:
+        """The next of an async iterator, which runs here: its code is the tool's, so it holds the tool's tokens."""
+        assert self._context is not None
+        call = self._call
+        held: list[Any] = []
+        try:
+            await take_again(call, held)
+            call.holds = call.bound.holds
+            scopes = OpenScopes()
+            element = await drive(asynchronous.__anext__(), self._context)
+            if scopes.has_more():
+                raise await closed_for_open_scope(asynchronous)
+            return element
+        finally:
+            call.holds = ()
+            give_back(held)
 
     async def _visit(self, function: Any) -> None:
         await in_thread_of(self._call, function, _context_of(self._call))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import types
 import typing
@@ -11,10 +12,44 @@ from typing_extensions import is_typeddict  # knows its own TypedDict too, the o
 
 from ._outcome import Outcome
 
-__all__ = ["cannot_expand", "cannot_fit", "element_type", "list_of", "outcome_type", "stream_type"]
+__all__ = [
+    "bare",
+    "cannot_expand",
+    "cannot_fit",
+    "element_type",
+    "is_made_whole",
+    "list_of",
+    "outcome_type",
+    "stream_type",
+]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _SCALARS = (str, bytes, int, float, bool, complex)
+
+
+def bare(kind: Any) -> Any:
+    """An annotation without what says nothing of its shape: ``Annotated``, a ``type`` alias, ``| None``."""
+    while True:
+        if typing.get_origin(kind) is typing.Annotated:
+            kind = typing.get_args(kind)[0]
+        elif hasattr(kind, "__value__"):
+            kind = kind.__value__
+        elif typing.get_origin(kind) in (typing.Union, types.UnionType):
+            members = [one for one in typing.get_args(kind) if one is not type(None)]
+            if len(members) != 1:
+                return kind
+            kind = members[0]
+        else:
+            return kind
+
+
+def is_made_whole(kind: Any) -> bool:
+    """Whether checking a value against this annotation runs through all of it."""
+    kind = bare(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(is_made_whole(one) for one in typing.get_args(kind))
+    origin = typing.get_origin(kind) or kind
+    return isinstance(origin, type) and issubclass(origin, (list, tuple, set, frozenset, collections.deque))
 
 
 def list_of(kind: Any) -> Any:

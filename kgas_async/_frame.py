@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 from ._call import Call
+from ._cancellation import failure_in
 from ._errors import CallCancelled, PipelineError, text_of
 from ._expand import Elements
 from ._plan import PlannedPhase, Steps
@@ -116,9 +117,9 @@ class Frame:
             call.cancelled_error()
         self._failed(phase, call.status if call.ended_ns else "cancelled", call.error)
 
-    def fail_with(self, phase: str, error: BaseException) -> None:
+    def fail_with(self, phase: str, error: BaseException, status: str = "failed") -> None:
         """A phase failed outside of its tool."""
-        self._failed(phase, "failed", error)
+        self._failed(phase, status, error)
 
     def _failed(self, phase: str, status: str, error: BaseException | None) -> None:
         self.mark(phase, "bad")
@@ -214,6 +215,16 @@ class Frame:
             for frame in expansion.frames:
                 yield from frame.all_calls()
 
+    def end_lost(self) -> None:
+        """After a breakdown: no worker has its calls in hand any more; but those with a task of their own end there."""
+        for name, call in self.calls.items():
+            if not call.ended_ns and not call.bound.isolated:
+                call.end("cancelled")
+                self.fail(name, call)
+        for expansion in self.expansions:
+            for frame in expansion.frames:
+                frame.end_lost()
+
     def expansion_of(self, element: str) -> Expansion | None:
         """This frame's expansion into elements of that name."""
         for expansion in self.expansions:
@@ -252,9 +263,12 @@ class Expansion:
             except StopIteration:
                 elements.exhausted = True
                 return None if self.running or self.closed else self
-            except Exception as error:  # noqa: BLE001  (the user's iterator)
+            except BaseException as error:
+                failure = failure_in(error)
+                if failure is None:
+                    raise
                 elements.exhausted = True
-                self.broken(error)
+                self.broken(failure)
                 return None if self.running or self.closed else self
             index = len(self.frames)
             frame = Frame(
@@ -289,7 +303,7 @@ class Expansion:
         """End it here: what was not pulled or taken is no element."""
         self.closed = True
         self.error = CallCancelled(f"the elements of {self._name!r} were cancelled after {len(self.frames)}")
-        self.frame.cut(self.planned)
+        self.frame.fail_with(self.planned.phase.name, self.error, "cancelled")
 
     def failed(self) -> list[Frame]:
         """Elements that did not succeed."""

@@ -26,7 +26,7 @@ def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
         leaves = tuple(name for name in plan.leaves if not _is_skipped(frame, plan.phases[name]))
         values = {name: _leaf(frame, plan.phases[name]) for name in leaves}
         value = next(iter(values.values())) if len(plan.leaves) == 1 and values else values
-        if not leaves:
+        if plan.leaves and not leaves:
             status, value = "skipped", None
             error = CallSkipped(f"item {frame.key!r}: all its leaves were skipped")
     attempts = wait_ns = run_ns = 0

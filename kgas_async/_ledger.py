@@ -237,13 +237,13 @@ class Ledger:
         kept = self._slowest
         if len(kept) >= self._keep_slow and call.run_ns <= kept[0][0]:
             return
-        bound = call.bound
+        placed = call.placed
         known = SlowCall(
-            bound.name,
+            call.bound.name,
             call.id,
-            bound.pipeline,
-            bound.phase,
-            call.item,
+            placed.bound.pipeline,
+            placed.bound.phase,
+            placed.item,
             call.status,
             call.run_ns / 1e9,
             call.wait_ns / 1e9,

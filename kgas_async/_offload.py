@@ -5,6 +5,7 @@ Runs inside worker threads (or inline). Knows nothing of calls.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from types import CoroutineType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ._errors import text_of
 from ._threads import instances_here
 
-__all__ = ["LegacyFunction", "ReturnedError", "refuse_coroutine"]
+__all__ = ["LegacyFunction", "ReturnedError", "gives_coroutine", "refuse_coroutine"]
 
 
 class ReturnedError(Exception):
@@ -34,7 +35,13 @@ class ReturnedError(Exception):
         return (ReturnedError, (self.error if self.was_exception else str(self), self.result))
 
 
-def refuse_coroutine(raw: Any, function: object) -> Any:
+def gives_coroutine(function: Any) -> bool:
+    """Whether calling it gives a coroutine, as far as can be seen; also of an object with an async ``__call__``."""
+    call = getattr(function, "__call__", None)  # noqa: B004  (the method itself is wanted)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def refuse_coroutine(raw: Any, function: object, mend: str = "declare it with 'async def'") -> Any:
     """What a sync function returned, unless it is a coroutine: then it was async in disguise.
 
     Raises:
@@ -42,7 +49,7 @@ def refuse_coroutine(raw: Any, function: object) -> Any:
     """
     if raw.__class__ is CoroutineType:
         raw.close()
-        raise TypeError(f"{function!r} returned a coroutine, so it is async: declare it with 'async def'")
+        raise TypeError(f"{function!r} returned a coroutine, so it is async: {mend}")
     return raw
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ._errors import CallCancelled, shown
+from ._errors import CallCancelled, PipelineError, shown
 
-__all__ = ["Outcome"]
+__all__ = ["Outcome", "lost_outcome"]
 
 R = TypeVar("R")
 
@@ -112,3 +112,12 @@ class Outcome(Generic[R]):
             what = what[:117] + "..."
         where = f" {self.key!r}" if self.key else ""
         return f"<Outcome{where} {self.status} {what}>"
+
+
+def lost_outcome(key: str, index: int, error: BaseException) -> Outcome[Any]:
+    """What came of an item that was lost to what ended the session outside of its tools: an exit, or an error."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return Outcome("cancelled", None, CallCancelled(f"item {key!r} was cut off by {shown(error)}"), key, index)
+    lost = PipelineError(f"item {key!r} was lost to an error outside of its tools: {shown(error)}")
+    lost.__cause__ = error
+    return Outcome("failed", None, lost, key, index)

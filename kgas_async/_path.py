@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from ._attempt import attempt_once, contained
 from ._call import Call
+from ._cancellation import exit_in, parted
 from ._cleanup import clean_up
 from ._context import current_call
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, text_of
@@ -24,9 +25,9 @@ from ._keyed import FunctionFailed
 from ._mailbox import NativeCancels, is_self_inflicted
 from ._offload import ReturnedError
 from ._served import attempt_served
-from ._tokens import DeadlinePassed, pause_rates
+from ._tokens import DeadlinePassed, deadline_of, pause_rates
 
-__all__ = ["cancel_children", "ended_by_tool", "ending", "perform_fully"]
+__all__ = ["ended_by_tool", "ending", "note_run", "perform_fully"]
 
 
 async def perform_fully(call: Call[Any]) -> None:
@@ -54,7 +55,7 @@ async def perform_fully(call: Call[Any]) -> None:
         if native is not None:
             raise native
     except BaseException as error:
-        cancel_children(call)
+        _cancel_children(call)
         if not call.ended_ns:
             native = None
             try:
@@ -71,7 +72,7 @@ async def perform_fully(call: Call[Any]) -> None:
 async def _after_replaced(call: Call[Any]) -> BaseException | None:
     """Wait until those that it replaces have ended."""
     call.waits()
-    with anyio.CancelScope(deadline=_deadline(call)) as scope:
+    with anyio.CancelScope(deadline=deadline_of(call)) as scope:
         for replaced in call.replaces:
             await replaced.wait()
     call.replaces = ()
@@ -87,17 +88,13 @@ async def _validated(call: Call[Any]) -> BaseException | None:
             if not isinstance(call.inputs, Mapping):
                 return bound.signature.no_mapping(call.inputs)
             call.waits()
-            with anyio.CancelScope(deadline=_deadline(call)) as scope:
+            with anyio.CancelScope(deadline=deadline_of(call)) as scope:
                 call.inputs = await contained(call, bound.hooks.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
                 return DeadlinePassed()
     except Exception as error:  # noqa: BLE001
         return error
     return None
-
-
-def _deadline(call: Call[Any]) -> float:
-    return math.inf if call.deadline_at is None else call.deadline_at
 
 
 def _context(call: Call[Any]) -> Context:
@@ -217,40 +214,59 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
 
 
 def _given_deadline(call: Call[Any]) -> str:
-    given = call.bound.deadline
-    return f"{given:g} s" if given is not None else "the call that it is nested in"
+    return "the call that it is nested in" if call.bound.deadline is None else f"{call.bound.deadline:g} s"
 
 
 def _annotate(error: BaseException, call: Call[Any]) -> None:
     place = [f"tool {call.tool_name!r}"]
     if call.phase is not None:
         place.append(f"phase {call.phase!r}")
-    if call.item is not None:
-        place.append(f"item {call.item!r}")
+    if call.placed.item is not None:
+        place.append(f"item {call.placed.item!r}")
     place.append(f"attempt {call.attempt}")
     add_note(error, "in " + ", ".join(place))
 
 
 def ended_by_tool(call: Call[Any], error: BaseException) -> bool:
     """End a call that a `BaseException` left. True if it was the tool's own doing, so that nothing is to be raised."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+    note_run(call)
+    _cancel_children(call)
+    if (leaving := exit_in(error)) is not None:
         # On the loop's own thread this is meant for the whole session, not for one call.
-        call.end("failed", _failure(call, error, None)[1])
-        call.bound.home.crash(error)
+        call.end("failed", _failure(call, leaving, None)[1])
+        call.bound.home.crash(leaving)
         return True
-    if isinstance(error, CallAborted) and not call.cancel_requested:
-        call.end("failed", _failure(call, error, None)[1])
+    if isinstance(error, (CallAborted, GeneratorExit)):
+        if isinstance(error, CallAborted) and not call.cancel_requested and call.crash is None:
+            call.end("failed", _failure(call, error, None)[1])
+        _end_cancelled(call)
+        return isinstance(error, CallAborted)
+    cancellation, rest = parted(error)
+    if cancellation is None or is_self_inflicted(owned=call.host_is_ours):
+        call.end(*ending(call, error, None))
         return True
-    if not isinstance(error, (GeneratorExit, CallAborted)) and is_self_inflicted(owned=call.host_is_ours):
-        call.end("failed", _failure(call, error, None)[1])
-        return True
+    if rest is not None:
+        call.cancelled_error().__cause__ = rest
+    _end_cancelled(call)
+    if cancellation is not error:
+        raise cancellation  # bare: a scope would let the rest of the group out
+    return False
+
+
+def _end_cancelled(call: Call[Any]) -> None:
+    """It was told to stop: by whoever cancelled it, or since a service that it uses has crashed."""
     if call.crash is not None:
         call.end("failed", _failure(call, call.crash.error, None)[1])
     else:
         call.end("cancelled")
-    return isinstance(error, CallAborted)
 
 
-def cancel_children(call: Call[Any]) -> None:
+def note_run(call: Call[Any]) -> None:
+    """How long it ran, where nobody has said it yet."""
+    if call.begun_ns and not call.run_ns:
+        call.run_ns = perf_counter_ns() - call.begun_ns
+
+
+def _cancel_children(call: Call[Any]) -> None:
     for child in list(call.children or ()):
         child.cancel("the call that it is nested in has ended")

@@ -16,6 +16,7 @@ import anyio
 from ._bindings import Bindings
 from ._bound import Bound
 from ._call import Call
+from ._cancellation import breakdown_between
 from ._context import current_call
 from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
@@ -158,8 +159,16 @@ class Session:
         return await self.hosting.until_served(call)
 
     def spawn(self, function: Callable[..., Any], *args: Any) -> None:
-        """A task of the session's own."""
-        self.task_group.start_soon(function, *args)
+        """A task of the session's own. What it raises ends the session."""
+        self.task_group.start_soon(self._guarded, function, args, name=f"{function.__module__}.{function.__qualname__}")
+
+    async def _guarded(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        except BaseException as error:
+            if (broken := breakdown_between(error)) is None:
+                raise
+            self.crash(broken)
 
     async def host_call(self, call: Call[Any], *, owned: bool = False) -> None:
         """Run a call in this task, under a scope of its own.
@@ -354,11 +363,15 @@ class Session:
         return [crew for crew in self.crews if crew.parent is None and not crew.left.is_set()]
 
     async def _until_idle(self, but: set[int]) -> None:
-        while True:
-            waited = next((call for serial, call in self.calls_open.items() if serial not in but), None)
-            if waited is None:
-                return
+        while (waited := self._in_motion(but)) is not None:
             await waited.wait()
+
+    def _in_motion(self, but: set[int]) -> Any:
+        """What has not ended and can be waited for: a call; a map or a run, which may be between two calls."""
+        waited = next((call for serial, call in self.calls_open.items() if serial not in but), None)
+        if waited is not None or but:  # who asks inside of a call may be a part of any of the crews
+            return waited
+        return next((crew.left for crew in self.crews if not crew.left.is_set()), None)
 
     async def close(self, error: BaseException | None) -> None:
         """End everything, in order: calls (at once where an error left the body), threads, services, evidence.

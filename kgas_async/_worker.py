@@ -78,6 +78,11 @@ class _CallElsewhere:
         ) = about  # fmt: skip
 
     @property
+    def placed(self) -> _CallElsewhere:
+        """The call itself: what it says of its place was looked up where it was made."""
+        return self
+
+    @property
     def manager(self) -> Any:
         raise RuntimeError(
             f"current() was called in a worker process (tool {self.tool_name!r}, offload='process'); the manager is in "

@@ -22,7 +22,7 @@ PACKAGE = "kgas_async"
 # A sub-package is named once, for all its modules. "__init__" is the public front: above all that it re-exports, below
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
-    ("L0", "_errors _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
+    ("L0", "_errors _cancellation _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
     (
         "L1",
         "_priority _keyed _clearing _order _admission _limits _rate _adaptive _memory_limit _restart _pool_core "
@@ -41,7 +41,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L4",
         "_misuse _run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame "
-        "_source _stream",
+        "_source _stream _tally",
     ),
     (
         "L5",
