@@ -6,6 +6,9 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 from ._adapter import ToolAdapter
 from ._batcher import BatchedTool, Batcher
 from ._blocking import BlockingCall, BlockingManager, BlockingOptions
+from ._breaker import BreakerStatistics, CircuitBreaker
+from ._budget import RetryBudget, RetryBudgetStatistics
+from ._cache import Cache, CacheStatistics, CacheStore, MemoryStore
 from ._call import Call
 from ._context import check_cancelled, progress
 from ._door import current, open_door
@@ -17,6 +20,7 @@ from ._errors import (
     CallRejected,
     CallSkipped,
     CallTimeout,
+    CircuitOpen,
     EvidenceError,
     InvalidInputs,
     KgasAsyncError,
@@ -46,7 +50,7 @@ from ._pipeline import Pipeline
 from ._policy import Policy
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
-from ._resilience import Retry, exponential
+from ._resilience import Retry, exponential, linear
 from ._service import Service
 from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
@@ -59,6 +63,10 @@ __all__ = [
     "BlockingCall",
     "BlockingManager",
     "BlockingOptions",
+    "BreakerStatistics",
+    "Cache",
+    "CacheStatistics",
+    "CacheStore",
     "Call",
     "CallAborted",
     "CallCancelled",
@@ -72,6 +80,8 @@ __all__ = [
     "CallSkipped",
     "CallState",
     "CallTimeout",
+    "CircuitBreaker",
+    "CircuitOpen",
     "ConcurrencyLimit",
     "Distribution",
     "Every",
@@ -86,6 +96,7 @@ __all__ = [
     "ManagerClosed",
     "ManagerStatistics",
     "MemorySink",
+    "MemoryStore",
     "Outcome",
     "OutcomeStream",
     "PerformanceMonitor",
@@ -98,6 +109,8 @@ __all__ = [
     "RateLimit",
     "RateStatistics",
     "Retry",
+    "RetryBudget",
+    "RetryBudgetStatistics",
     "RunReport",
     "Service",
     "ServiceCrashed",
@@ -114,6 +127,7 @@ __all__ = [
     "check_cancelled",
     "current",
     "exponential",
+    "linear",
     "progress",
     "tool",
 ]

@@ -23,7 +23,7 @@ PACKAGE = "kgas_async"
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _waiting _threads _system _context _suggest"),
-    ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
+    ("L1", "_limits _rate _window _matching _budget _breaker _cache _digest _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
     ("L2", "_tool _signature _schema _offload _elements _service _journal"),
     (
         "L3",
