@@ -20,6 +20,7 @@ from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
+from ._guard import admit, circuit_open
 from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
@@ -28,7 +29,7 @@ from ._threads import Work
 from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rate
 from ._waiting import wait_until
 
-__all__ = ["attempt_once", "contained", "in_thread_of", "plain_in_thread"]
+__all__ = ["attempt_once", "attempt_with", "contained", "in_thread_of", "plain_in_thread"]
 
 _set_current_work = current_work.set
 
@@ -39,6 +40,9 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     Returns:
         None for a value, or the error: the tool's own, `CallTimeout`, `DeadlinePassed`, `CallRejected`.
     """
+    breaker = call.bound.breaker
+    if breaker is not None and breaker.refuses(call.bound.home.mailbox):
+        return circuit_open(call, breaker)  # before it waits for anything
     held: list[ConcurrencyLimit] = []
     call.work = None
     try:
@@ -54,6 +58,30 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
         give_back(held)
         refund(wanted)
         return DeadlinePassed()
+    return await attempt_with(call, held, wanted)
+
+
+async def attempt_with(
+    call: Call[Any], held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
+) -> BaseException | None:
+    """Make one attempt that has its tokens, and give them back."""
+    breaker = call.bound.breaker
+    if breaker is None:
+        return await _run(call, held, wanted)
+    admission = admit(call, breaker)
+    if admission is None:
+        give_back(held)
+        refund(wanted)
+        return circuit_open(call, breaker)
+    with admission:
+        error = await _run(call, held, wanted)
+        admission.judge(error)
+    return error
+
+
+async def _run(
+    call: Call[Any], held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
+) -> BaseException | None:
     kind = call.bound.execution.kind
     if kind == "thread":
         return await _in_thread(call, held, wanted)
@@ -161,11 +189,12 @@ async def _in_thread(
         return full
     assert call.context is not None
     bounded = bound.timeout is not None or call.deadline_at is not None
+    timed = bounded or (bound.breaker is not None and bound.breaker.slow is not None)
     call.holds = bound.holds
     call.attempt_context = call.context.copy()
     call.status = "running"
     try:
-        work, submitted = hand_over(call, call.attempt_context, held, timed=bounded)
+        work, submitted = hand_over(call, call.attempt_context, held, timed=timed)
     except Exception as error:  # noqa: BLE001  (no thread can be started for it)
         call.holds = ()
         give_back(held)

@@ -6,9 +6,11 @@ Knows the manager only as the `Home` protocol: where calls are registered and th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from ._breaker import CircuitBreaker
+from ._cache import Cache
 from ._evidence import EvidenceLog
 from ._figures import CallFigures
 from ._left import LeftBehind
@@ -16,6 +18,7 @@ from ._limits import ConcurrencyLimit
 from ._mailbox import Mailbox, OpenScopes
 from ._monitor import PerformanceMonitor
 from ._policy import Policy
+from ._policy_checks import check_policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
@@ -40,11 +43,17 @@ class Home(Protocol):
     calls_open: dict[int, Any]
     closing_at: float
     random: Callable[[], float]
+    cache_waits: dict[Any, Any]
 
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
     def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
+    def bind(self, tool: KGASTool) -> Bound: ...
+    def check_services(self, bound: Bound) -> None: ...
+    def new_call(self, bound: Bound, inputs: Mapping[str, Any], parent: Any = None, item: str | None = None) -> Any: ...
+    async def host_call(self, call: Any, *, owned: bool = False) -> None: ...
+    async def run_isolated(self, call: Any) -> None: ...
     async def close_leaked(self, scopes: OpenScopes, call: Any = None) -> None: ...
 
 
@@ -56,6 +65,9 @@ class ToolState:
         self.origin = origin
         self.limits: dict[int, ConcurrencyLimit] = {}  # by the number given
         self.rates: dict[float, RateLimit] = {}
+        self.breakers: dict[int, CircuitBreaker] = {}
+        self.caches: dict[float, Cache] = {}
+        self.flights: dict[Any, Any] = {}  # calls that share one result, by what they have in common
         self.serial = ConcurrencyLimit(1)
         self.dedicated: ThreadPool | None = None
         self.begun = 0
@@ -86,7 +98,7 @@ class ToolState:
             threads_used=self.thread_starts,
             run_s=self.run_ns / 1e9,
             figures=figures,
-            **{status: count for status, count in self.ended.items() if status != "reused"},
+            **self.ended,
         )
 
 
@@ -94,12 +106,16 @@ class Bound:
     """A tool as one manager runs it in one place: policy resolved, limits found, evidence fields prepared."""
 
     __slots__ = (
+        "breaker",
+        "cache",
         "check",
         "cleans_up",
         "deadline",
         "execution",
+        "fallbacks",
         "function",
         "grace",
+        "hedge_after",
         "holds",
         "home",
         "hooks",
@@ -122,6 +138,7 @@ class Bound:
         "timeout",
         "tool",
         "validates",
+        "version",
     )
 
     def __init__(
@@ -138,6 +155,7 @@ class Bound:
         self.home = home
         self.tool = tool
         self.name = tool.name
+        self.version = str(tool.version)
         self.policy = policy
         self.state = state
         self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
@@ -162,6 +180,11 @@ class Bound:
         # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.rates = _rates(policy, state)
+        check_policy(tool, policy)
+        self.breaker = _breaker(policy, state)
+        self.cache = _cache(policy, state)
+        self.hedge_after: float | None = policy.hedge_after
+        self.fallbacks: tuple[Bound, ...] = tuple(home.bind(other) for other in policy.fallback or ())
         self.requires = tool.requires
         self.template: Any = None  # the evidence's, made by its writer
         # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
@@ -171,6 +194,10 @@ class Bound:
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
+            and self.breaker is None
+            and self.cache is None
+            and self.hedge_after is None
+            and not self.fallbacks
         )
         self.plain_thread = self.plain and self.execution.kind == "thread"
 
@@ -185,6 +212,16 @@ def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -
     if serial is not None:
         limits = (*limits, state.serial, serial)
     return tuple(sorted(limits, key=lambda limit: limit.serial))  # in one order for all: who waits holds no later one
+
+
+def _breaker(policy: Policy, state: ToolState) -> CircuitBreaker | None:
+    given: CircuitBreaker | int | None = policy.breaker
+    return state.breakers.setdefault(given, CircuitBreaker(given)) if isinstance(given, int) else given
+
+
+def _cache(policy: Policy, state: ToolState) -> Cache | None:
+    given: Cache | float | None = policy.cache
+    return state.caches.setdefault(given, Cache(given)) if isinstance(given, float) else given
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:

@@ -177,8 +177,8 @@ class Cache:
         self.ttl = None if ttl is None else check_seconds("Cache(ttl)", ttl)
         if store is not None and (isinstance(store, type) or not isinstance(store, CacheStore)):
             raise TypeError(
-                f"Cache(store) has 'async def get(key, default)' and 'async def set(key, value, ttl)', as MemoryStore() "
-                f"has, not {store!r}"
+                f"Cache(store) has 'async def get(key, default)' and 'async def set(key, value, ttl)', as has "
+                f"MemoryStore(), not {store!r}"
             )
         if key is not None and not callable(key):
             raise TypeError(f"Cache(key) is a function of the inputs, not {key!r}")

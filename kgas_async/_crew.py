@@ -231,8 +231,8 @@ class Crew(ABC, Generic[T]):
                 self.fail(error)
 
     def _count_failure(self, outcome: Outcome[T]) -> None:
-        if outcome.status == "skipped":
-            self.skipped += 1
+        if outcome.status in ("reused", "skipped"):
+            self.skipped += outcome.status == "skipped"
             return
         self.failed += 1
         if self.stopped:

@@ -7,7 +7,8 @@ objects apart is not known here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -19,8 +20,9 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-__all__ = ["digest"]
+__all__ = ["digest", "has_digest"]
 
+_BASES: Final = (str, int, float, bytes, tuple, list)
 _BY_REPR: Final = (complex, date, datetime, time, timedelta, Decimal, Fraction, UUID, PurePath, range)
 
 
@@ -40,6 +42,12 @@ def digest(value: object, prefix: str = "") -> str:
     except RecursionError:
         raise TypeError(f"a {type(value).__name__} that contains itself has no digest") from None
     return sha256("".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def has_digest(kind: type) -> bool:
+    """Whether objects of this class have one, as far as the class can tell."""
+    known = (*_BASES, *_BY_REPR, type(None), Enum, BaseModel, bytearray, memoryview, Mapping, AbstractSet)
+    return kind is object or issubclass(kind, known) or dataclasses.is_dataclass(kind)
 
 
 def _write(value: Any, put: Callable[[str], object]) -> None:
@@ -90,11 +98,12 @@ def _write_other(value: Any, kind: type, put: Callable[[str], object]) -> None:
         _write(bytes(value), put)
     elif isinstance(value, Mapping):
         _write_mapping(value, put)
-    elif isinstance(value, Set):
+    elif isinstance(value, AbstractSet):
         for entry in sorted(_written(one) for one in value):
             put(entry)
     else:
-        for base in (str, int, float, bytes, tuple, list):
+        base: Any
+        for base in _BASES:
             if isinstance(value, base):  # a subclass: its class is written already
                 _write(base(value), put)
                 break

@@ -16,14 +16,18 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
+from ._alternatives import fall_back, may_fall_back
 from ._attempt import attempt_once, contained, plain_in_thread
+from ._cache import KeyFailed
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
+from ._hedge import hedged
 from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted
 from ._offload import ReturnedError
 from ._rate import CostFailed
+from ._reuse import FlightFailed, reused_or_run
 from ._tokens import DeadlinePassed
 from ._waiting import wait_until
 
@@ -152,9 +156,9 @@ async def _perform_fully(call: Call[Any]) -> None:
         error = await _after_replaced(call) if call.replaces else None
         error = error or await _validated(call)
         if error is None:
-            error = await _attempts(call)
+            error = await (_tried(call) if bound.cache is None else reused_or_run(call, bound.cache, _tried))
         if error is None:
-            call.end("succeeded")
+            call.end("reused" if call.reused else "succeeded")
             return
         status, ended = _ending(call, error, call.last_error)
         native = await _clean_up(call, ended)
@@ -213,14 +217,31 @@ def _context(call: Call[Any]) -> Context:
     return call.context
 
 
+async def _tried(call: Call[Any]) -> BaseException | None:
+    """Attempts, then fallbacks, until one gives a value (None); or the call's error."""
+    error = await _attempts(call)
+    if error is None or not call.bound.fallbacks or not may_fall_back(call, error):
+        return error
+    native = await _clean_up(call, error)  # before others are called: it may hold what they need
+    if native is not None:
+        raise native from error
+    call.is_cleaned_up = True
+    call.grace_end = None  # a later cancellation has its own
+    return await fall_back(call, error)
+
+
 async def _attempts(call: Call[Any]) -> BaseException | None:
     """Attempts until one succeeds (None) or the last one's error."""
     bound = call.bound
     retry = bound.retry
     native = None if retry is None or call.host_is_ours else NativeCancels()
+    if retry is not None and retry.budget is not None:
+        retry.budget.count_call(bound.home.mailbox)
+    tries = 0  # a hedged one is one
     while True:
+        tries += 1
         call.attempt += 1
-        error = await attempt_once(call)
+        error = await (attempt_once(call) if bound.hedge_after is None else hedged(call, bound.hedge_after))
         if error is None or retry is None or isinstance(error, (DeadlinePassed, CostFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
@@ -229,7 +250,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             raise lost from error  # the tool has made this error of it
         asked = _as_seen_by_retry(call, error)
         if call.work is not None and call.work.abandoned and not call.work.ended_ns and not retry.while_running:
-            if call.attempt < retry.attempts:
+            if tries < retry.attempts:
                 error.add_note(
                     "not tried again: its abandoned thread still runs, and two at once surprise most tools; "
                     "Retry(..., while_running=True) tries all the same"
@@ -237,11 +258,14 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             return error
         left = None if call.deadline_at is None else call.deadline_at - anyio.current_time()
         try:
-            delay, told = retry.delay(call.attempt, asked, left=left, draw=bound.home.random)
+            delay, told = retry.delay(tries, asked, left=left, draw=bound.home.random)
         except Exception as broken:  # noqa: BLE001  (a user's function in the policy)
             broken.__context__ = error
             return broken
         if delay is None:
+            return error
+        if retry.budget is not None and not retry.budget.take_retry(bound.home.mailbox):
+            add_note(error, f"not tried again: the retries of its {retry.budget!r} are used up")
             return error
         if told:
             for limit in bound.rates:
@@ -305,13 +329,17 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         return "timed_out", error
     if isinstance(error, CallRejected) and _is_own_rejection(call, error):
         error.tool, error.call_id, error.attempts = call.tool_name, call.id, call.attempt
+        if error.__cause__ is None:
+            error.__cause__ = last
         return "rejected", error
+    if isinstance(error, FlightFailed):
+        return error.status, error.error or error
     if isinstance(error, ReturnedError):
         failed = CallFailed(f"tool {call.tool_name!r} returned an error: {error}", result=error.result, **known)
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
-    if isinstance(error, CostFailed):
+    if isinstance(error, (CostFailed, KeyFailed)):
         failed = CallFailed(f"tool {call.name!r}: {error}", **known)
         failed.__cause__ = error.__cause__
         return "failed", failed
@@ -367,7 +395,7 @@ async def _clean_up(call: Call[Any], error: BaseException) -> BaseException | No
         A native cancellation that came meanwhile, to be raised again: it goes through shields, so that in a task which
         is not ours the clean-up is given one that is.
     """
-    if not call.bound.cleans_up or not call.begun_ns:
+    if not call.bound.cleans_up or not call.begun_ns or call.is_cleaned_up:
         return None
     if call.host_is_ours or cancels_pending() is None:
         await _cleaned_up(call, error)

@@ -126,6 +126,12 @@ def end_fields(call: Any) -> dict[str, Any]:
     fields.update(status=call.status, run_us=call.run_ns // 1000, wait_us=_wait_us(call), at_ns=call.ended_ns)
     if call.abandoned:
         fields["abandoned"] = True
+    if call.answered_by is not None:
+        fields["answered_by"] = call.answered_by
+    if call.reused_from is not None:
+        fields["reused_from"] = call.reused_from
+    if call.winner:
+        fields["winner"] = call.winner
     if call.reason:
         fields["reason"] = _bounded(call.reason)
     return fields
@@ -189,6 +195,8 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         or call.batch_id
         or call.batch_size
         or call.given_name
+        or call.answered_by
+        or call.winner
     ):
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
     bound = call.bound

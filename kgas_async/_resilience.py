@@ -63,9 +63,7 @@ class linear:  # noqa: N801
         jitter: The share of each wait that is drawn at random: 1.0 draws from all of it, 0.0 from none.
     """
 
-    def __init__(
-        self, first: float = 0.1, step: float | None = None, cap: float = 30.0, jitter: float = 1.0
-    ) -> None:
+    def __init__(self, first: float = 0.1, step: float | None = None, cap: float = 30.0, jitter: float = 1.0) -> None:
         self.first = check_seconds("linear(first)", first)
         self.step = self.first if step is None else check_seconds("linear(step)", step)
         self.cap = check_seconds("linear(cap)", cap)

@@ -23,7 +23,8 @@ from ._mailbox import Mailbox, OpenScopes
 from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
 from ._path import perform
-from ._policy import DEFAULTS, Policy
+from ._policy import Policy
+from ._policy_checks import policy_of
 from ._recording import Recording
 from ._report import ManagerStatistics
 from ._threads import ThreadPool
@@ -70,6 +71,7 @@ class Session:
         self.log: EvidenceLog | None = None
         self.monitor = monitor
         self.calls_open: dict[int, Call[Any]] = {}
+        self.cache_waits: dict[Call[Any], Any] = {}  # calls that wait for another's result, and what they share with it
         self.states: dict[str, ToolState] = {}
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
@@ -116,8 +118,9 @@ class Session:
                 return bound
         if not isinstance(tool, KGASTool):
             raise no_tool(tool)
-        resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
-        bound = Bound(self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id)
+        bound = Bound(
+            self, tool, policy_of(tool, policy), self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id
+        )
         if phase is None:
             if len(self._bounds) >= BOUND_TOOLS_KEPT:
                 del self._bounds[next(iter(self._bounds))]
@@ -141,6 +144,14 @@ class Session:
             raise ManagerClosed("the manager is closed; calls are made inside 'async with ServiceManager(...)'")
         if parent is None and (self.is_draining or self.is_cancelled):
             raise ManagerClosed("the manager is draining; no new calls are admitted")
+
+    def check_services(self, bound: Bound) -> None:
+        """
+        Raises:
+            ServiceNotRunning: A service of the tool does not run here.
+        """
+        if bound.requires:
+            self.hosting.check_running(bound.requires, bound.name)
 
     def new_call(
         self, bound: Bound, inputs: Mapping[str, Any], parent: Call[Any] | None = None, item: str | None = None
@@ -171,8 +182,7 @@ class Session:
         parent = parent or self.parent()
         self.check_open(parent)
         bound = self.bind(tool)
-        if bound.requires:
-            self.hosting.check_running(bound.requires, bound.name)
+        self.check_services(bound)
         if args:
             inputs = bound.signature.named(args, inputs)
         return self.new_call(bound, inputs, parent)

@@ -19,7 +19,16 @@ from ._errors import CallRejected
 from ._limits import ConcurrencyLimit
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
-__all__ = ["DeadlinePassed", "deadline_of", "give_back", "refund", "take_concurrency", "take_rate"]
+__all__ = [
+    "DeadlinePassed",
+    "deadline_of",
+    "give_back",
+    "refund",
+    "refuse_own_chain",
+    "take_concurrency",
+    "take_now",
+    "take_rate",
+]
 
 
 class DeadlinePassed(Exception):
@@ -48,6 +57,17 @@ async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> Non
             finally:
                 call.wait_concurrency_ns += perf_counter_ns() - began
         held.append(limit)
+
+
+def refuse_own_chain(call: Call[Any]) -> CallRejected | None:
+    """The error of a call that would wait for one that it is nested in, were it to wait for tokens of its limits."""
+    if call.parent is None or not call.bound.holds:
+        return None
+    try:
+        _refuse_deadlock(call)
+    except CallRejected as refused:
+        return refused
+    return None
 
 
 def _refuse_deadlock(call: Call[Any]) -> None:
@@ -115,6 +135,21 @@ def _taken_against(held: ConcurrencyLimit, wanted: ConcurrencyLimit, tools: tupl
                     left.append(limit)
         after[wanted] = tools
         return None
+
+
+def take_now(call: Call[Any]) -> tuple[list[ConcurrencyLimit], list[tuple[RateLimit, float]]] | None:
+    """All tokens of an attempt, if they are there without waiting; the inputs have passed their cost functions."""
+    held: list[ConcurrencyLimit] = []
+    for limit in call.bound.limits:
+        if not limit.acquire_nowait():
+            give_back(held)
+            return None
+        held.append(limit)
+    wanted = [(limit, limit.tokens(call.inputs)) for limit in call.bound.rates]
+    if wanted and not acquire_rates_nowait(wanted):
+        give_back(held)
+        return None
+    return held, wanted
 
 
 async def _acquired(limit: ConcurrencyLimit, deadline: float) -> bool:

@@ -18,7 +18,7 @@ from kgas_async import (
     CircuitOpen,
     InvalidInputs,
 )
-from kgas_async._breaker import BreakerCore, Permit
+from kgas_async._breaker_core import BreakerCore, Permit
 
 TENTH = 1.1  # a window reaches back for up to so many of its seconds
 

@@ -83,7 +83,7 @@ def test_a_key_function_says_what_matters() -> None:
 def test_inputs_of_which_no_key_can_be_made_are_told_with_the_mend() -> None:
     with pytest.raises(KeyFailed, match=r"a object has no digest; give Cache\(ttl, key=...\)"):
         Cache(1).key_of("a", "0", {"x": object()})
-    with pytest.raises(KeyFailed, match="key function gives.*give plain values"):
+    with pytest.raises(KeyFailed, match=r"key function gives.*give plain values"):
         Cache(1, key=lambda inputs: object()).key_of("a", "0", {})
     with pytest.raises(KeyFailed, match="KeyError: 'y'"):
         Cache(1, key=lambda inputs: inputs["y"]).key_of("a", "0", {"x": 1})

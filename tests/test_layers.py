@@ -23,12 +23,16 @@ PACKAGE = "kgas_async"
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _waiting _threads _system _context _suggest"),
-    ("L1", "_limits _rate _window _matching _budget _breaker _cache _digest _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
-    ("L2", "_tool _signature _schema _offload _elements _service _journal"),
+    (
+        "L1",
+        "_limits _rate _window _matching _budget _breaker_core _breaker _cache _digest _resilience _policy _records "
+        "_evidence _evidence_sinks _metrics _loading",
+    ),
+    ("L2", "_tool _signature _schema _offload _elements _service _journal _outcome _fit _policy_checks"),
     (
         "L3",
-        "_drive _events _outcome _fit _left _bound _call _tokens _attempt _path _legacy _adapter _function_tool "
-        "_figures _ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
+        "_drive _events _left _bound _call _tokens _guard _attempt _hedge _alternatives _reuse _path _legacy _adapter "
+        "_function_tool _figures _ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
     ),
     (
         "L4",

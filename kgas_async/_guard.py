@@ -1,0 +1,104 @@
+"""The circuit breaker on the path of a call: refusal before anything is waited for, a permit for each attempt.
+
+What was taken and not used is given back: a permit whose attempt has no result counts as none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import anyio
+
+from ._breaker import BreakerMove, CircuitBreaker
+from ._breaker_core import Permit
+from ._call import Call
+from ._errors import CircuitOpen
+from ._mailbox import cancels_pending
+from ._offload import ReturnedError
+from ._records import call_fields
+from ._tokens import DeadlinePassed
+
+__all__ = ["Admission", "admit", "circuit_open"]
+
+_EVENTS = {"open": "breaker.opened", "half_open": "breaker.half_open", "closed": "breaker.closed"}
+
+
+def circuit_open(call: Call[Any], breaker: CircuitBreaker) -> CircuitOpen:
+    """The error of an attempt that the breaker refuses."""
+    seconds = breaker.reject(call.bound.home.mailbox)
+    when = "a probe is under way" if seconds is None else f"it is tried again in {seconds:.3g} s"
+    return CircuitOpen(
+        f"tool {call.tool_name!r} was not run: its circuit breaker is open, since calls keep failing; {when}",
+        retry_after=seconds,
+    )
+
+
+def admit(call: Call[Any], breaker: CircuitBreaker) -> Admission | None:
+    """Leave for an attempt that has its tokens, without waiting; None where the breaker refuses."""
+    permit, move = breaker.take(call.bound.home.mailbox)
+    if move is not None:
+        _tell(call, breaker, move)
+    return None if permit is None else Admission(call, breaker, permit)
+
+
+class Admission:
+    """One attempt's leave of the breaker, while it runs: without a judgement it counts as none."""
+
+    __slots__ = ("_began", "_breaker", "_call", "_how", "_ok", "_permit")
+
+    def __init__(self, call: Call[Any], breaker: CircuitBreaker, permit: Permit) -> None:
+        self._call = call
+        self._breaker = breaker
+        self._permit = permit
+        self._ok: bool | None = None
+        self._how = ""
+        self._began = 0.0 if breaker.slow is None else anyio.current_time()
+
+    def __enter__(self) -> None:
+        pass
+
+    def judge(self, error: BaseException | None) -> None:
+        """How the attempt ended."""
+        breaker = self._breaker
+        if error is not None:
+            self._ok, self._how = _verdict(self._call, breaker, error)
+        elif breaker.slow is not None and (seconds := _ran_for(self._call, self._began)) > breaker.slow:
+            self._ok, self._how = False, f"slow, {seconds:.3g} s"
+        else:
+            self._ok = True
+
+    def __exit__(self, *error: object) -> None:
+        move = self._breaker.settle(self._permit, self._call.bound.home.mailbox, ok=self._ok, how=self._how)
+        if move is not None:
+            _tell(self._call, self._breaker, move)
+
+
+def _verdict(call: Call[Any], breaker: CircuitBreaker, error: BaseException) -> tuple[bool | None, str]:
+    """What an error says: True for an answer, False for a failure, None for nothing."""
+    work = call.work
+    never_began = work is not None and not work.started_ns
+    if never_began or call.cancel_requested or anyio.current_effective_deadline() == -math.inf:
+        return None, ""
+    pending = cancels_pending()
+    if pending is not None and pending():  # asyncio's own cancellation, of which the tool has made this error
+        return None, ""
+    if isinstance(error, DeadlinePassed):
+        return False, "the deadline passed while it ran"
+    if isinstance(error, ReturnedError):
+        error = error.error
+    counts = breaker.counts(error)
+    return (None if counts is None else not counts), type(error).__name__
+
+
+def _ran_for(call: Call[Any], began: float) -> float:
+    """Seconds that the attempt ran; of a sync tool without the wait for its thread."""
+    work = call.work
+    return anyio.current_time() - began if work is None else work.ended_at - work.started_at
+
+
+def _tell(call: Call[Any], breaker: CircuitBreaker, move: BreakerMove) -> None:
+    log = call.bound.home.log
+    if log is not None:
+        fields = call_fields(call, _EVENTS[move.state], None)
+        log.emit(**fields, breaker=breaker.name or call.tool_name, why=move.why)
