@@ -74,9 +74,7 @@ async def attempt_with(
         refund(wanted)
         return circuit_open(call, breaker)
     with admission:
-        error = await _run(call, held, wanted)
-        admission.judge(error)
-    return error
+        return admission.judge(await _run(call, held, wanted))
 
 
 async def _run(

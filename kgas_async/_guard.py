@@ -58,15 +58,20 @@ class Admission:
     def __enter__(self) -> None:
         pass
 
-    def judge(self, error: BaseException | None) -> None:
-        """How the attempt ended."""
+    def judge(self, error: BaseException | None) -> BaseException | None:
+        """How the attempt ended; its error, or that of the user's function which was to judge it."""
         breaker = self._breaker
         if error is not None:
-            self._ok, self._how = _verdict(self._call, breaker, error)
+            try:
+                self._ok, self._how = _verdict(self._call, breaker, error)
+            except Exception as broken:  # noqa: BLE001  (a user's function in the policy)
+                broken.__context__ = error
+                return broken
         elif breaker.slow is not None and (seconds := _ran_for(self._call, self._began)) > breaker.slow:
             self._ok, self._how = False, f"slow, {seconds:.3g} s"
         else:
             self._ok = True
+        return error
 
     def __exit__(self, *error: object) -> None:
         move = self._breaker.settle(self._permit, self._call.bound.home.mailbox, ok=self._ok, how=self._how)
