@@ -72,6 +72,11 @@ def _check_fallbacks(tool: Any, policy: Policy) -> None:
                     f"tool {other.name!r} cannot be the fallback of tool {tool.name!r}: it takes {name!r} as {kind!r}, "
                     f"which {own.types[name]!r} cannot be"
                 )
+        if cannot_fit(theirs.returns, own.returns):
+            raise TypeError(
+                f"tool {other.name!r} cannot be the fallback of tool {tool.name!r}: it gives {theirs.returns!r}, which "
+                f"cannot be the other's result, {own.returns!r}; map it: ToolAdapter(..., returns=...)"
+            )
 
 
 def _refuse_circle(path: list[Any], policy: Policy) -> None:
