@@ -14,6 +14,7 @@ import anyio
 
 from ._attempt import attempt_once, attempt_with
 from ._call import Call, Host
+from ._context import current_call
 from ._errors import CallRejected
 from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes, is_self_inflicted
@@ -51,6 +52,9 @@ class Attempt(Call[Any]):
         self.abandoned = self.waited = False
         self.holds = ()
         self.begun_ns = self.run_ns = self.wait_thread_ns = 0
+        assert whole.context is not None
+        self.context = whole.context.copy()
+        self.context.run(current_call.set, self)  # what its tool calls is nested in this attempt
 
     @property
     def status(self) -> str:
