@@ -26,10 +26,10 @@ from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
 from ._rate import RateLimit
 from ._threads import Work
-from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rate
+from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rates, wanted_rates
 from ._waiting import wait_until
 
-__all__ = ["attempt_once", "attempt_with", "contained", "in_thread_of", "plain_in_thread"]
+__all__ = ["attempt_once", "attempt_with", "contained", "in_thread", "in_thread_of"]
 
 _set_current_work = current_work.set
 
@@ -47,7 +47,8 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     call.work = None
     try:
         await take_concurrency(call, held)
-        wanted = await take_rate(call)
+        wanted = wanted_rates(call)
+        await take_rates(call, wanted)
     except Exception as error:  # noqa: BLE001  (no token in time; or a cost function failed, in whatever way)
         give_back(held)
         return error
@@ -82,7 +83,8 @@ async def _run(
 ) -> BaseException | None:
     kind = call.bound.execution.kind
     if kind == "thread":
-        return await _in_thread(call, held, wanted)
+        call.attempt_context = _context(call).copy()
+        return await in_thread(call, call.attempt_context, held, wanted)
     call.holds = call.bound.holds
     call.status = "running"
     began = perf_counter_ns()
@@ -93,6 +95,11 @@ async def _run(
         call.run_ns += perf_counter_ns() - began
         call.holds = ()
         give_back(held)
+
+
+def _context(call: Call[Any]) -> Context:
+    assert call.context is not None
+    return call.context
 
 
 def _timeout(call: Call[Any]) -> CallTimeout:
@@ -116,8 +123,7 @@ def _late(call: Call[Any], ended_at: float, timeout_at: float, cause: BaseExcept
 async def _on_loop(call: Call[Any]) -> BaseException | None:
     """An async tool, in this task."""
     bound = call.bound
-    assert call.context is not None
-    context = call.attempt_context = call.context.copy()  # what an attempt sets is not there in the next one
+    context = call.attempt_context = _context(call).copy()  # what an attempt sets is not there in the next one
     timeout = bound.timeout
     if timeout is None and call.deadline_at is None:
         try:
@@ -158,12 +164,11 @@ async def contained(call: Call[Any], awaitable: Awaitable[Any], context: Context
 
 def _inline(call: Call[Any]) -> BaseException | None:
     """A sync tool that is known to be quick, here and now."""
-    assert call.context is not None
     timeout = call.bound.timeout
     timeout_at = math.inf if timeout is None else anyio.current_time() + timeout
     failed: BaseException | None = None
     try:
-        call.attempt_context = call.context.copy()
+        call.attempt_context = _context(call).copy()
         call.value = call.attempt_context.run(partial(call.bound.function, **call.inputs))
     except Exception as error:  # noqa: BLE001
         failed = error
@@ -175,24 +180,26 @@ def _inline(call: Call[Any]) -> BaseException | None:
     return late or failed
 
 
-async def _in_thread(
-    call: Call[Any], held: list[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
+async def in_thread(
+    call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
 ) -> BaseException | None:
-    """A sync tool, in a thread of the manager's."""
+    """A sync tool, in a thread of the manager's, which gives the tokens back.
+
+    Returns:
+        As `attempt_once`.
+    """
     bound = call.bound
     home = bound.home
     if (full := refused_for_abandoned(home)) is not None:
         give_back(held)
         refund(rates)
         return full
-    assert call.context is not None
     bounded = bound.timeout is not None or call.deadline_at is not None
     timed = bounded or (bound.breaker is not None and bound.breaker.slow is not None)
     call.holds = bound.holds
-    call.attempt_context = call.context.copy()
     call.status = "running"
     try:
-        work, submitted = hand_over(call, call.attempt_context, held, timed=timed)
+        work, submitted = hand_over(call, context, held, timed=timed)
     except Exception as error:  # noqa: BLE001  (no thread can be started for it)
         call.holds = ()
         give_back(held)
@@ -205,7 +212,7 @@ async def _in_thread(
         else:
             await work.done.wait()
     except BaseException:
-        await _stop(call, work, held, rates)
+        await _stop(call, work, rates)
         raise
     finally:
         call.holds = ()
@@ -214,21 +221,6 @@ async def _in_thread(
         refund(rates)
         return DeadlinePassed()
     return _thread_result(call, work, timed_out=timed_out)
-
-
-async def plain_in_thread(call: Call[Any], context: Context) -> BaseException | None:
-    """A sync tool that nothing bounds, written flat: the value is on the call, or the error is returned."""
-    if (full := refused_for_abandoned(call.bound.home)) is not None:
-        return full
-    work, submitted = hand_over(call, context, (), timed=False)
-    try:
-        await work.done.wait()
-    except BaseException:
-        await _stop(call, work, [], [])
-        raise
-    finally:
-        _account(call, work, submitted)
-    return _taken(call, work)
 
 
 async def in_thread_of(call: Call[Any], function: Callable[[], object], context: Context) -> None:
@@ -259,7 +251,7 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
         await work.done.wait()
     except BaseException:
         call.grace_end = None  # the clock of this cancellation, not of the call
-        await _stop(call, work, held, [])
+        await _stop(call, work, [])
         raise
     finally:
         call.holds = ()
@@ -370,9 +362,7 @@ def _abandon(call: Call[Any], work: Work) -> bool:
     return True
 
 
-async def _stop(
-    call: Call[Any], work: Work, held: list[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
-) -> None:
+async def _stop(call: Call[Any], work: Work, rates: list[tuple[RateLimit, float]]) -> None:
     """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
     work.aborted = True
     _cancel_children(call)

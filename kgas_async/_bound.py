@@ -113,20 +113,21 @@ class Bound:
         "deadline",
         "execution",
         "fallbacks",
+        "flat",
         "function",
+        "gated",
         "grace",
         "hedge_after",
         "holds",
         "home",
         "hooks",
+        "in_thread",
         "is_coroutine_function",
         "isolated",
         "limits",
         "name",
         "phase",
         "pipeline",
-        "plain",
-        "plain_thread",
         "policy",
         "rates",
         "requires",
@@ -171,6 +172,28 @@ class Bound:
                 self.function, self.execution.kind, self.name, pipeline=pipeline, phase=phase
             )
         self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
+        self._take_policy(policy)
+        self.requires = tool.requires
+        self.template: Any = None  # the evidence's, made by its writer
+        self.in_thread = self.execution.kind == "thread"
+        self.gated = bool(self.limits or self.rates)
+        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call.
+        self.flat = (
+            self.execution.kind != "inline"
+            and not (self.validates or self.cleans_up or self.isolated)
+            and self.timeout is None
+            and self.deadline is None
+            and self.retry is None
+            and self.breaker is None
+            and self.cache is None
+            and self.hedge_after is None
+            and not self.fallbacks
+        )
+
+    def _take_policy(self, policy: Policy) -> None:
+        """What the policy says, with the state behind it found or made."""
+        check_policy(self.tool, policy)
+        state = self.state
         self.timeout: float | None = policy.timeout
         self.deadline: float | None = policy.deadline
         self.grace: float | None = policy.grace
@@ -180,26 +203,10 @@ class Bound:
         # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.rates = _rates(policy, state)
-        check_policy(tool, policy)
         self.breaker = _breaker(policy, state)
         self.cache = _cache(policy, state)
         self.hedge_after: float | None = policy.hedge_after
-        self.fallbacks: tuple[Bound, ...] = tuple(home.bind(other) for other in policy.fallback or ())
-        self.requires = tool.requires
-        self.template: Any = None  # the evidence's, made by its writer
-        # Nothing to wait for and nothing to bound: one attempt in the caller's task is the whole call.
-        self.plain = (
-            self.execution.kind != "inline"
-            and not (self.holds or self.rates or self.validates or self.cleans_up or self.isolated)
-            and self.timeout is None
-            and self.deadline is None
-            and self.retry is None
-            and self.breaker is None
-            and self.cache is None
-            and self.hedge_after is None
-            and not self.fallbacks
-        )
-        self.plain_thread = self.plain and self.execution.kind == "thread"
+        self.fallbacks: tuple[Bound, ...] = tuple(self.home.bind(other) for other in policy.fallback or ())
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:

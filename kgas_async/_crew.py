@@ -80,6 +80,7 @@ class Crew(ABC, Generic[T]):
         self._ready: dict[int, Outcome[T]] = {}
         self._queue: deque[Outcome[T]] = deque()
         self._consumers: list[Gate] = []  # that wait for an outcome; mostly one
+        self.on_outcome: Callable[[Outcome[T]], object] | None = None  # takes them as they come; then nobody waits
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._hiring = False
@@ -218,8 +219,11 @@ class Crew(ABC, Generic[T]):
             self._count_failure(outcome)
         if self._ordered:
             self._ready[index] = outcome
-            if index == self.taken and self._consumers:
-                self._wake_consumers()
+            if index == self.taken:
+                if self.on_outcome is not None:
+                    self._hand_out(self.on_outcome)
+                elif self._consumers:
+                    self._wake_consumers()
         else:
             self._queue.append(outcome)
             if self._consumers:
@@ -229,6 +233,10 @@ class Crew(ABC, Generic[T]):
                 self._on_progress(self._pace.progress(self.done, self.failed))
             except Exception as error:  # noqa: BLE001
                 self.fail(error)
+
+    def _hand_out(self, take: Callable[[Outcome[T]], object]) -> None:
+        while self.error is None and (outcome := self.next_ready()) is not None:
+            take(outcome)
 
     def _count_failure(self, outcome: Outcome[T]) -> None:
         if outcome.status in ("reused", "skipped"):

@@ -138,9 +138,15 @@ class ConcurrencyLimit:
 
         Cancellation: Leaves the line; a token that was granted at the same moment goes to the next.
         """
-        if self.acquire_nowait():
-            return
-        waiter = Waiter(Mailbox.here())
+        if not self.acquire_nowait():
+            await self.wait_for_token(Mailbox.here())
+
+    async def wait_for_token(self, mailbox: Mailbox) -> None:
+        """Take a token, waiting in line for it, on the loop of this mailbox.
+
+        Cancellation: As of `acquire`.
+        """
+        waiter = Waiter(mailbox)
         with self._lock:
             if self._borrowed < self._total and not self._waiters:  # given back meanwhile
                 self._borrowed += 1

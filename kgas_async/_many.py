@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
@@ -260,11 +261,12 @@ class ManyCalls(ABC):
 
 
 async def _fill(report: RunReport, crew: Any, *, keep_all: bool) -> None:
-    """Count the outcomes of a run."""
+    """Count the outcomes of a run, each as it comes: no task has to wake up for it."""
     began = perf_counter()
+    crew.on_outcome = partial(report.add, keep_all=keep_all)
     try:
-        async for outcome in OutcomeStream(crew):
-            report.add(outcome, keep_all=keep_all)
+        with suppress(StopAsyncIteration):
+            await crew.next()
     except PipelineError as error:
         for outcome in not_taken(crew):
             report.add(outcome, keep_all=keep_all)

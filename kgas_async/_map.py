@@ -9,8 +9,8 @@ from ._bound import Bound
 from ._call import Call, Host
 from ._crew import Crew
 from ._employer import Employer
+from ._flat import begin
 from ._outcome import Outcome
-from ._path import begin
 
 __all__ = ["MapCrew"]
 

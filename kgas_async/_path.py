@@ -1,15 +1,14 @@
 """The one path of a call: validate, tokens, timeout, run, retry, end, in the one order of the design.
 
-`perform` walks it in whatever task it is awaited in, under a cancel scope that its host holds. It raises nothing but
-cancellation; how the call ended is on the call.
+`perform_fully` walks it in whatever task it is awaited in, under a cancel scope that its host holds. It raises nothing
+but cancellation; how the call ended is on the call. `_flat` is the same path where little bounds a call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextvars import Context, copy_context
-from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -17,11 +16,10 @@ import anyio
 from pydantic import ValidationError
 
 from ._alternatives import fall_back, may_fall_back
-from ._attempt import attempt_once, contained, plain_in_thread
+from ._attempt import attempt_once, contained
 from ._cache import KeyFailed
 from ._call import Call
 from ._context import current_call
-from ._drive import as_coroutine, resume
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
 from ._hedge import hedged
 from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted
@@ -31,117 +29,10 @@ from ._reuse import FlightFailed, reused_or_run
 from ._tokens import DeadlinePassed
 from ._waiting import wait_until
 
-__all__ = ["begin", "perform"]
-
-_set_current_call = current_call.set
+__all__ = ["cancel_children", "ended_by_tool", "ending", "perform_fully"]
 
 
-async def perform(call: Call[Any]) -> None:
-    """Run a registered call to its end.
-
-    Cancellation: Passed on after the call has ended as ``cancelled`` and what it held was given back; a thread of
-    its has the call's grace to end.
-    """
-    rest = begin(call)
-    if rest is not None:
-        await rest
-
-
-def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
-    """Run a registered call as far as it goes without waiting: None if it has ended, else the rest, to be awaited.
-
-    An item of a large map that does not wait costs no coroutine but its tool's.
-    """
-    bound = call.bound
-    if not bound.plain or call.deadline_at is not None or call.cancel_requested:
-        return _perform_fully(call)
-    if bound.plain_thread:
-        return _perform_in_thread(call)
-    # The same path where nothing bounds the call, written flat: this is what an item of a large map costs.
-    context = None
-    try:
-        inputs = call.inputs = bound.check(call.inputs)
-        call.attempt = 1
-        call.begun_ns = call.created_ns  # there was nothing to wait for
-        context = copy_context()
-        context.run(_set_current_call, call)
-        if bound.is_coroutine_function:
-            coroutine = bound.function(**inputs)  # runs no code yet
-        else:
-            coroutine = as_coroutine(context.run(partial(bound.function, **inputs)))
-        try:
-            step = context.run(coroutine.send, None)
-        except StopIteration as stop:  # it never suspended, and there is nothing to drive
-            call.value = stop.value
-        else:
-            return _resume(call, coroutine, context, step)
-        ended = perf_counter_ns()
-        call.run_ns = ended - call.created_ns
-        call.end("succeeded", None, ended)
-    except Exception as error:  # noqa: BLE001  (any error is the call's; cancellation is none)
-        call.context = context
-        _end_failed(call, error)
-    except BaseException as error:
-        _note_run(call)
-        _cancel_children(call)
-        if not _ended_by_tool(call, error):
-            raise
-    return None
-
-
-async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any) -> None:
-    """Go on with a plain call whose tool has suspended."""
-    try:
-        host = call._host
-        if host is not None:
-            host.waits()
-        call.value = await resume(coroutine, context, step)
-        ended = perf_counter_ns()
-        call.run_ns = ended - call.begun_ns
-        call.end("succeeded", None, ended)
-    except Exception as error:  # noqa: BLE001
-        call.context = context
-        _end_failed(call, error)
-    except BaseException as error:
-        _note_run(call)
-        _cancel_children(call)
-        if not _ended_by_tool(call, error):
-            raise
-
-
-async def _perform_in_thread(call: Call[Any]) -> None:
-    """A plain call of a sync tool."""
-    try:
-        call.inputs = call.bound.check(call.inputs)
-        call.attempt = 1
-        context = copy_context()
-        context.run(_set_current_call, call)
-        failed = await plain_in_thread(call, context)
-        if failed is None:
-            call.end("succeeded")
-        else:
-            call.context = context
-            call.end(*_ending(call, failed, None))
-    except Exception as error:  # noqa: BLE001
-        _end_failed(call, error)
-    except BaseException as error:
-        _note_run(call)
-        _cancel_children(call)
-        if not _ended_by_tool(call, error):
-            raise
-
-
-def _end_failed(call: Call[Any], error: Exception) -> None:
-    _note_run(call)
-    call.end(*_ending(call, error, None))
-
-
-def _note_run(call: Call[Any]) -> None:
-    if call.begun_ns and not call.run_ns:
-        call.run_ns = perf_counter_ns() - call.begun_ns
-
-
-async def _perform_fully(call: Call[Any]) -> None:
+async def perform_fully(call: Call[Any]) -> None:
     bound = call.bound
     call.status = "waiting"
     try:
@@ -160,19 +51,19 @@ async def _perform_fully(call: Call[Any]) -> None:
         if error is None:
             call.end("reused" if call.reused else "succeeded")
             return
-        status, ended = _ending(call, error, call.last_error)
+        status, ended = ending(call, error, call.last_error)
         native = await _clean_up(call, ended)
         call.end(status, ended)
         if native is not None:
             raise native
     except BaseException as error:
-        _cancel_children(call)
+        cancel_children(call)
         if not call.ended_ns:
             native = None
             try:
                 native = await _clean_up(call, error)
             finally:
-                is_tools_own = _ended_by_tool(call, error)
+                is_tools_own = ended_by_tool(call, error)
             if native is not None:
                 raise native from error
             if is_tools_own:
@@ -297,7 +188,7 @@ def _is_cancelled(call: Call[Any]) -> bool:
     return call.cancel_requested or anyio.current_effective_deadline() == -math.inf
 
 
-def _ending(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
+def ending(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
     """How the call ends after this error, unless it was cancelled and its tool has made an error of that."""
     status, ended = _failure(call, error, last)
     if status == "failed" and call.attempt and _is_cancelled(call):
@@ -366,7 +257,7 @@ def _annotate(error: BaseException, call: Call[Any]) -> None:
     add_note(error, "in " + ", ".join(place))
 
 
-def _ended_by_tool(call: Call[Any], error: BaseException) -> bool:
+def ended_by_tool(call: Call[Any], error: BaseException) -> bool:
     """End a call that a `BaseException` left. True if it was the tool's own doing, so that nothing is to be raised."""
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         # On the loop's own thread this is meant for the whole session, not for one call.
@@ -383,7 +274,7 @@ def _ended_by_tool(call: Call[Any], error: BaseException) -> bool:
     return isinstance(error, CallAborted)
 
 
-def _cancel_children(call: Call[Any]) -> None:
+def cancel_children(call: Call[Any]) -> None:
     for child in list(call.children or ()):
         child.cancel("the call that it is nested in has ended")
 

@@ -253,8 +253,12 @@ class RunCrew(WalkCrew):
                 seat.call.batch_id = call.id
                 seat.call.status = "running"
             try:
-                await self._perform(host, call)
+                rest = self._begin(host, call)
+                if rest is not None:
+                    await rest
             finally:
+                host.call = None
+                self.last_ended_ns = call.ended_ns
                 if not call.ended_ns:
                     call.end("cancelled")
                 again = give_out(call, seats)

@@ -17,12 +17,12 @@ from ._call import Call, Host
 from ._context import current_call
 from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
+from ._flat import perform
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes
 from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
-from ._path import perform
 from ._policy import Policy
 from ._policy_checks import policy_of
 from ._recording import Recording

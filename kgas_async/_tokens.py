@@ -17,7 +17,7 @@ import anyio
 from ._call import Call
 from ._errors import CallRejected
 from ._limits import ConcurrencyLimit
-from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
+from ._rate import CostFailed, RateLimit, acquire_rates, acquire_rates_nowait
 
 __all__ = [
     "DeadlinePassed",
@@ -27,7 +27,8 @@ __all__ = [
     "refuse_own_chain",
     "take_concurrency",
     "take_now",
-    "take_rate",
+    "take_rates",
+    "wanted_rates",
 ]
 
 
@@ -45,15 +46,22 @@ def give_back(held: Sequence[ConcurrencyLimit]) -> None:
 
 
 async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> None:
+    """Take the tokens that follow those in ``held``, and add them to it."""
     if call.parent is not None and call.bound.holds:
         _refuse_deadlock(call)
-    for limit in call.bound.limits:
+    mailbox = call.bound.home.mailbox
+    for limit in call.bound.limits[len(held) :]:
         if not limit.acquire_nowait():
             began = perf_counter_ns()
             call.waits()
             try:
-                if not await _acquired(limit, deadline_of(call)):
-                    raise DeadlinePassed
+                if call.deadline_at is None:  # a scope costs more than the rest
+                    await limit.wait_for_token(mailbox)
+                else:
+                    with anyio.CancelScope(deadline=deadline_of(call)) as scope:
+                        await limit.wait_for_token(mailbox)
+                    if scope.cancelled_caught:
+                        raise DeadlinePassed
             finally:
                 call.wait_concurrency_ns += perf_counter_ns() - began
         held.append(limit)
@@ -138,35 +146,34 @@ def _taken_against(held: ConcurrencyLimit, wanted: ConcurrencyLimit, tools: tupl
 
 
 def take_now(call: Call[Any]) -> tuple[list[ConcurrencyLimit], list[tuple[RateLimit, float]]] | None:
-    """All tokens of an attempt, if they are there without waiting; the inputs have passed their cost functions."""
+    """All tokens of an attempt, if they are there without waiting; None too where a cost function raises."""
     held: list[ConcurrencyLimit] = []
     for limit in call.bound.limits:
         if not limit.acquire_nowait():
             give_back(held)
             return None
         held.append(limit)
-    wanted = [(limit, limit.tokens(call.inputs)) for limit in call.bound.rates]
-    if wanted and not acquire_rates_nowait(wanted):
+    try:
+        wanted = wanted_rates(call)
+    except (CallRejected, CostFailed):
+        wanted = None
+    if wanted is None or (wanted and not acquire_rates_nowait(wanted)):
         give_back(held)
         return None
     return held, wanted
 
 
-async def _acquired(limit: ConcurrencyLimit, deadline: float) -> bool:
-    if deadline == math.inf:  # a scope costs more than the rest
-        await limit.acquire()
-        return True
-    with anyio.CancelScope(deadline=deadline) as scope:
-        await limit.acquire()
-    return not scope.cancelled_caught
+def wanted_rates(call: Call[Any]) -> list[tuple[RateLimit, float]]:
+    """What the call costs of each of its rate limits.
+
+    Raises:
+        CallRejected, CostFailed: As of `RateLimit.tokens`.
+    """
+    return [(limit, limit.tokens(call.inputs)) for limit in call.bound.rates]
 
 
-async def take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:
-    rates = call.bound.rates
-    if not rates:
-        return []
-    wanted = [(limit, limit.tokens(call.inputs)) for limit in rates]
-    if not acquire_rates_nowait(wanted):
+async def take_rates(call: Call[Any], wanted: list[tuple[RateLimit, float]]) -> None:
+    if wanted and not acquire_rates_nowait(wanted):
         began = perf_counter_ns()
         call.waits()
         try:
@@ -176,7 +183,6 @@ async def take_rate(call: Call[Any]) -> list[tuple[RateLimit, float]]:
             call.wait_rate_ns += perf_counter_ns() - began
         if scope.cancelled_caught:
             raise DeadlinePassed
-    return wanted
 
 
 def deadline_of(call: Call[Any]) -> float:

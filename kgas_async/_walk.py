@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from typing import Any
 
 import anyio
@@ -21,10 +21,10 @@ from ._crew import Crew
 from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
 from ._expand import Elements
+from ._flat import begin
 from ._frame import Expansion, Frame, Lack
 from ._inputs import collected_inputs, inputs_for
 from ._mailbox import is_self_inflicted
-from ._path import begin
 from ._plan import Plan, PlannedPhase
 
 __all__ = ["Step", "WalkCrew"]
@@ -237,27 +237,24 @@ class WalkCrew(Crew[Any]):
     async def _call(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Call[Any]:
         call = self._registered(frame, planned, self._bound[planned.phase.name], inputs)
         try:
-            await self._perform(host, call)
+            rest = self._begin(host, call)
+            if rest is not None:
+                await rest
         except BaseException:
             frame.fail(planned.phase.name, call)
             self._passed(planned)
             self._ended.append((frame, planned))  # only this call was cancelled, unless we are all to stop
             raise
-        return call
-
-    async def _perform(self, host: Host, call: Call[Any]) -> None:
-        call._host = host
-        host.call = call
-        try:
-            if call.bound.isolated:
-                await self.home.run_isolated(call)
-            else:
-                rest = begin(call)
-                if rest is not None:
-                    await rest
         finally:
             host.call = None
         self.last_ended_ns = call.ended_ns
+        return call
+
+    def _begin(self, host: Host, call: Call[Any]) -> Awaitable[None] | None:
+        """Run a call as far as it goes without waiting; what is left of it. Whoever awaits that frees the host."""
+        call._host = host
+        host.call = call
+        return self.home.run_isolated(call) if call.bound.isolated else begin(call)
 
     # --- expansions
 

@@ -73,7 +73,7 @@ async def test_an_open_one_rejects_at_once_and_says_when_to_come_again() -> None
         await trip(manager, guarded, 3)
         began = anyio.current_time()
         await anyio.sleep(10)
-        with pytest.raises(CircuitOpen, match="'Server' was not run: its circuit breaker is open.*in 20 s") as caught:
+        with pytest.raises(CircuitOpen, match=r"'Server' was not run: its circuit breaker is open.*in 20 s") as caught:
             await manager.execute(guarded)
         assert caught.value.retry_after == pytest.approx(20)
         assert (caught.value.tool, caught.value.attempts) == ("Server", 1)
@@ -204,7 +204,7 @@ async def _cancelled(manager: ServiceManager, guarded: Server, how: str) -> None
         with anyio.move_on_after(0.5):
             await manager.execute(guarded)
     else:
-        import asyncio  # noqa: PLC0415
+        import asyncio
 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(manager.execute(guarded), 0.5)
@@ -215,7 +215,7 @@ async def test_an_error_that_a_tool_makes_of_its_cancellation_does_not_count() -
     async def disguises() -> None:
         try:
             await anyio.sleep(10)
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             raise OSError("interrupted") from None
 
     async with ServiceManager() as manager:

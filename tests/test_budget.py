@@ -21,7 +21,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
-
 def test_retries_are_a_share_of_the_calls() -> None:
     core = BudgetCore(0.2, 0.0, 10.0)
     assert not core.take_retry(0)

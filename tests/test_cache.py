@@ -174,13 +174,18 @@ def test_of_those_that_come_together_one_runs() -> None:
     async def main() -> None:
         look = Look()
         cached = look.using(cache=Cache(60))
-        async with ServiceManager(evidence=(sink := MemorySink())) as manager:
-            async with manager.map(cached, [str(n % 5) for n in range(50)], arg="key", in_flight=50) as outcomes:
-                found = [outcome async for outcome in outcomes]
+        keys = [str(n % 5) for n in range(50)]
+        async with (
+            ServiceManager(evidence=(sink := MemorySink())) as manager,
+            manager.map(cached, keys, arg="key", in_flight=50) as outcomes,
+        ):
+            found = [outcome async for outcome in outcomes]
         assert [outcome.value for outcome in found] == [[str(n % 5), "0"] for n in range(50)]
         assert Counter(outcome.status for outcome in found) == {"succeeded": 5, "reused": 45}
         assert look.now.calls == {str(n): 1 for n in range(5)}
-        ends = [record for record in sink.records if record.get("status") in ("succeeded", "reused") and "tool" in record]
+        ends = [
+            record for record in sink.records if record.get("status") in ("succeeded", "reused") and "tool" in record
+        ]
         ran = {record["call_id"] for record in ends if record["status"] == "succeeded"}
         shared = [record["reused_from"] for record in ends if record["status"] == "reused"]
         assert len(shared) == 45
@@ -259,7 +264,7 @@ async def _cancelled_at_5(manager: ServiceManager, cached: Look, how: str) -> No
         with anyio.move_on_after(5):
             await manager.execute(cached, key="a")
     else:
-        import asyncio  # noqa: PLC0415
+        import asyncio
 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(manager.execute(cached, key="a"), 5)

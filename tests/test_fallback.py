@@ -237,7 +237,11 @@ def circular() -> KGASTool:
 
 
 MISFITS: list[Any] = [
-    (lambda: broken.using(fallback=needs_more), TypeError, "'needs_more' cannot be .* of tool 'broken': it needs 'key'"),
+    (
+        lambda: broken.using(fallback=needs_more),
+        TypeError,
+        "'needs_more' cannot be .* of tool 'broken': it needs 'key'",
+    ),
     (lambda: broken.using(fallback=takes_a_list), TypeError, "takes 'x' as list"),
     (lambda: mirror.using(fallback=gives_a_list), TypeError, "gives list.* cannot be"),
     (lambda: broken.using(fallback=broken.execute_async), TypeError, "a tool or a list of tools"),
@@ -257,7 +261,7 @@ def test_what_cannot_be_a_fallback_is_told_where_it_is_given(make: Any, error: t
 
 async def test_a_circle_is_told_before_anything_runs() -> None:
     async with ServiceManager() as manager:
-        with pytest.raises(ValueError, match="circle: 'Circular' -> 'other' -> 'Circular'; .*fallback=None"):
+        with pytest.raises(ValueError, match=r"circle: 'Circular' -> 'other' -> 'Circular'; .*fallback=None"):
             await manager.execute(circular(), x=1)  # type: ignore[arg-type]
     own = Circular()
     own.policy = Policy(fallback=own)

@@ -214,7 +214,7 @@ async def test_the_slower_one_is_no_failure_to_the_breaker() -> None:
         replica.now.began.append(0)
         try:
             await anyio.sleep(replica.now.seconds[len(replica.now.began) - 1])
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             raise OSError("interrupted") from None
         return 1
 
@@ -249,7 +249,7 @@ def test_cancellation_reaches_both(how: str, at: float) -> None:
                     await manager.execute(hedged)
                 assert scope.cancelled_caught
             else:
-                import asyncio  # noqa: PLC0415
+                import asyncio
 
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(manager.execute(hedged), at)
@@ -296,7 +296,7 @@ async def test_what_the_slower_one_called_ends_with_it() -> None:
 async def test_a_tool_that_cancels_itself_has_failed() -> None:
     if sniffio.current_async_library() == "trio":
         return
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
     @tool(idempotent=True, policy=Policy(hedge_after=2))
     async def suicidal() -> None:
@@ -330,7 +330,7 @@ async def test_exits_end_the_session() -> None:
         await anyio.sleep(2)
         raise SystemExit(3)
 
-    with pytest.raises(SystemExit):  # noqa: PT012
+    with pytest.raises(SystemExit):
         async with ServiceManager() as manager:
             await manager.outcome(exits)
             await anyio.sleep(100)
@@ -417,7 +417,7 @@ MISUSE: list[Any] = [
     (lambda: Phase("a", waits, policy=Policy(hedge_after=1)), "on_cancel='abandon'"),
     (
         lambda: ToolAdapter(
-            factory=object, method="__str__", params=[], instances="dedicated", idempotent=True, policy=Policy(hedge_after=1)
+            factory=dict, method="copy", params=[], instances="dedicated", idempotent=True, policy=Policy(hedge_after=1)
         ),
         "one instance",
     ),

@@ -1,0 +1,183 @@
+"""The path of a call where little bounds it, written flat: what an item of a large map costs.
+
+A call without timeout, deadline, retry and hooks is validated, takes its tokens, makes one attempt and ends. That is
+`_path` in the same order, with what costs nothing where it is free: no coroutine but the tool's own until something
+waits, no scope, one context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextvars import Context, copy_context
+from functools import partial
+from time import perf_counter_ns
+from typing import Any
+
+from ._attempt import in_thread
+from ._call import Call
+from ._context import current_call
+from ._drive import as_coroutine, resume
+from ._path import cancel_children, ended_by_tool, ending, perform_fully
+from ._rate import RateLimit, acquire_rates_nowait
+from ._tokens import give_back, take_concurrency, take_rates, wanted_rates
+
+__all__ = ["begin", "perform"]
+
+_set_current_call = current_call.set
+
+
+async def perform(call: Call[Any]) -> None:
+    """Run a registered call to its end.
+
+    Cancellation: Passed on after the call has ended as ``cancelled`` and what it held was given back; a thread of
+    its has the call's grace to end.
+    """
+    rest = begin(call)
+    if rest is not None:
+        await rest
+
+
+def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
+    """Run a registered call as far as it goes without waiting: None if it has ended, else the rest, to be awaited."""
+    bound = call.bound
+    if (
+        not bound.flat
+        or call.deadline_at is not None
+        or call.cancel_requested
+        or (bound.holds and call.parent is not None)  # whoever called it may hold what it wants
+    ):
+        return perform_fully(call)
+    try:
+        call.inputs = bound.check(call.inputs)
+        call.attempt = 1
+        if bound.gated:
+            rest = _admit(call)
+            if rest is not None:
+                return rest
+    except BaseException as error:
+        if not _ended(call, error):
+            raise
+        return None
+    call.begun_ns = call.created_ns  # there was nothing to wait for
+    return _in_thread(call) if bound.in_thread else _start(call)
+
+
+def _admit(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
+    """Take the call's tokens if all are free; else what waits for the others and goes on."""
+    bound = call.bound
+    wanted = wanted_rates(call) if bound.rates else []
+    limits = bound.limits
+    for number, limit in enumerate(limits):
+        if not limit.acquire_nowait():
+            return _when_admitted(call, list(limits[:number]), wanted)
+    if wanted and not acquire_rates_nowait(wanted):
+        return _when_admitted(call, list(limits), wanted)
+    call.holds = limits
+    return None
+
+
+async def _when_admitted(call: Call[Any], held: list[Any], wanted: list[tuple[RateLimit, float]]) -> None:
+    """Wait for the tokens that were not free, then make the attempt."""
+    call.status = "waiting"
+    try:
+        try:
+            await take_concurrency(call, held)
+            await take_rates(call, wanted)
+        except BaseException:
+            give_back(held)
+            raise
+    except BaseException as error:
+        if not _ended(call, error):
+            raise
+        return
+    call.status = "running"
+    call.holds = call.bound.limits
+    call.begun_ns = perf_counter_ns()
+    rest = _in_thread(call, wanted) if call.bound.in_thread else _start(call)
+    if rest is not None:
+        await rest
+
+
+def _start(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
+    """Make the attempt of an async tool as far as it goes without waiting; what is left of it."""
+    bound = call.bound
+    context = None
+    try:
+        context = copy_context()
+        context.run(_set_current_call, call)
+        if bound.is_coroutine_function:
+            coroutine = bound.function(**call.inputs)  # runs no code yet
+        else:
+            coroutine = as_coroutine(context.run(partial(bound.function, **call.inputs)))
+        try:
+            step = context.run(coroutine.send, None)
+        except StopIteration as stop:  # it never suspended, and there is nothing to drive
+            call.value = stop.value
+        else:
+            return _resume(call, coroutine, context, step)
+        _succeeded(call)
+    except BaseException as error:
+        call.context = context
+        if not _ended(call, error):
+            raise
+    return None
+
+
+async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any) -> None:
+    """Go on with an attempt whose tool has suspended."""
+    try:
+        host = call._host
+        if host is not None:
+            host.waits()
+        call.value = await resume(coroutine, context, step)
+        _succeeded(call)
+    except BaseException as error:
+        call.context = context
+        if not _ended(call, error):
+            raise
+
+
+def _succeeded(call: Call[Any]) -> None:
+    ended = perf_counter_ns()
+    call.run_ns = ended - call.begun_ns
+    if call.holds:
+        _let_go(call)
+    call.end("succeeded", None, ended)
+
+
+async def _in_thread(call: Call[Any], wanted: list[tuple[RateLimit, float]] | None = None) -> None:
+    """Make the attempt of a sync tool."""
+    context = None
+    try:
+        context = copy_context()
+        context.run(_set_current_call, call)
+        held, call.holds = call.holds, ()  # they are the thread's now
+        call.begun_ns = 0  # when a thread takes it up
+        failed = await in_thread(call, context, held, wanted or [])
+        if failed is None:
+            call.end("succeeded")
+        else:  # whatever it is, SystemExit too: it was raised in a thread
+            call.context = context
+            call.end(*ending(call, failed, None))
+    except BaseException as error:
+        call.context = context
+        if not _ended(call, error):
+            raise
+
+
+def _let_go(call: Call[Any]) -> None:
+    held, call.holds = call.holds, ()
+    give_back(held)
+
+
+def _ended(call: Call[Any], error: BaseException) -> bool:
+    """End a call by an error; False for a cancellation that is to be passed on."""
+    if call.holds:
+        _let_go(call)
+    if call.begun_ns and not call.run_ns:
+        call.run_ns = perf_counter_ns() - call.begun_ns
+    if isinstance(error, Exception):
+        call.end(*ending(call, error, None))
+        return True
+    cancel_children(call)
+    return ended_by_tool(call, error)
