@@ -228,7 +228,9 @@ def _breaker(policy: Policy, state: ToolState) -> CircuitBreaker | None:
 
 def _cache(policy: Policy, state: ToolState) -> Cache | None:
     given: Cache | float | None = policy.cache
-    return state.caches.setdefault(given, Cache(given)) if isinstance(given, float) else given
+    if given is None or isinstance(given, Cache):
+        return given
+    return state.caches.setdefault(given, Cache(given))
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:

@@ -184,7 +184,7 @@ class Cache:
             raise TypeError(f"Cache(key) is a function of the inputs, not {key!r}")
         self.store: CacheStore = MemoryStore() if store is None else store
         self.key = key
-        self._counts = dict.fromkeys(("hits", "shared", "misses", "errors"), 0)
+        self._counts: dict[str, int] = dict.fromkeys(("hits", "shared", "misses", "errors"), 0)
         self._lock = Lock()
 
     def __repr__(self) -> str:

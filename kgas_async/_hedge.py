@@ -17,7 +17,7 @@ from ._call import Call, Host
 from ._context import current_call
 from ._errors import CallRejected
 from ._limits import ConcurrencyLimit
-from ._mailbox import OpenScopes, is_self_inflicted
+from ._mailbox import Gate, OpenScopes, is_self_inflicted
 from ._rate import RateLimit
 from ._records import call_fields
 from ._tokens import give_back, refund, take_now
@@ -111,7 +111,7 @@ class _Race:
         self.last: Attempt | None = None  # that ended with an error
         self.unused: Tokens | None = None  # of an attempt whose task has not begun
         self.raised: BaseException | None = None  # not to be returned
-        self._news = anyio.Event()
+        self._gate: Gate | None = None  # where the call waits for news
 
     def add(self) -> Attempt:
         attempt = Attempt(self.call, self._started)
@@ -121,7 +121,11 @@ class _Race:
     def _started(self) -> None:
         if self.started_at == math.inf:
             self.started_at = anyio.current_time()
-            self._news.set()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._gate is not None:
+            self._gate.set()
 
     @property
     def is_over(self) -> bool:
@@ -149,17 +153,19 @@ class _Race:
             except BaseException as error:  # noqa: BLE001  (raised again in the call's task)
                 self.raised = error
         attempt.is_over = True
-        self._news.set()
+        self._tell()
 
     async def until_over(self, deadline: float = math.inf) -> bool:
         """Wait for the end, until ``deadline`` (loop time), or until the first has started; whether it is over."""
-        while not self.is_over:
-            if self._news.is_set():
-                self._news = anyio.Event()
-            started = self.started_at
+        started = self.started_at
+        while not self.is_over and self.started_at == started:
+            gate = self._gate = self.call.bound.home.mailbox.gate()
+            if deadline == math.inf:
+                await gate.wait()
+                continue
             with anyio.CancelScope(deadline=deadline) as scope:
-                await self._news.wait()
-            if scope.cancelled_caught or self.started_at != started:
+                await gate.wait()
+            if scope.cancelled_caught:
                 break
         return self.is_over
 
@@ -213,14 +219,13 @@ async def hedged(call: Call[Any], seconds: float) -> BaseException | None:
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(race.run, race.add())
-            is_over = await race.until_over()
+            is_over = await race.until_over()  # or started
             if not is_over and not await race.until_over(race.started_at + seconds):
                 tokens = _tokens(call)
                 if tokens is not None:
                     race.unused = tokens
                     _begin_second(race, tasks)
-                while not await race.until_over():
-                    pass
+                await race.until_over()
             for attempt in race.attempts:
                 if attempt is not race.winner and not attempt.is_over:
                     attempt.lose()

@@ -394,6 +394,28 @@ async def test_a_cooperative_thread_that_was_slower_sees_that_it_is_to_stop() ->
     assert stopped.wait(10)
 
 
+async def test_where_both_threads_still_run_it_is_not_tried_again() -> None:
+    go_on = threading.Event()
+    began: list[int] = []
+
+    def hangs() -> None:
+        began.append(1)
+        go_on.wait(30)
+
+    hedged = ToolAdapter(
+        hangs,
+        on_cancel="abandon",
+        idempotent=True,
+        name="hangs",
+        policy=Policy(hedge_after=0.05, timeout=0.2, retry=Retry(3, wait=0)),
+    )
+    async with ServiceManager() as manager:
+        outcome = await manager.outcome(hedged)
+        assert (outcome.status, outcome.attempts, len(began)) == ("timed_out", 2, 2)
+        assert manager.statistics().threads_abandoned == 2
+        go_on.set()
+
+
 # --- what it is refused for
 
 

@@ -8,6 +8,7 @@ import sys
 from .cases import LOOPS, item_cases, thread_cases
 from .idle import idle_table
 from .measure import Row, compare, table
+from .policies import policies_table
 
 
 def main() -> int:
@@ -22,6 +23,9 @@ def main() -> int:
             title = f"A sync call in a thread, {in_flight} in flight, over anyio.to_thread on {loop}"
             rows += shown(title, compare(thread_cases(loop, calls, in_flight), rounds))
     missed = [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
+    table_of_policies, missed_policies = policies_table(items, rounds)
+    print("\n" + table_of_policies)
+    missed += missed_policies
     table_of_idle, missed_idle = idle_table(1.0 if quick else 5.0)
     print("\n" + table_of_idle)
     missed += missed_idle
