@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, NamedTuple
 
 from ._call import Call
 from ._errors import CallCancelled, PipelineError, text_of
@@ -11,6 +12,11 @@ from ._expand import Elements
 from ._plan import PlannedPhase, Steps
 
 __all__ = ["Expansion", "Frame", "Lack"]
+
+
+_NO_NAMES: Final[frozenset[str]] = frozenset()
+_NO_PLACES: Final[Mapping[str, PlannedPhase]] = {}
+_NO_FAILURES: Final[Mapping[str, tuple[str, BaseException | None]]] = {}
 
 
 class Failure(NamedTuple):
@@ -89,16 +95,17 @@ class Frame:
         self.fields = fields
         self.results: dict[str, Any] = {}
         self.calls: dict[str, Call[Any]] = {}
-        self.expansions: list[Expansion] = []
+        # Most items need none of the following: nothing is made for them before it is wanted.
+        self.expansions: tuple[Expansion, ...] = ()
         self.expansion = expansion
-        self.bad: set[str] = set()
-        self.below: list[Failure] = []
-        self.lacks: list[Lack] = []
-        self.places: Mapping[str, PlannedPhase] = {}
-        self.skipped: set[str] = set()
-        self.failures: dict[str, tuple[str, BaseException | None]] = {}
+        self.bad: AbstractSet[str] = _NO_NAMES
+        self.below: tuple[Failure, ...] = ()
+        self.lacks: tuple[Lack, ...] = ()
+        self.places: Mapping[str, PlannedPhase] = _NO_PLACES
+        self.skipped: AbstractSet[str] = _NO_NAMES
+        self.failures: Mapping[str, tuple[str, BaseException | None]] = _NO_FAILURES
         self.branches = len(steps.starts)
-        self.joins: dict[str, int] = {}  # of those that wait for several: how many have ended
+        self.joins: dict[str, int] | None = None  # of those that wait for several: how many have ended
         self.status = "succeeded"
         self.error: BaseException | None = None
         self.failed_phase: str | None = None
@@ -114,8 +121,16 @@ class Frame:
         self._failed(phase, "failed", error)
 
     def _failed(self, phase: str, status: str, error: BaseException | None) -> None:
-        self.bad.add(phase)
-        self.failures.setdefault(phase, (status, error))
+        self.mark(phase, "bad")
+        if phase not in self.failures:
+            self.failures = {**self.failures, phase: (status, error)}
+
+    def mark(self, phase: str, how: str) -> None:
+        """A phase has no result, since it or what it needs failed (``bad``) or was ``skipped``."""
+        if how == "bad":
+            self.bad = self.bad | {phase}
+        else:
+            self.skipped = self.skipped | {phase}
 
     def cut(self, planned: PlannedPhase) -> None:
         """A phase is not begun any more."""
@@ -123,13 +138,15 @@ class Frame:
         if self.blocked(planned.needs) is None:
             error = CallCancelled(f"item {self.key!r} was cancelled before phase {name!r}")
             self._failed(name, "cancelled", error)
-        self.bad.add(name)
+        self.mark(name, "bad")
 
     def join(self, planned: PlannedPhase) -> bool:
         """One more of those that a phase waits for has ended: whether it was the last."""
         if planned.waits == 1:
             return True
         name = planned.phase.name
+        if self.joins is None:
+            self.joins = {}
         ended = self.joins[name] = self.joins.get(name, 0) + 1
         return ended == planned.waits
 
@@ -139,6 +156,8 @@ class Frame:
         What failed in elements, and no collect goes on without, is this frame's too.
         """
         self.places = places
+        if not (self.failures or self.expansions or self.lacks):
+            return
         for lack in sorted(self.lacks, key=lambda lack: lack.collect.place):
             self._take(lack.elements, lack.expansion.upstream(lack.needed))
         for expansion in self.expansions:
@@ -155,7 +174,8 @@ class Frame:
         errors = [failure.error for failure in found if isinstance(failure.error, Exception)]
         status = found[0].status if len({failure.status for failure in found}) == 1 else "failed"
         error = ExceptionGroup(f"{len(errors)} elements failed", errors) if len(errors) > 1 else found[0].error
-        self.below.append(Failure(found[0].phase, status, error, frozenset().union(*(one.phases for one in found))))
+        names = frozenset().union(*(one.phases for one in found))
+        self.below = (*self.below, Failure(found[0].phase, status, error, names))
 
     def first_of(self, relevant: set[str] | None) -> Failure | None:
         """Once it is settled: the first as declared of its failures, or of those in which one of these phases failed.

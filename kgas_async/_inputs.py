@@ -41,6 +41,14 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
         PipelineError: The item has no such field.
     """
     inputs: dict[str, Any] = {}
+    if planned.direct is not None:
+        try:
+            for parameter, is_result, name in planned.direct:
+                inputs[parameter] = (frame.results if is_result else frame.fields)[name]
+        except KeyError:
+            kind = "result" if is_result else "field"
+            raise PipelineError(_has_none(planned, frame, kind, name)) from None
+        return inputs
     depth = len(planned.level)
     for binding in planned.bindings:
         if binding.collected:
@@ -55,11 +63,13 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
         except KeyError:
             if binding.optional:
                 continue
-            raise PipelineError(
-                f"phase {planned.phase.name!r}: the item {home.key!r} has no {binding.kind} {binding.name!r}"
-            ) from None
+            raise PipelineError(_has_none(planned, home, binding.kind, binding.name)) from None
         inputs[binding.parameter] = follow(value, binding.path) if binding.path else value
     return inputs
+
+
+def _has_none(planned: PlannedPhase, home: Frame, kind: str, name: str) -> str:
+    return f"phase {planned.phase.name!r}: the item {home.key!r} has no {kind} {name!r}"
 
 
 def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) -> tuple[dict[str, Any], Lack]:
@@ -116,16 +126,13 @@ def item_fields(pipeline: Pipeline, item: Any) -> Mapping[str, Any]:
     return fields
 
 
-def key_of(pipeline: Pipeline, item: Any, fields: Mapping[str, Any], index: int) -> str:
-    """The item's key.
+def key_of(key: Any, item: Any, fields: Mapping[str, Any], index: int, pipeline: str) -> str:
+    """The item's key, by the pipeline's ``key``: a field or a function.
 
     Raises:
         PipelineError: The key field is missing, or the key is None.
     """
-    key = pipeline.key
-    if key is None:
-        return str(index)
     value = fields.get(key) if isinstance(key, str) else key(item)
     if value is None:
-        raise PipelineError(f"pipeline {pipeline.name!r}: item {index} has no key ({key!r} gives None)")
+        raise PipelineError(f"pipeline {pipeline!r}: item {index} has no key ({key!r} gives None)")
     return str(value)

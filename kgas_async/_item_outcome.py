@@ -19,10 +19,11 @@ def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
     value: Any = None
     error = frame.error
     status = frame.status
-    if status == "succeeded":
+    if status == "succeeded" and plan.leaves and not (frame.skipped or frame.expansions):
         leaves = plan.leaves
-        if frame.skipped or frame.expansions:
-            leaves = tuple(name for name in leaves if not _is_skipped(frame, plan.phases[name]))
+        value = frame.results[leaves[0]] if len(leaves) == 1 else {name: frame.results[name] for name in leaves}
+    elif status == "succeeded":
+        leaves = tuple(name for name in plan.leaves if not _is_skipped(frame, plan.phases[name]))
         values = {name: _leaf(frame, plan.phases[name]) for name in leaves}
         value = next(iter(values.values())) if len(plan.leaves) == 1 and values else values
         if not leaves:

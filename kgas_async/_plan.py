@@ -56,6 +56,8 @@ class PlannedPhase:
         waits: How many of its level it waits for.
         live: The input that is a live stream, if any.
         when: Whether it runs, given its inputs.
+        direct: ``(parameter, whether it is a result, name)`` of each input, where all are plain values of the very
+            frame that it runs in, always wanted; else None.
     """
 
     phase: Phase
@@ -68,6 +70,12 @@ class PlannedPhase:
     waits: int = 0
     live: Binding | None = None
     when: Callable[[Mapping[str, Any]], bool] | None = None
+    direct: tuple[tuple[str, bool, str], ...] | None = dataclasses.field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        plain = [one for one in self.bindings if not (one.path or one.optional or one.collected)]
+        if len(plain) == len(self.bindings) and all(one.level == self.level for one in plain):
+            self.direct = tuple((one.parameter, one.kind == "result", one.name) for one in plain)
 
 
 @dataclasses.dataclass(slots=True)

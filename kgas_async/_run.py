@@ -5,7 +5,7 @@ How an item gets from phase to phase is `_walk`'s; what runs once per run is `_r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -109,41 +109,39 @@ class RunCrew(WalkCrew):
         """When a worker without work is to look again: a batch is due then."""
         return float("inf") if self._batches is None else self._batches.due_at()
 
-    async def process(self, host: Host, unit: Any) -> None:
-        """Walk an item, a branch or an element as far as it goes."""
+    def process(self, host: Host, unit: Any) -> Awaitable[None] | None:
+        """Walk an item, a branch or an element as far as it goes without waiting; the rest of it."""
         work: Step | None
         if isinstance(unit, tuple):
             first, second = unit
-            if first is _RESUME:
-                work = self._after(*second)
+            if first.__class__ is int:
+                work = self._admitted(first, second)
             else:
-                work = unit if isinstance(first, Frame) else self._admitted(first, second)
+                work = self._after(*second) if first is _RESUME else unit
         elif isinstance(unit, Frame):
             self.last_ended_ns = perf_counter_ns()  # as for an item: it may make no call
             work = self._entered(unit)
-        elif isinstance(unit, Batch):
-            work = await self._run_batch(host, unit)
         else:
-            work = await self._refill(unit)
-        while work is not None:
-            if host.was_cancelled:  # for a call that has ended all the same: it must not hit the next one
-                self._branches.appendleft(work)
-                return
-            work = await self._step(host, *work)
+            rest = self._run_batch(host, unit) if isinstance(unit, Batch) else self._refill(unit)
+            return self._go_on(host, (None, None, rest))
+        pending = self._advance(host, work)
+        return None if pending is None else self._go_on(host, pending)
 
     def _admitted(self, index: int, item: Any) -> Step | None:
         """The first step of a new item, or None where the item is at fault: then it has its outcome."""
         key = str(index)
         self.last_ended_ns = perf_counter_ns()  # an item at fault makes no call, and must let others run all the same
         try:
-            fields = item_fields(self.pipeline, item)
-            self._verify(fields)
-            key = key_of(self.pipeline, item, fields, index)
-            if key in self._keys:
-                raise PipelineError(
-                    f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in flight; "
-                    f"keys must differ"
-                )
+            fields = item if item.__class__ is dict else item_fields(self.pipeline, item)
+            if not self._verified:
+                self._verify(fields)
+            if self.pipeline.key is not None:
+                key = key_of(self.pipeline.key, item, fields, index, self.pipeline.name)
+                if key in self._keys:
+                    raise PipelineError(
+                        f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in "
+                        f"flight; keys must differ"
+                    )
             for name in self._needed:
                 if name not in fields:
                     raise PipelineError(f"pipeline {self.pipeline.name!r}: the item {key!r} has no field {name!r}")
@@ -157,7 +155,8 @@ class RunCrew(WalkCrew):
             failure.__cause__ = error
             self._at_fault(index, key, failure)
             return None
-        self._keys.add(key)
+        if self.pipeline.key is not None:
+            self._keys.add(key)
         return self._entered(Frame(None, self._plan.item, index, key, fields))
 
     def _at_fault(self, index: int, key: str, error: PipelineError) -> None:
@@ -168,8 +167,6 @@ class RunCrew(WalkCrew):
 
     def _verify(self, fields: Mapping[str, Any]) -> None:
         """On the first item, before any tool runs: it has the fields that the pipeline takes for granted."""
-        if self._verified:
-            return
         self._verified = True
         wanted = list(self._plan.assumed) if self.pipeline.fields is None else []
         missing = [name for name in wanted if name not in fields]
@@ -216,7 +213,9 @@ class RunCrew(WalkCrew):
 
     # --- batches
 
-    async def _seat(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Step | None:
+    def _seat(
+        self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]
+    ) -> Awaitable[Step | None] | None:
         """Have an item wait for a batch; who fills it runs it."""
         assert self._batches is not None
         batch = self._batches.by_name[planned.phase.name]
@@ -227,7 +226,7 @@ class RunCrew(WalkCrew):
         batch.add(Seat(frame, planned, call, inputs, self._unseat))
         self._passed(planned)
         if len(batch.seats) >= batch.size:
-            return await self._run_batch(host, batch)
+            return self._run_batch(host, batch)
         if is_first and batch.wait is not None:
             self.wake_one()  # who sleeps without a limit has to look when it is due
         return None

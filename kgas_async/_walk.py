@@ -27,9 +27,10 @@ from ._inputs import collected_inputs, inputs_for
 from ._mailbox import is_self_inflicted
 from ._plan import Plan, PlannedPhase
 
-__all__ = ["Step", "WalkCrew"]
+__all__ = ["Pending", "Step", "WalkCrew"]
 
 Step = tuple[Frame, PlannedPhase]  # a phase that is to run in a frame
+Pending = tuple[Step | None, Call[Any] | None, Awaitable[Any]]  # a step's call that waits; or what gives the next step
 
 
 class WalkCrew(Crew[Any]):
@@ -59,12 +60,14 @@ class WalkCrew(Crew[Any]):
         self._ended: list[Step] = []  # phases after which somebody has to go on
 
     @abstractmethod
-    async def _seat(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Step | None:
-        """Have an item wait for a batch."""
+    def _seat(
+        self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]
+    ) -> Awaitable[Step | None] | None:
+        """Have an item wait for a batch; what runs that, where it is full now."""
 
     @abstractmethod
     def _passed(self, planned: PlannedPhase) -> None:
-        """A frame has come to this phase, or never will."""
+        """A frame has come to this phase, or never will: batches want to know."""
 
     @abstractmethod
     def _begun(self, frame: Frame) -> None:
@@ -89,27 +92,68 @@ class WalkCrew(Crew[Any]):
             self.wake_one()
         return frame, starts[0]
 
-    async def _step(self, host: Host, frame: Frame, planned: PlannedPhase) -> Step | None:
-        """Run one phase in a frame; what to go on with after it, if that falls to this worker."""
-        phase = planned.phase
-        blocked = None
-        if frame.bad or frame.skipped or frame.parent is not None:
-            blocked = frame.blocked(planned.needs)
-        inputs = self._gathered(frame, planned) if blocked is None else None
-        if inputs is None:
-            if blocked is not None:
-                (frame.bad if blocked == "bad" else frame.skipped).add(phase.name)
-        elif phase.batch is not None:
-            return await self._seat(host, frame, planned, inputs)
-        else:
-            call = await self._call(host, frame, planned, inputs)
-            expansion = self._take_result(frame, planned, call)
-            if expansion is not None:
+    def _advance(self, host: Host, work: Step | None, call: Call[Any] | None = None) -> Pending | None:
+        """Walk on as far as it goes without waiting; what to wait for, or None where this worker is done.
+
+        Args:
+            work: The step to make.
+            call: Its call, where that has ended already.
+        """
+        while work is not None:
+            frame, planned = work
+            if call is None:
+                if host.was_cancelled:  # for a call that has ended all the same: it must not hit the next one
+                    self._branches.appendleft(work)
+                    return None
+                inputs = self._gathered(frame, planned)
+                if inputs is not None:
+                    if planned.phase.batch is not None:
+                        rest = self._seat(host, frame, planned, inputs)
+                        return None if rest is None else (None, None, rest)
+                    call = self._registered(frame, planned, self._bound[planned.phase.name], inputs)
+                    try:
+                        ending = self._begin(host, call)
+                    except BaseException:
+                        self._cut_off(work, call)
+                        raise
+                    if ending is not None:
+                        return work, call, ending
+            expansion = None
+            if call is not None:
+                host.call = None
+                self.last_ended_ns = call.ended_ns
+                expansion = self._take_result(frame, planned, call)
+                call = None
+            if self._plan.batches:
                 self._passed(planned)
+            if expansion is not None:
                 is_left_to_others = expansion.elements.is_ready or host.was_cancelled
-                return None if is_left_to_others else await self._refill(expansion)
+                return None if is_left_to_others else (None, None, self._refill(expansion))
+            work = self._after(frame, planned)
+        return None
+
+    async def _go_on(self, host: Host, pending: Pending | None) -> None:
+        """Wait for what was begun, and walk on."""
+        while pending is not None:
+            work, call, rest = pending
+            if work is None or call is None:
+                pending = self._advance(host, await rest)
+                continue
+            try:
+                await rest
+            except BaseException:
+                self._cut_off(work, call)
+                raise
+            finally:
+                host.call = None
+            pending = self._advance(host, work, call)
+
+    def _cut_off(self, work: Step, call: Call[Any]) -> None:
+        """A cancellation came out of a step's call: it was for this call only, unless we are all to stop."""
+        frame, planned = work
+        frame.fail(planned.phase.name, call)
         self._passed(planned)
-        return self._after(frame, planned)
+        self._ended.append(work)
 
     def _after(self, frame: Frame, planned: PlannedPhase) -> Step | None:
         """A phase, and if it was expanded all its elements, has ended: what this worker goes on with."""
@@ -161,6 +205,11 @@ class WalkCrew(Crew[Any]):
 
     def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:
         """The inputs of a phase, or None where it is skipped or cannot have them."""
+        if frame.bad or frame.skipped or frame.parent is not None:
+            blocked = frame.blocked(planned.needs)
+            if blocked is not None:
+                frame.mark(planned.phase.name, blocked)
+                return None
         phase = planned.phase
         try:
             if phase.collect is not None:
@@ -197,7 +246,7 @@ class WalkCrew(Crew[Any]):
         )
         self.last_ended_ns = call.ended_ns
         frame.calls[name] = call
-        frame.skipped.add(name)
+        frame.mark(name, "skipped")
 
     def _skip_collect(self, frame: Frame, lack: Lack) -> None:
         """Half a document is no document: the collect is skipped and its parent fails."""
@@ -214,8 +263,8 @@ class WalkCrew(Crew[Any]):
         call.end("skipped", error)
         self.last_ended_ns = call.ended_ns
         frame.calls[phase.name] = call
-        frame.bad.add(phase.name)
-        frame.lacks.append(lack)
+        frame.mark(phase.name, "bad")
+        frame.lacks = (*frame.lacks, lack)
 
     def _take_result(self, frame: Frame, planned: PlannedPhase, call: Call[Any]) -> Expansion | None:
         """What came of a phase's call; the expansion that it opens, if it does."""
@@ -232,22 +281,6 @@ class WalkCrew(Crew[Any]):
         call = self.home.new_call(bound, inputs, self.parent, frame.key)
         call.index = frame.index
         frame.calls[planned.phase.name] = call
-        return call
-
-    async def _call(self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]) -> Call[Any]:
-        call = self._registered(frame, planned, self._bound[planned.phase.name], inputs)
-        try:
-            rest = self._begin(host, call)
-            if rest is not None:
-                await rest
-        except BaseException:
-            frame.fail(planned.phase.name, call)
-            self._passed(planned)
-            self._ended.append((frame, planned))  # only this call was cancelled, unless we are all to stop
-            raise
-        finally:
-            host.call = None
-        self.last_ended_ns = call.ended_ns
         return call
 
     def _begin(self, host: Host, call: Call[Any]) -> Awaitable[None] | None:
@@ -269,7 +302,7 @@ class WalkCrew(Crew[Any]):
             return None
         call.value = None
         expansion = Expansion(frame, planned, elements)
-        frame.expansions.append(expansion)
+        frame.expansions = (*frame.expansions, expansion)
         self._open_expansions.append(expansion)
         return expansion
 
