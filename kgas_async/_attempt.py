@@ -7,7 +7,7 @@ gives them back, even when nobody waits for it any more.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from time import perf_counter_ns
@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 
 from ._bound import Home
+from ._breaker import CircuitBreaker
 from ._call import Call
 from ._context import current_work
 from ._drive import drive
@@ -62,13 +63,17 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     return await attempt_with(call, held, wanted)
 
 
-async def attempt_with(
+def attempt_with(
     call: Call[Any], held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
-) -> BaseException | None:
+) -> Coroutine[Any, Any, BaseException | None]:
     """Make one attempt that has its tokens, and give them back."""
     breaker = call.bound.breaker
-    if breaker is None:
-        return await _run(call, held, wanted)
+    return _run(call, held, wanted) if breaker is None else _guarded(call, breaker, held, wanted)
+
+
+async def _guarded(
+    call: Call[Any], breaker: CircuitBreaker, held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
+) -> BaseException | None:
     admission = admit(call, breaker)
     if admission is None:
         give_back(held)

@@ -47,7 +47,8 @@ async def perform_fully(call: Call[Any]) -> None:
         error = await _after_replaced(call) if call.replaces else None
         error = error or await _validated(call)
         if error is None:
-            error = await (_tried(call) if bound.cache is None else reused_or_run(call, bound.cache, _tried))
+            run = _tried if bound.fallbacks else _attempts
+            error = await (run(call) if bound.cache is None else reused_or_run(call, bound.cache, run))
         if error is None:
             call.end("reused" if call.reused else "succeeded")
             return
@@ -111,7 +112,7 @@ def _context(call: Call[Any]) -> Context:
 async def _tried(call: Call[Any]) -> BaseException | None:
     """Attempts, then fallbacks, until one gives a value (None); or the call's error."""
     error = await _attempts(call)
-    if error is None or not call.bound.fallbacks or not may_fall_back(call, error):
+    if error is None or not may_fall_back(call, error):
         return error
     native = await _clean_up(call, error)  # before others are called: it may hold what they need
     if native is not None:

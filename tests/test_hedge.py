@@ -308,6 +308,7 @@ async def test_a_tool_that_cancels_itself_has_failed() -> None:
     async with ServiceManager() as manager:
         outcome = await manager.outcome(suicidal)
         assert outcome.status == "failed"
+        assert isinstance(outcome.error.__cause__, asyncio.CancelledError)  # type: ignore[union-attr]
         assert (await manager.outcome(Replica(0).using(hedge_after=2))).ok
 
 
