@@ -9,6 +9,7 @@ import anyio.lowlevel
 
 from ._call import Call
 from ._errors import CallCancelled, InvalidInputs, ServiceNotRunning, add_note, text_of
+from ._guard import was_cancelled
 from ._policy_checks import fallback_inputs
 from ._records import call_fields
 from ._tokens import DeadlinePassed, deadline_of
@@ -18,7 +19,7 @@ __all__ = ["fall_back", "may_fall_back"]
 
 def may_fall_back(call: Call[Any], error: BaseException) -> bool:
     """Whether other tools are to be asked after this error."""
-    return not (call.cancel_requested or isinstance(error, (DeadlinePassed, InvalidInputs)))
+    return not (isinstance(error, (DeadlinePassed, InvalidInputs)) or was_cancelled(call))
 
 
 async def fall_back(call: Call[Any], error: BaseException) -> BaseException | None:

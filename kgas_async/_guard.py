@@ -19,7 +19,7 @@ from ._offload import ReturnedError
 from ._records import call_fields
 from ._tokens import DeadlinePassed
 
-__all__ = ["Admission", "admit", "circuit_open"]
+__all__ = ["Admission", "admit", "circuit_open", "was_cancelled"]
 
 _EVENTS = {"open": "breaker.opened", "half_open": "breaker.half_open", "closed": "breaker.closed"}
 
@@ -83,10 +83,7 @@ def _verdict(call: Call[Any], breaker: CircuitBreaker, error: BaseException) -> 
     """What an error says: True for an answer, False for a failure, None for nothing."""
     work = call.work
     never_began = work is not None and not work.started_ns
-    if never_began or call.cancel_requested or anyio.current_effective_deadline() == -math.inf:
-        return None, ""
-    pending = cancels_pending()
-    if pending is not None and pending():  # asyncio's own cancellation, of which the tool has made this error
+    if never_began or was_cancelled(call):
         return None, ""
     if isinstance(error, DeadlinePassed):
         return False, "the deadline passed while it ran"
@@ -94,6 +91,14 @@ def _verdict(call: Call[Any], breaker: CircuitBreaker, error: BaseException) -> 
         error = error.error
     counts = breaker.counts(error)
     return (None if counts is None else not counts), type(error).__name__
+
+
+def was_cancelled(call: Call[Any]) -> bool:
+    """Whether it was told to stop, by whomever: an error is what its tool has made of that."""
+    if call.cancel_requested or anyio.current_effective_deadline() == -math.inf:
+        return True
+    pending = cancels_pending()  # asyncio's own
+    return pending is not None and pending() > 0
 
 
 def _ran_for(call: Call[Any], began: float) -> float:

@@ -18,6 +18,7 @@ from ._attempt import contained
 from ._cache import Cache, KeyFailed, MemoryStore
 from ._call import Call
 from ._errors import CallError, shown
+from ._guard import was_cancelled
 from ._mailbox import Gate
 from ._records import call_fields, error_fields
 from ._tokens import DeadlinePassed, deadline_of, refuse_own_chain
@@ -150,7 +151,7 @@ async def _led(
     cache.count("misses")
     error = await run(call)
     if error is not None:
-        flight.is_own_end = isinstance(error, DeadlinePassed)
+        flight.is_own_end = isinstance(error, DeadlinePassed) or was_cancelled(call)
         return error
     value = call.value
     if not is_kept or call.answered_by is not None or isinstance(value, (Iterator, AsyncIterator)):

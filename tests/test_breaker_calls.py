@@ -227,7 +227,7 @@ async def test_an_error_that_a_tool_makes_of_its_cancellation_does_not_count() -
         with anyio.move_on_after(1):
             await manager.outcome(disguises)
         if sniffio.current_async_library() == "asyncio":
-            import asyncio  # noqa: PLC0415
+            import asyncio
 
             with suppress(TimeoutError):  # a tool that swallows its cancellation has swallowed ours
                 await asyncio.wait_for(manager.outcome(disguises), 1)

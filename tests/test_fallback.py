@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
 import pytest
+import sniffio
 from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
@@ -147,6 +148,40 @@ async def test_not_after_a_cancellation(first: Any) -> None:
         assert scope.cancelled_caught
         assert manager.statistics().tools["mirror"].calls == 0
         assert not manager.calls
+
+
+@pytest.mark.parametrize("how", ["call", "scope", "native"])
+async def test_not_after_an_error_that_the_tool_made_of_its_cancellation(how: str) -> None:
+    asked: list[int] = []
+
+    @tool
+    async def quick(x: int) -> str:  # never suspends, so that no cancellation stops it
+        asked.append(x)
+        return "quick"
+
+    @tool(policy=Policy(fallback=quick))
+    async def disguises(x: int) -> str:
+        try:
+            await anyio.sleep(10)
+        except BaseException:  # noqa: BLE001
+            raise OSError("interrupted") from None
+        return ""
+
+    async with ServiceManager() as manager:
+        if how == "call":
+            call = manager.submit(disguises, x=1)
+            await anyio.sleep(1)
+            call.cancel()
+            assert (await call.outcome()).status == "cancelled"
+        elif how == "scope":
+            with anyio.move_on_after(1):
+                await manager.outcome(disguises, x=1)
+        elif sniffio.current_async_library() == "asyncio":
+            import asyncio
+
+            with suppress(TimeoutError):
+                await asyncio.wait_for(manager.outcome(disguises, x=1), 1)
+    assert asked == []
 
 
 async def test_a_fallback_that_is_cancelled_alone_ends_it() -> None:
