@@ -182,12 +182,12 @@ class _Race:
             call.wait_thread_ns += attempt.wait_thread_ns
             call.abandoned = call.abandoned or attempt.abandoned
             for child in list(attempt.children or ()):
-                if attempt is self.winner:
+                if attempt.is_lost:
+                    child.cancel("the attempt that it is nested in was slower than another")
+                else:
                     child.parent = call  # with which it ends
                     call.children = call.children or set()
                     call.children.add(child)
-                else:
-                    child.cancel("the attempt that it is nested in was cancelled or has failed")
             if call.work is None or not call.work.abandoned or call.work.ended_ns:
                 call.work = attempt.work or call.work
 
@@ -231,7 +231,7 @@ async def hedged(call: Call[Any], seconds: float) -> BaseException | None:
                     attempt.lose()
     finally:
         race.settle()
-    if race.raised is not None and race.winner is None:
+    if race.raised is not None and (race.winner is None or isinstance(race.raised, (KeyboardInterrupt, SystemExit))):
         raise race.raised
     return race.result()
 

@@ -31,6 +31,8 @@ from kgas_async import (
 )
 from kgas_async.testing import assert_clean, explore, virtual_backends
 
+from .test_call_context import Lines, lines  # noqa: F401  (a fixture)
+
 
 @pytest.fixture(params=virtual_backends())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
@@ -435,6 +437,16 @@ async def test_its_moves_are_in_the_evidence_with_why() -> None:
     first = opened(sink)[0]
     assert (first["breaker"], first["tool"], first["attempt"]) == ("graph", "Server", 1)
     assert first["call_id"] in ids
+
+
+async def test_its_moves_and_a_fallback_are_told_to_structlog(lines: Lines) -> None:  # noqa: F811
+    server = Server()
+    spare = tool(lambda x: x, params=["x"], name="spare")  # type: ignore[call-overload]
+    async with ServiceManager(log="events") as manager:
+        assert await manager.execute(server.using(breaker=1, fallback=spare), x=1) == 1
+        assert await manager.execute(server.using(breaker=1, fallback=spare), x=2) == 2
+    told = [(line["event"], line["level"]) for line in lines if line["event"] in ("breaker.opened", "call.fell_back")]
+    assert told == [("breaker.opened", "warning"), ("call.fell_back", "warning"), ("call.fell_back", "warning")]
 
 
 def test_contention_leaves_no_permit_and_no_token_out() -> None:

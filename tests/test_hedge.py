@@ -337,6 +337,24 @@ async def test_exits_end_the_session() -> None:
             await anyio.sleep(100)
 
 
+async def test_an_exit_of_the_slower_one_is_not_lost() -> None:
+    @tool(idempotent=True, policy=Policy(hedge_after=1))
+    async def exits() -> int:
+        call: Any = current_call.get()
+        if call.attempt == 2:
+            return 2
+        try:
+            await anyio.sleep(100)
+        except BaseException:  # noqa: BLE001
+            raise SystemExit(3) from None
+        return 1
+
+    with pytest.raises(SystemExit):  # noqa: PT012
+        async with ServiceManager() as manager:
+            await manager.outcome(exits)
+            await anyio.sleep(100)
+
+
 # --- threads
 
 
