@@ -186,7 +186,7 @@ def _inline(call: Call[Any]) -> BaseException | None:
 
 
 async def in_thread(
-    call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], rates: list[tuple[RateLimit, float]]
+    call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], rates: Sequence[tuple[RateLimit, float]]
 ) -> BaseException | None:
     """A sync tool, in a thread of the manager's, which gives the tokens back.
 
@@ -367,7 +367,7 @@ def _abandon(call: Call[Any], work: Work) -> bool:
     return True
 
 
-async def _stop(call: Call[Any], work: Work, rates: list[tuple[RateLimit, float]]) -> None:
+async def _stop(call: Call[Any], work: Work, rates: Sequence[tuple[RateLimit, float]]) -> None:
     """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
     work.aborted = True
     _cancel_children(call)

@@ -5,7 +5,7 @@ What a call is and how it ends; the path that it takes is `_path`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from time import perf_counter_ns
@@ -114,6 +114,7 @@ class Call(Generic[R]):
     last_error: BaseException | None = None
     children: set[Any] | None = None
     holds: tuple[Any, ...] = ()
+    paid: Sequence[tuple[Any, float]] = ()  # rate limits and what was taken of them
     replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
     given_name: str | None = None
     context: Context | None = None

@@ -79,7 +79,7 @@ class Crew(ABC, Generic[T]):
         self.last_error: BaseException | None = None  # raised after the last outcome
         self._ready: dict[int, Outcome[T]] = {}
         self._queue: deque[Outcome[T]] = deque()
-        self._consumers: list[Gate] = []  # that wait for an outcome; mostly one
+        self._consumers: list[Gate] = []  # waiting for an outcome
         self.on_outcome: Callable[[Outcome[T]], object] | None = None  # takes them as they come; then nobody waits
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
@@ -145,8 +145,7 @@ class Crew(ABC, Generic[T]):
     async def next(self) -> Outcome[T]:
         """The next outcome; `StopAsyncIteration` after the last."""
         while True:
-            if self.has_cancelled or self.over:
-                # What cancelled the others may be about to cancel us: then that is what we are told, and nothing else.
+            if self.has_cancelled or self.over:  # what cancelled the others may be about to cancel us: then only that
                 await anyio.lowlevel.checkpoint_if_cancelled()
             if self.error is not None:
                 raise self._raised()
@@ -171,9 +170,8 @@ class Crew(ABC, Generic[T]):
         """Called once all outcomes were taken; what is left to do for the run as a whole."""
 
     def _raised(self) -> BaseException:
-        error = self.error
+        error, self.error = self.error, StopAsyncIteration()  # what comes after it
         assert error is not None
-        self.error = StopAsyncIteration()  # what comes after it
         self.over = True
         self.stop()
         return error
@@ -206,10 +204,12 @@ class Crew(ABC, Generic[T]):
         except Exception as error:  # noqa: BLE001  (the user's source)
             self._source_failed(error)
             return None
-        index = self.pulled
+        return self._counted(item)
+
+    def _counted(self, item: Any) -> tuple[int, Any]:
         self.pulled += 1
         self.open += 1
-        return index, item
+        return self.pulled - 1, item
 
     def deliver(self, index: int, outcome: Outcome[T]) -> None:
         """An item of the source has its outcome."""
@@ -219,24 +219,19 @@ class Crew(ABC, Generic[T]):
             self._count_failure(outcome)
         if self._ordered:
             self._ready[index] = outcome
-            if index == self.taken:
-                if self.on_outcome is not None:
-                    self._hand_out(self.on_outcome)
-                elif self._consumers:
-                    self._wake_consumers()
         else:
             self._queue.append(outcome)
-            if self._consumers:
+        if index == self.taken or not self._ordered:
+            if self.on_outcome is None:
                 self._wake_consumers()
+            else:
+                while self.error is None and (ready := self.next_ready()) is not None:
+                    self.on_outcome(ready)
         if self._on_progress is not None:
             try:
                 self._on_progress(self._pace.progress(self.done, self.failed))
             except Exception as error:  # noqa: BLE001
                 self.fail(error)
-
-    def _hand_out(self, take: Callable[[Outcome[T]], object]) -> None:
-        while self.error is None and (outcome := self.next_ready()) is not None:
-            take(outcome)
 
     def _count_failure(self, outcome: Outcome[T]) -> None:
         if outcome.status in ("reused", "skipped"):
@@ -282,9 +277,8 @@ class Crew(ABC, Generic[T]):
         self.home.spawn(self._work)
 
     def _wake_consumers(self) -> None:
-        waiting, self._consumers = self._consumers, []
-        for gate in waiting:
-            gate.set()
+        while self._consumers:
+            self._consumers.pop().set()
 
     def _wake_all(self) -> None:
         while self._parked:
@@ -396,13 +390,11 @@ class Crew(ABC, Generic[T]):
             self._puller = None
             if self._parked:
                 self._parked.popleft().set()
-        index = self.pulled
-        self.pulled += 1
-        self.open += 1
+        pulled = self._counted(item)
         if host.was_cancelled and not self.stopped:  # drained: what came all the same ends, in a scope of its own
-            self._laid_aside.append((index, item))
+            self._laid_aside.append(pulled)
             return None
-        return index, item
+        return pulled
 
 
 _PULL: Final = object()

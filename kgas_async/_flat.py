@@ -70,8 +70,10 @@ def _admit(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
     for number, limit in enumerate(limits):
         if not limit.acquire_nowait():
             return _when_admitted(call, list(limits[:number]), wanted)
-    if wanted and not acquire_rates_nowait(wanted):
-        return _when_admitted(call, list(limits), wanted)
+    if wanted:
+        if not acquire_rates_nowait(wanted):
+            return _when_admitted(call, list(limits), wanted)
+        call.paid = wanted
     call.holds = limits
     return None
 
@@ -83,6 +85,7 @@ async def _when_admitted(call: Call[Any], held: list[Any], wanted: list[tuple[Ra
         try:
             await take_concurrency(call, held)
             await take_rates(call, wanted)
+            call.paid = wanted
         except BaseException:
             give_back(held)
             raise
@@ -93,7 +96,7 @@ async def _when_admitted(call: Call[Any], held: list[Any], wanted: list[tuple[Ra
     call.status = "running"
     call.holds = call.bound.limits
     call.begun_ns = perf_counter_ns()
-    rest = _in_thread(call, wanted) if call.bound.in_thread else _start(call)
+    rest = _in_thread(call) if call.bound.in_thread else _start(call)
     if rest is not None:
         await rest
 
@@ -145,7 +148,7 @@ def _succeeded(call: Call[Any]) -> None:
     call.end("succeeded", None, ended)
 
 
-async def _in_thread(call: Call[Any], wanted: list[tuple[RateLimit, float]] | None = None) -> None:
+async def _in_thread(call: Call[Any]) -> None:
     """Make the attempt of a sync tool."""
     context = None
     try:
@@ -153,7 +156,7 @@ async def _in_thread(call: Call[Any], wanted: list[tuple[RateLimit, float]] | No
         context.run(_set_current_call, call)
         held, call.holds = call.holds, ()  # they are the thread's now
         call.begun_ns = 0  # when a thread takes it up
-        failed = await in_thread(call, context, held, wanted or [])
+        failed = await in_thread(call, context, held, call.paid)
         if failed is None:
             call.end("succeeded")
         else:  # whatever it is, SystemExit too: it was raised in a thread

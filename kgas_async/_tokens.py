@@ -189,6 +189,6 @@ def deadline_of(call: Call[Any]) -> float:
     return math.inf if call.deadline_at is None else call.deadline_at
 
 
-def refund(rates: list[tuple[RateLimit, float]]) -> None:
+def refund(rates: Sequence[tuple[RateLimit, float]]) -> None:
     for limit, tokens in rates:
         limit.refund(tokens)

@@ -22,7 +22,8 @@ __all__ = ["Look", "Watchdog", "look_at"]
 TICKS_PER_STALL: Final = 4  # a stall is noticed at the latest a quarter of its limit late
 FRAMES_KEPT: Final = 30
 _PACKAGE: Final = __name__.rpartition(".")[0]
-_PATH: Final = (f"{_PACKAGE}._path", f"{_PACKAGE}._attempt")  # where a frame's `call` is the call that runs in it
+# Where a frame's `call` is the call that runs in it.
+_PATH: Final = (f"{_PACKAGE}._flat", f"{_PACKAGE}._path", f"{_PACKAGE}._attempt")
 
 
 class Look(NamedTuple):
