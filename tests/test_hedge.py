@@ -349,7 +349,7 @@ async def test_an_exit_of_the_slower_one_is_not_lost() -> None:
             raise SystemExit(3) from None
         return 1
 
-    with pytest.raises(SystemExit):  # noqa: PT012
+    with pytest.raises(SystemExit):
         async with ServiceManager() as manager:
             await manager.outcome(exits)
             await anyio.sleep(100)
