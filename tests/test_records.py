@@ -71,6 +71,9 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         given_name=draw(st.none() | TEXT.filter(bool)),
         batch_id=draw(st.none() | st.builds(lambda n: f"{SESSION}-{n}", st.integers(1, 99))),
         batch_size=draw(st.integers(0, 99)),
+        answered_by=draw(st.none() | TEXT.filter(bool)),
+        reused_from=draw(st.none() | st.builds(lambda n: f"{SESSION}-{n}", st.integers(1, 99))),
+        winner=draw(st.integers(0, 3)),
         waited=waited,
         wait_concurrency_ns=waits[0],
         wait_rate_ns=waits[1],
@@ -117,6 +120,10 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
     assert record.get("item") == (None if call.item is None else escaped(call.item))
     assert record.get("call_name") == (None if call.given_name is None else escaped(call.given_name))
     assert (record.get("batch_id"), record.get("batch_size", 0)) == (call.batch_id, call.batch_size)
+    assert record.get("answered_by") == (None if call.answered_by is None else escaped(call.answered_by))
+    assert record.get("winner", 0) == call.winner
+    if call.status == "reused":
+        assert record.get("reused_from") == call.reused_from
     assert record.get("parent_id") == (None if call.parent is None else call.parent.id)
     assert (record.get("pipeline"), record.get("phase"), record.get("run_id")) == tuple(
         None if one is None else escaped(one) for one in (call.bound.pipeline, call.bound.phase, call.bound.run_id)
