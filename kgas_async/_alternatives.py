@@ -7,9 +7,9 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from ._admission import was_cancelled
 from ._call import Call
 from ._errors import CallCancelled, InvalidInputs, ServiceNotRunning, add_note, text_of
-from ._guard import was_cancelled
 from ._policy_checks import fallback_inputs
 from ._records import call_fields
 from ._tokens import DeadlinePassed, deadline_of

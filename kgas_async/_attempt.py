@@ -15,13 +15,13 @@ from typing import Any
 
 import anyio
 
+from ._admission import admit, circuit_open
 from ._bound import Home
 from ._breaker import CircuitBreaker
 from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
-from ._guard import admit, circuit_open
 from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine

@@ -14,11 +14,11 @@ from typing import Any, Final, Literal
 
 import anyio
 
+from ._admission import was_cancelled
 from ._attempt import contained
 from ._cache import Cache, KeyFailed, MemoryStore
 from ._call import Call
 from ._errors import CallError, shown
-from ._guard import was_cancelled
 from ._mailbox import Gate
 from ._records import call_fields, error_fields
 from ._tokens import DeadlinePassed, deadline_of, refuse_own_chain

@@ -31,7 +31,7 @@ LAYERS: list[tuple[str, str]] = [
     ("L2", "_tool _signature _schema _offload _elements _service _journal _outcome _fit _policy_checks"),
     (
         "L3",
-        "_drive _events _left _bound _call _tokens _guard _attempt _hedge _alternatives _reuse _path _flat _legacy "
+        "_drive _events _left _bound _call _tokens _admission _attempt _hedge _alternatives _reuse _path _flat _legacy "
         "_adapter _function_tool _figures _ledger _monitor _watchdog _phase _plan _planner _resolve "
         "_pipeline _report _every",
     ),
