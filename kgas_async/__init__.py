@@ -39,6 +39,7 @@ from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
+from ._health import HealthReport, ServiceHealth
 from ._limits import ConcurrencyLimit, LimitStatistics
 from ._manager import ServiceManager
 from ._metrics import Distribution
@@ -48,9 +49,12 @@ from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
 from ._policy import Policy
+from ._pool import Lease, Pool
+from ._pool_core import PoolStatistics
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential, linear
+from ._restart import RestartPolicy
 from ._service import Service
 from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
@@ -87,10 +91,12 @@ __all__ = [
     "Every",
     "EvidenceError",
     "FunctionTool",
+    "HealthReport",
     "InvalidInputs",
     "JsonlSink",
     "KGASTool",
     "KgasAsyncError",
+    "Lease",
     "LimitStatistics",
     "LoadError",
     "ManagerClosed",
@@ -105,9 +111,12 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Policy",
+    "Pool",
+    "PoolStatistics",
     "Progress",
     "RateLimit",
     "RateStatistics",
+    "RestartPolicy",
     "Retry",
     "RetryBudget",
     "RetryBudgetStatistics",
@@ -115,6 +124,7 @@ __all__ = [
     "Service",
     "ServiceCrashed",
     "ServiceError",
+    "ServiceHealth",
     "ServiceManager",
     "ServiceNotRunning",
     "ServiceStartFailed",

@@ -9,7 +9,7 @@ import anyio.lowlevel
 
 from ._admission import was_cancelled
 from ._call import Call
-from ._errors import CallCancelled, InvalidInputs, ServiceNotRunning, add_note, text_of
+from ._errors import CallCancelled, InvalidInputs, ServiceError, add_note, text_of
 from ._policy_checks import fallback_inputs
 from ._records import call_fields
 from ._tokens import DeadlinePassed, deadline_of
@@ -37,7 +37,7 @@ async def fall_back(call: Call[Any], error: BaseException) -> BaseException | No
             return DeadlinePassed(error)
         try:
             home.check_services(other)
-        except ServiceNotRunning as missing:
+        except ServiceError as missing:
             add_note(error, f"its fallback {other.name!r} was not called: {text_of(missing)}")
             continue
         if home.log is not None:

@@ -22,6 +22,7 @@ from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
+from ._in_process import killed, note_usage, told_of_building, work_for
 from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
@@ -86,8 +87,7 @@ async def _guarded(
 async def _run(
     call: Call[Any], held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
 ) -> BaseException | None:
-    kind = call.bound.execution.kind
-    if kind == "thread":
+    if call.bound.in_thread:
         call.attempt_context = _context(call).copy()
         return await in_thread(call, call.attempt_context, held, wanted)
     call.holds = call.bound.holds
@@ -95,7 +95,7 @@ async def _run(
     began = perf_counter_ns()
     call.begun_ns = call.begun_ns or began
     try:
-        return await _on_loop(call) if kind == "async" else _inline(call)
+        return await _on_loop(call) if call.bound.execution.kind == "async" else _inline(call)
     finally:
         call.run_ns += perf_counter_ns() - began
         call.holds = ()
@@ -109,7 +109,8 @@ def _context(call: Call[Any]) -> Context:
 
 def _timeout(call: Call[Any]) -> CallTimeout:
     return CallTimeout(
-        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s",
+        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s"
+        f"{told_of_building(call.work)}",
         tool=call.tool_name,
         call_id=call.id,
         attempts=call.attempt,
@@ -188,14 +189,14 @@ def _inline(call: Call[Any]) -> BaseException | None:
 async def in_thread(
     call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], rates: Sequence[tuple[RateLimit, float]]
 ) -> BaseException | None:
-    """A sync tool, in a thread of the manager's, which gives the tokens back.
+    """A sync tool, in a thread of the manager's, or in the worker process that it has; it gives the tokens back.
 
     Returns:
         As `attempt_once`.
     """
     bound = call.bound
     home = bound.home
-    if (full := refused_for_abandoned(home)) is not None:
+    if bound.execution.kind == "thread" and (full := refused_for_abandoned(home)) is not None:
         give_back(held)
         refund(rates)
         return full
@@ -289,13 +290,13 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home
-    work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
+    work = call.work = work_for(call, partial(bound.function, **call.inputs), context)
     context.run(_set_current_work, work)
     work.is_timed = timed
     if held:
         work.on_end = partial(give_back, held)
     submitted = perf_counter_ns()
-    bound.state.thread_starts += 1
+    bound.state.thread_starts += bound.execution.kind == "thread"
     home.pool_of(bound).submit(work)
     call.waits()
     return work, submitted
@@ -307,6 +308,7 @@ def _account(call: Call[Any], work: Work, submitted: int) -> None:
     if work.started_ns:
         call.begun_ns = call.begun_ns or work.started_ns
         call.run_ns += (work.ended_ns or now) - work.started_ns
+    note_usage(call, work)
 
 
 async def _wait_bounded(call: Call[Any], work: Work) -> bool:
@@ -327,10 +329,13 @@ async def _wait_bounded(call: Call[Any], work: Work) -> bool:
     if work.ended_ns:  # the loop may hear of it only now: whether it was in time, `ended_at` says
         await work.done.wait()
         return False
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.withdraw():
         work.give_back()
+        return True
+    if bound.execution.kill:
+        await _kill(call, work)
         return True
     if bound.execution.abandon and _abandon(call, work):
         return True
@@ -369,7 +374,7 @@ def _abandon(call: Call[Any], work: Work) -> bool:
 
 async def _stop(call: Call[Any], work: Work, rates: Sequence[tuple[RateLimit, float]]) -> None:
     """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.done.is_set() or work.abandoned:
         return
@@ -379,8 +384,17 @@ async def _stop(call: Call[Any], work: Work, rates: Sequence[tuple[RateLimit, fl
         return
     if call.bound.execution.abandon and _abandon(call, work):
         return
-    native = await wait_until(work.done, call.grace_deadline())
+    native = None
+    if not call.bound.execution.kill:
+        native = await wait_until(work.done, call.grace_deadline())
+    await _kill(call, work, native)
+
+
+async def _kill(call: Call[Any], work: Work, native: BaseException | None = None) -> None:
+    """Kill the worker of a work that nobody waits for any more, if it has one; what is left then is abandoned."""
+    later = await killed(work)
     if not work.done.is_set():
         _abandon(call, work)
+    native = native or later
     if native is not None:
         raise native

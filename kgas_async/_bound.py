@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ._breaker import CircuitBreaker
 from ._cache import Cache
@@ -22,6 +22,7 @@ from ._policy_checks import check_policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
+from ._service import may_restart
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
@@ -44,7 +45,9 @@ class Home(Protocol):
     closing_at: float
     random: Callable[[], float]
     cache_waits: dict[Any, Any]
+    on_crash: Literal["raise", "continue"]
 
+    async def until_served(self, call: Any) -> Exception | None: ...
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
@@ -135,6 +138,7 @@ class Bound:
         "run_id",
         "signature",
         "state",
+        "supervised",
         "template",
         "timeout",
         "tool",
@@ -165,7 +169,7 @@ class Bound:
         self.hooks = tool._checks_and_cleans_up()
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
-        self.execution: Execution = tool._execution()
+        self.execution = _execution(tool)
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(
@@ -173,11 +177,13 @@ class Bound:
             )
         self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
         self._take_policy(policy)
-        self.requires = tool.requires
+        self.requires = services = tool.requires
+        self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
-        self.in_thread = self.execution.kind == "thread"
+        self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
         self.gated = bool(self.limits or self.rates)
-        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call.
+        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call. What is supervised may have
+        # to wait for its services once more, after it has waited for tokens or a thread.
         self.flat = (
             self.execution.kind != "inline"
             and not (self.validates or self.cleans_up or self.isolated)
@@ -188,6 +194,7 @@ class Bound:
             and self.cache is None
             and self.hedge_after is None
             and not self.fallbacks
+            and not (self.supervised and (self.gated or self.in_thread))
         )
 
     def _take_policy(self, policy: Policy) -> None:
@@ -207,6 +214,13 @@ class Bound:
         self.cache = _cache(policy, state)
         self.hedge_after: float | None = policy.hedge_after
         self.fallbacks: tuple[Bound, ...] = tuple(self.home.bind(other) for other in policy.fallback or ())
+
+
+def _execution(tool: KGASTool) -> Execution:
+    execution = tool._execution()
+    if execution.remote is not None:
+        execution.remote.check()
+    return execution
 
 
 def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:

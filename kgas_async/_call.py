@@ -97,19 +97,17 @@ class Call(Generic[R]):
     cancel_requested = False
     announced = False  # has a call.started in the evidence
     deadline_at: float | None = None
-    begun_ns = 0
-    ended_ns = 0
-    run_ns = 0
+    begun_ns = ended_ns = run_ns = 0
     answered_by: str | None = None  # the fallback whose value it has
     reused = False  # its value is that of another call,
     reused_from: str | None = None  # of this one, where it waited for it
     is_cleaned_up = False  # its tool was told that it had failed
     winner = 0  # the number of the attempt that gave the value, where two ran at once
     waited = False  # any of the following is above 0
-    wait_concurrency_ns = 0
-    wait_rate_ns = 0
-    wait_retry_ns = 0
-    wait_thread_ns = 0
+    wait_concurrency_ns = wait_rate_ns = wait_retry_ns = wait_thread_ns = 0
+    cpu_ns: int | None = None  # of its worker process, where it ran in one
+    rss_peak: int | None = None  # the same, in bytes
+    wait_service_ns = 0
     grace_end: float | None = None
     last_error: BaseException | None = None
     children: set[Any] | None = None
@@ -120,6 +118,8 @@ class Call(Generic[R]):
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
+    crash: Any = None  # the `Interruption` of its present attempt
+    attempt_scope: anyio.CancelScope | None = None  # where a crash ends the attempt, and not the call
     _host: Host | None = None
     _done: anyio.Event | None = None
     _feed: Feed | None = None
@@ -224,8 +224,9 @@ class Call(Generic[R]):
 
     @property
     def wait_ns(self) -> int:
-        """Nanoseconds spent waiting for limits, retries and a thread."""
-        return self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
+        """Nanoseconds spent waiting for limits, retries, a thread and services that are started again."""
+        waits = self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
+        return waits + self.wait_service_ns
 
     def cancel(self, reason: str = "") -> bool:
         """Cancel this call alone. From any thread.

@@ -62,6 +62,7 @@ class Door(Protocol):
 
 class _Doors:
     sync: Door | None = None
+    imports_main = False  # this is a worker process that imports the program's main module again
 
 
 door = _Doors()

@@ -56,6 +56,8 @@ def open_door() -> None:
                 f"use 'await {manager}.execute(tool, ...)' here"
             )
         call: Any = current_call.get()
+        if hasattr(call, "nested"):  # in a worker process, far from any manager
+            return call.nested(tool)
         if call is not None:
             return _nested(call, tool, inputs)
         return _alone(tool, inputs)

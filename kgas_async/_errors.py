@@ -187,7 +187,11 @@ class ServiceStartFailed(ServiceError):
 
 
 class ServiceCrashed(ServiceError):
-    """A running service ended by an exception (the ``__cause__``) or ended by itself."""
+    """A running service ended by an exception (the ``__cause__``) or ended by itself.
+
+    It is what ends the session; or the failure of an attempt that used the service, and of calls that need one which is
+    gone for good.
+    """
 
 
 class ServiceNotRunning(ServiceError):

@@ -52,6 +52,7 @@ class Attempt(Call[Any]):
         self.abandoned = self.waited = False
         self.holds = ()
         self.begun_ns = self.run_ns = self.wait_thread_ns = 0
+        self.cpu_ns = self.rss_peak = None
         assert whole.context is not None
         self.context = whole.context.copy()
         self.context.run(current_call.set, self)  # what its tool calls is nested in this attempt
@@ -181,6 +182,10 @@ class _Race:
             call.run_ns += attempt.run_ns
             call.wait_thread_ns += attempt.wait_thread_ns
             call.abandoned = call.abandoned or attempt.abandoned
+            if attempt.cpu_ns is not None:
+                call.cpu_ns = (call.cpu_ns or 0) + attempt.cpu_ns
+            if attempt.rss_peak is not None:
+                call.rss_peak = max(call.rss_peak or 0, attempt.rss_peak)
             for child in list(attempt.children or ()):
                 if attempt.is_lost:
                     child.cancel("the attempt that it is nested in was slower than another")
@@ -205,8 +210,8 @@ class _Race:
         return self.last.failed
 
 
-async def hedged(call: Call[Any], seconds: float) -> BaseException | None:
-    """Make one attempt, and a second one beside it where that has no value ``seconds`` after its start.
+async def hedged(call: Call[Any]) -> BaseException | None:
+    """Make one attempt, and a second one beside it where that has no value ``hedge_after`` seconds after its start.
 
     Returns:
         As of one attempt.
@@ -214,6 +219,8 @@ async def hedged(call: Call[Any], seconds: float) -> BaseException | None:
     Cancellation: Reaches both.
     """
     race = _Race(call)
+    seconds = call.bound.hedge_after
+    assert seconds is not None
     call.waits()
     call.work = None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
@@ -40,15 +41,13 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
     Raises:
         PipelineError: The item has no such field.
     """
-    inputs: dict[str, Any] = {}
     if planned.direct is not None:
-        try:
-            for parameter, is_result, name in planned.direct:
-                inputs[parameter] = (frame.results if is_result else frame.fields)[name]
-        except KeyError:
-            kind = "result" if is_result else "field"
-            raise PipelineError(_has_none(planned, frame, kind, name)) from None
-        return inputs
+        with suppress(KeyError):  # said below, with its name
+            return {
+                parameter: (frame.results if is_result else frame.fields)[name]
+                for parameter, is_result, name in planned.direct
+            }
+    inputs: dict[str, Any] = {}
     depth = len(planned.level)
     for binding in planned.bindings:
         if binding.collected:
@@ -63,13 +62,11 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
         except KeyError:
             if binding.optional:
                 continue
-            raise PipelineError(_has_none(planned, home, binding.kind, binding.name)) from None
+            raise PipelineError(
+                f"phase {planned.phase.name!r}: the item {home.key!r} has no {binding.kind} {binding.name!r}"
+            ) from None
         inputs[binding.parameter] = follow(value, binding.path) if binding.path else value
     return inputs
-
-
-def _has_none(planned: PlannedPhase, home: Frame, kind: str, name: str) -> str:
-    return f"phase {planned.phase.name!r}: the item {home.key!r} has no {kind} {name!r}"
 
 
 def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) -> tuple[dict[str, Any], Lack]:

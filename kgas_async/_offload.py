@@ -30,6 +30,9 @@ class ReturnedError(Exception):
         self.error = error if isinstance(error, BaseException) else RuntimeError(error)
         self.result = result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ReturnedError, (self.error if self.was_exception else str(self), self.result))
+
 
 def refuse_coroutine(raw: Any, function: object) -> Any:
     """What a sync function returned, unless it is a coroutine: then it was async in disguise.
@@ -97,6 +100,20 @@ class LegacyFunction:
             if error is not None:
                 raise ReturnedError(error, raw)
         return raw if self.returns is None else self.returns(raw)
+
+    def builds_here(self) -> bool:
+        """Whether this thread has to build the instance first, its own or that of the tool that is wrapped."""
+        if isinstance(self.function, LegacyFunction):
+            return self.function.builds_here()
+        return self.factory is not None and self.function is None and self not in instances_here()
+
+    def build_here(self) -> None:
+        """Build the instance of this thread, if there is none."""
+        if isinstance(self.function, LegacyFunction):
+            self.function.build_here()
+        elif self.builds_here():
+            assert self.factory is not None
+            instances_here()[self] = self.factory()
 
     def _bound_method(self) -> Callable[..., Any]:
         assert self.factory is not None

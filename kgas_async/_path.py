@@ -19,15 +19,16 @@ from ._alternatives import fall_back, may_fall_back
 from ._attempt import attempt_once, contained
 from ._cache import KeyFailed
 from ._call import Call
+from ._cleanup import clean_up
 from ._context import current_call
-from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
+from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, text_of
 from ._hedge import hedged
-from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted
+from ._mailbox import NativeCancels, is_self_inflicted
 from ._offload import ReturnedError
 from ._rate import CostFailed
 from ._reuse import FlightFailed, reused_or_run
+from ._served import attempt_served
 from ._tokens import DeadlinePassed
-from ._waiting import wait_until
 
 __all__ = ["cancel_children", "ended_by_tool", "ending", "perform_fully"]
 
@@ -53,7 +54,7 @@ async def perform_fully(call: Call[Any]) -> None:
             call.end("reused" if call.reused else "succeeded")
             return
         status, ended = ending(call, error, call.last_error)
-        native = await _clean_up(call, ended)
+        native = await clean_up(call, ended)
         call.end(status, ended)
         if native is not None:
             raise native
@@ -62,7 +63,7 @@ async def perform_fully(call: Call[Any]) -> None:
         if not call.ended_ns:
             native = None
             try:
-                native = await _clean_up(call, error)
+                native = await clean_up(call, error)
             finally:
                 is_tools_own = ended_by_tool(call, error)
             if native is not None:
@@ -114,7 +115,7 @@ async def _tried(call: Call[Any]) -> BaseException | None:
     error = await _attempts(call)
     if error is None or not may_fall_back(call, error):
         return error
-    native = await _clean_up(call, error)  # before others are called: it may hold what they need
+    native = await clean_up(call, error)  # before others are called: it may hold what they need
     if native is not None:
         raise native from error
     call.is_cleaned_up = True
@@ -133,7 +134,8 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
     while True:
         tries += 1
         call.attempt += 1
-        error = await (attempt_once(call) if bound.hedge_after is None else hedged(call, bound.hedge_after))
+        make = attempt_once if bound.hedge_after is None else hedged
+        error = await (attempt_served(call, make) if bound.supervised else make(call))
         if error is None or retry is None or isinstance(error, (DeadlinePassed, CostFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
@@ -191,6 +193,8 @@ def _is_cancelled(call: Call[Any]) -> bool:
 
 def ending(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
     """How the call ends after this error, unless it was cancelled and its tool has made an error of that."""
+    if call.crash is not None and not isinstance(error, DeadlinePassed):
+        return _failure(call, call.crash.error, last)
     status, ended = _failure(call, error, last)
     if status == "failed" and call.attempt and _is_cancelled(call):
         status, cause = "cancelled", ended.__cause__
@@ -271,50 +275,13 @@ def ended_by_tool(call: Call[Any], error: BaseException) -> bool:
     if not isinstance(error, (GeneratorExit, CallAborted)) and is_self_inflicted(owned=call.host_is_ours):
         call.end("failed", _failure(call, error, None)[1])
         return True
-    call.end("cancelled")
+    if call.crash is not None:
+        call.end("failed", _failure(call, call.crash.error, None)[1])
+    else:
+        call.end("cancelled")
     return isinstance(error, CallAborted)
 
 
 def cancel_children(call: Call[Any]) -> None:
     for child in list(call.children or ()):
         child.cancel("the call that it is nested in has ended")
-
-
-async def _clean_up(call: Call[Any], error: BaseException) -> BaseException | None:
-    """Let the tool clean up.
-
-    Returns:
-        A native cancellation that came meanwhile, to be raised again: it goes through shields, so that in a task which
-        is not ours the clean-up is given one that is.
-    """
-    if not call.bound.cleans_up or not call.begun_ns or call.is_cleaned_up:
-        return None
-    if call.host_is_ours or cancels_pending() is None:
-        await _cleaned_up(call, error)
-        return None
-    ended = anyio.Event()
-    exits: list[BaseException] = []
-
-    async def clean_up() -> None:
-        try:
-            await _cleaned_up(call, error)
-        except (KeyboardInterrupt, SystemExit) as caught:
-            exits.append(caught)
-        finally:
-            ended.set()
-
-    call.bound.home.spawn(clean_up)
-    native = await wait_until(ended)
-    if exits:
-        raise exits[0]
-    return native
-
-
-async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
-    with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
-        try:
-            await contained(call, call.bound.hooks.cleanup_resources(call), _context(call))
-        except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
-    if scope.cancelled_caught:
-        add_note(error, f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")

@@ -115,7 +115,12 @@ def _check_hedge(tool: Any) -> None:
         raise TypeError(f"{what}: it has one instance, for one call at a time; use instances='per_thread' or 'shared'")
     if execution.kind == "thread" and not execution.abandon:
         raise TypeError(
-            f"{what}: with on_cancel='wait' the slower of two threads would be waited for; use on_cancel='abandon'"
+            f"{what}: with on_cancel='wait' the slower of two threads would be waited for; use on_cancel='abandon', or "
+            f"offload='process'"
+        )
+    if execution.kind == "process" and not execution.kill:
+        raise TypeError(
+            f"{what}: with on_cancel='wait' the slower of two processes would be waited for; use on_cancel='kill'"
         )
 
 

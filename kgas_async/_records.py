@@ -52,12 +52,15 @@ def quoted(text: str) -> str:
 
 
 def _wait_us(call: Any) -> dict[str, int]:
-    return {
+    waits = {
         "concurrency": call.wait_concurrency_ns // 1000,
         "rate": call.wait_rate_ns // 1000,
         "retry": call.wait_retry_ns // 1000,
         "thread": call.wait_thread_ns // 1000,
     }
+    if call.wait_service_ns:
+        waits["service"] = call.wait_service_ns // 1000
+    return waits
 
 
 def error_fields(error: BaseException) -> dict[str, Any]:
@@ -124,6 +127,8 @@ def end_fields(call: Any) -> dict[str, Any]:
     # A cancelled call gets an error only if somebody asks for its result, at whatever time; its reason is recorded.
     fields = call_fields(call, _EVENTS[call.status], None if call.status == "cancelled" else call.error)
     fields.update(status=call.status, run_us=call.run_ns // 1000, wait_us=_wait_us(call), at_ns=call.ended_ns)
+    if call.cpu_ns is not None:  # it had a process of its own
+        fields.update(cpu_us=call.cpu_ns // 1000, rss_peak_bytes=call.rss_peak)
     if call.abandoned:
         fields["abandoned"] = True
     if call.answered_by is not None:
@@ -197,6 +202,8 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         or call.given_name
         or call.answered_by
         or call.winner
+        or call.cpu_ns is not None
+        or call.wait_service_ns
     ):
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
     bound = call.bound

@@ -124,8 +124,9 @@ class ManagerStatistics:
         calls_open: Calls that have not ended.
         threads: Worker threads that exist.
         threads_abandoned: Abandoned ones that still run.
-        threads_queued: Sync calls that wait for a thread.
+        threads_queued: Sync calls that wait for a thread or a process.
         services: Names of the services that run.
+        processes: Worker processes that exist.
     """
 
     tools: dict[str, ToolStatistics]
@@ -134,6 +135,7 @@ class ManagerStatistics:
     threads_abandoned: int
     threads_queued: int
     services: list[str]
+    processes: int = 0
 
 
 @dataclass(slots=True)

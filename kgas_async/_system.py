@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
+from time import sleep
 
 import psutil
 
-_CGROUP_V2_CPU = Path("/sys/fs/cgroup/cpu.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def cpus() -> int:
@@ -21,11 +25,20 @@ def cpus() -> int:
 
 
 def _cgroup_cpus(default: int) -> int:
+    """The least quota (cgroup v2) of our own group and of those that it is in; the default where there is none."""
     try:
-        quota, period = _CGROUP_V2_CPU.read_text().split()
-    except (OSError, ValueError):
-        return default
-    return default if quota == "max" else math.ceil(int(quota) / int(period))
+        own = next(line[3:] for line in _OWN_CGROUP.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        own = "/"
+    group = _CGROUPS / own.strip("/")
+    allowed = [default]
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(_CGROUPS):
+            break
+        with suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            allowed.append(default if quota == "max" else math.ceil(int(quota) / int(period)))
+    return min(allowed)
 
 
 def default_threads() -> int:
@@ -44,3 +57,47 @@ def process_usage() -> tuple[float, int, int]:
     with process.oneshot():
         times = process.cpu_times()
         return times.user + times.system, int(process.memory_info().rss), int(process.num_threads())
+
+
+def peak_rss_bytes(pid: int) -> int | None:
+    """The largest resident set size that a process has had since it was last reset; None where nobody tells."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return None if line is None else int(line.split()[1]) * 1024
+
+
+def kill_session(session: int, mark: str) -> int:
+    """Kill what a process has started, which leads a session and has ``mark`` as a variable of its environment.
+
+    The session's processes, also of other groups, and those that have left it but inherited the environment. Not the
+    leader itself. Blocks until they are dead.
+
+    Returns:
+        How many there were.
+    """
+    known: dict[int, psutil.Process] = {}
+    while True:
+        is_all = True
+        for pid in psutil.pids():
+            if pid in (session, os.getpid()):
+                continue
+            with suppress(OSError, psutil.Error):
+                # One that dies has no environment any more before it is dead: it is known by then.
+                if pid in known or os.getsid(pid) == session or _has_mark(pid, mark):
+                    process = known.setdefault(pid, psutil.Process(pid))
+                    if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # a zombie is dead
+                        is_all = False
+                        process.send_signal(signal.SIGKILL)
+        if is_all:
+            return len(known)
+        sleep(0.001)
+
+
+def _has_mark(pid: int, mark: str) -> bool:
+    proc = Path(f"/proc/{pid}/environ")
+    with suppress(OSError):
+        return mark.encode() in proc.read_bytes()
+    return False

@@ -38,25 +38,39 @@ class SupportsExecute(Protocol[P, R_co]):
 R = TypeVar("R")
 
 
+class Travels(Protocol):
+    """What runs in another process."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            TypeError: It cannot go there.
+        """
+
+
 @dataclass(slots=True)
 class Execution:
     """How a tool wants to be run.
 
     Attributes:
-        kind: In the call's task, in a worker thread, or as a plain call on the event loop's thread.
+        kind: In the call's task, in a worker thread or process, or as a plain call on the event loop's thread.
         function: What is called with the inputs; it takes the instance first where there is a factory.
         factory: Builds the instance, where each thread has its own.
         dedicated: Built and called in one thread of its own.
         serial: One call at a time: the token of the one instance, which goes where it goes, under whatever name.
         abandon: Leave a thread behind at once when its call ends before it.
+        kill: Kill a process at once when its call ends before it.
+        remote: The function as it travels to processes.
     """
 
-    kind: Literal["async", "thread", "inline"]
+    kind: Literal["async", "thread", "process", "inline"]
     function: Callable[..., Any]
     factory: Callable[[], Any] | None = None
     dedicated: bool = False
     serial: ConcurrencyLimit | None = None
     abandon: bool = False
+    kill: bool = False
+    remote: Travels | None = None
 
 
 class KGASTool:

@@ -72,13 +72,16 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         batch_id=draw(st.none() | st.builds(lambda n: f"{SESSION}-{n}", st.integers(1, 99))),
         batch_size=draw(st.integers(0, 99)),
         answered_by=draw(st.none() | TEXT.filter(bool)),
-        reused_from=draw(st.none() | st.builds(lambda n: f"{SESSION}-{n}", st.integers(1, 99))),
+        reused_from=draw(st.none() | st.just(f"{SESSION}-2")) if ended == "reused" else None,
         winner=draw(st.integers(0, 3)),
         waited=waited,
         wait_concurrency_ns=waits[0],
         wait_rate_ns=waits[1],
         wait_retry_ns=waits[2],
         wait_thread_ns=waits[3],
+        wait_service_ns=draw(st.just(0) | NANOS) if waited else 0,
+        cpu_ns=draw(st.none() | NANOS),
+        rss_peak=draw(st.integers(0, 2**53 - 1)),
         run_ns=draw(NANOS),
         ended_ns=draw(TIMES),
     )  # fmt: skip
@@ -122,8 +125,7 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
     assert (record.get("batch_id"), record.get("batch_size", 0)) == (call.batch_id, call.batch_size)
     assert record.get("answered_by") == (None if call.answered_by is None else escaped(call.answered_by))
     assert record.get("winner", 0) == call.winner
-    if call.status == "reused":
-        assert record.get("reused_from") == call.reused_from
+    assert record.get("reused_from") == call.reused_from
     assert record.get("parent_id") == (None if call.parent is None else call.parent.id)
     assert (record.get("pipeline"), record.get("phase"), record.get("run_id")) == tuple(
         None if one is None else escaped(one) for one in (call.bound.pipeline, call.bound.phase, call.bound.run_id)
@@ -133,6 +135,7 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
         "rate": call.wait_rate_ns // 1000,
         "retry": call.wait_retry_ns // 1000,
         "thread": call.wait_thread_ns // 1000,
+        **({"service": call.wait_service_ns // 1000} if call.wait_service_ns else {}),
     }
     assert record["seq"] == seq
     assert record["run_us"] == call.run_ns // 1000

@@ -14,8 +14,9 @@ import anyio.lowlevel
 import pytest
 import trio
 
+from kgas_async._bare import run_bare
 from kgas_async._mailbox import Mailbox
-from kgas_async._threads import run_bare, start_daemon
+from kgas_async._threads import start_daemon
 from kgas_async.testing import VirtualBackend, _virtual, virtual_backend, virtual_backends
 
 BOTH = pytest.mark.parametrize("name", ["asyncio", "trio"])

@@ -18,8 +18,9 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from kgas_async import CallFailed, ConcurrencyLimit, Policy, ServiceManager, ToolAdapter, current, tool
+from kgas_async._bare import run_bare
 from kgas_async._mailbox import Mailbox
-from kgas_async._threads import ThreadPool, Work, run_bare
+from kgas_async._threads import ThreadPool, Work
 from kgas_async.testing import assert_clean
 
 place: ContextVar[str] = ContextVar("place", default="nowhere")

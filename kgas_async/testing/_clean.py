@@ -1,4 +1,4 @@
-"""Whether a manager has left anything behind: calls, tokens, threads, services, unclosed evidence.
+"""Whether a manager has left anything behind: calls, tokens, threads, processes, services, unclosed evidence.
 
 Looks inside managers; it is what the package's own tests assert after every cancellation.
 """
@@ -62,6 +62,8 @@ def _left_by(manager: ServiceManager, abandoned: int) -> list[str]:
     until = monotonic() + THREADS_END_S
     while (alive := sum(pool.alive for pool in session.pools())) > abandoned and monotonic() < until:
         sleep(0.001)
+    if session.processes.processes or session.processes.guard.is_running:
+        found.append(f"{session.processes.processes} worker processes are left, or their guard")
     if alive > abandoned:
         found.append(f"{alive} worker threads run, {abandoned} were expected")
     if session.monitor is not None and any(one.log is session.log for one in session.monitor._attached):

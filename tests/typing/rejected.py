@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kgas_async import Batcher, Every, KGASTool, Outcome, Policy, Retry, ServiceManager, ToolAdapter, tool
+from kgas_async import (
+    Batcher,
+    Every,
+    KGASTool,
+    Outcome,
+    Policy,
+    Pool,
+    RestartPolicy,
+    Retry,
+    ServiceManager,
+    ToolAdapter,
+    tool,
+)
 
 
 @tool
@@ -104,6 +116,8 @@ def policies() -> None:
     Policy(circuit=None)  # rejected
     Policy(timeout="3")  # rejected
     Policy(concurrency=2.5)  # rejected
+    ServiceManager(processes="2")  # rejected
+    tool(offload="processes")  # rejected
 
 
 def plain_calls() -> None:
@@ -113,3 +127,13 @@ def plain_calls() -> None:
     Link().execute(path=3, entities=[])  # rejected
     adapted.execute(text=3)  # rejected
     fetch(3)  # rejected
+
+
+async def pools_and_restarts() -> None:
+    Pool(str, sise=3)  # rejected
+    Pool(str, drop_on="all")  # rejected
+    RestartPolicy(strategy="all")  # rejected
+    ServiceManager(on_crash="log")  # rejected
+    async with Pool(str).acquire() as text:
+        number: int = text  # rejected
+        print(number)
