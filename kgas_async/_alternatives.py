@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._admission import was_cancelled
+from ._breaker_guard import was_cancelled
 from ._call import Call
 from ._errors import CallCancelled, InvalidInputs, ServiceError, add_note, text_of
 from ._policy_checks import fallback_inputs

@@ -15,9 +15,9 @@ from typing import Any
 
 import anyio
 
-from ._admission import admit, circuit_open
 from ._bound import Home
 from ._breaker import CircuitBreaker
+from ._breaker_guard import admit, circuit_open
 from ._call import Call
 from ._context import current_work
 from ._drive import drive

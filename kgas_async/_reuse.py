@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from ._admission import was_cancelled
 from ._attempt import contained
+from ._breaker_guard import was_cancelled
 from ._cache import Cache, KeyFailed, MemoryStore
 from ._call import Call
 from ._errors import CallError, shown
