@@ -4,6 +4,8 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
 from ._adapter import ToolAdapter
+from ._adaptive import AdaptiveLimit, AdaptiveStatistics
+from ._admission import LimitStatistics
 from ._batcher import BatchedTool, Batcher
 from ._blocking import BlockingCall, BlockingManager, BlockingOptions
 from ._breaker import BreakerStatistics, CircuitBreaker
@@ -40,8 +42,9 @@ from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
 from ._health import HealthReport, ServiceHealth
-from ._limits import ConcurrencyLimit, LimitStatistics
+from ._limits import ConcurrencyLimit, KeyTokens
 from ._manager import ServiceManager
+from ._memory_limit import MemoryLimit, MemoryStatistics
 from ._metrics import Distribution
 from ._monitor import PerformanceMonitor
 from ._options import CallOptions
@@ -51,6 +54,7 @@ from ._pipeline import Pipeline
 from ._policy import Policy
 from ._pool import Lease, Pool
 from ._pool_core import PoolStatistics
+from ._priority import Priority
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
 from ._resilience import Retry, exponential, linear
@@ -62,6 +66,8 @@ from ._tool import KGASTool, Toolbox
 open_door()
 
 __all__ = [
+    "AdaptiveLimit",
+    "AdaptiveStatistics",
     "BatchedTool",
     "Batcher",
     "BlockingCall",
@@ -95,13 +101,16 @@ __all__ = [
     "InvalidInputs",
     "JsonlSink",
     "KGASTool",
+    "KeyTokens",
     "KgasAsyncError",
     "Lease",
     "LimitStatistics",
     "LoadError",
     "ManagerClosed",
     "ManagerStatistics",
+    "MemoryLimit",
     "MemorySink",
+    "MemoryStatistics",
     "MemoryStore",
     "Outcome",
     "OutcomeStream",
@@ -113,6 +122,7 @@ __all__ = [
     "Policy",
     "Pool",
     "PoolStatistics",
+    "Priority",
     "Progress",
     "RateLimit",
     "RateStatistics",

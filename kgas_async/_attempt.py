@@ -16,19 +16,26 @@ from typing import Any
 import anyio
 
 from ._bound import Home
-from ._breaker import CircuitBreaker
-from ._breaker_guard import admit, circuit_open
+from ._breaker_guard import circuit_open, judged
 from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
 from ._in_process import killed, note_usage, told_of_building, work_for
-from ._limits import ConcurrencyLimit
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
 from ._rate import RateLimit
 from ._threads import Work
-from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rates, wanted_rates
+from ._tokens import (
+    DeadlinePassed,
+    deadline_of,
+    give_back,
+    refund,
+    take_again,
+    take_concurrency,
+    take_rates,
+    wanted_rates,
+)
 from ._waiting import wait_until
 
 __all__ = ["attempt_once", "attempt_with", "contained", "in_thread", "in_thread_of"]
@@ -45,7 +52,7 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     breaker = call.bound.breaker
     if breaker is not None and breaker.refuses(call.bound.home.mailbox):
         return circuit_open(call, breaker)  # before it waits for anything
-    held: list[ConcurrencyLimit] = []
+    held: list[Any] = []
     call.work = None
     try:
         await take_concurrency(call, held)
@@ -65,31 +72,18 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
 
 
 def attempt_with(
-    call: Call[Any], held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
+    call: Call[Any], held: list[Any], wanted: list[tuple[RateLimit, float]]
 ) -> Coroutine[Any, Any, BaseException | None]:
     """Make one attempt that has its tokens, and give them back."""
-    breaker = call.bound.breaker
-    return _run(call, held, wanted) if breaker is None else _guarded(call, breaker, held, wanted)
+    bound = call.bound
+    return judged(call, held, wanted, _run) if bound.breaker or bound.adaptive else _run(call, held, wanted)
 
 
-async def _guarded(
-    call: Call[Any], breaker: CircuitBreaker, held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
-) -> BaseException | None:
-    admission = admit(call, breaker)
-    if admission is None:
-        give_back(held)
-        refund(wanted)
-        return circuit_open(call, breaker)
-    with admission:
-        return admission.judge(await _run(call, held, wanted))
-
-
-async def _run(
-    call: Call[Any], held: list[ConcurrencyLimit], wanted: list[tuple[RateLimit, float]]
-) -> BaseException | None:
+async def _run(call: Call[Any], held: list[Any], rates: list[tuple[RateLimit, float]]) -> BaseException | None:
+    """Run the tool where it wants to run, and give its tokens back."""
     if call.bound.in_thread:
         call.attempt_context = _context(call).copy()
-        return await in_thread(call, call.attempt_context, held, wanted)
+        return await in_thread(call, call.attempt_context, held, rates)
     call.holds = call.bound.holds
     call.status = "running"
     began = perf_counter_ns()
@@ -187,7 +181,7 @@ def _inline(call: Call[Any]) -> BaseException | None:
 
 
 async def in_thread(
-    call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], rates: Sequence[tuple[RateLimit, float]]
+    call: Call[Any], context: Context, held: Sequence[Any], rates: Sequence[tuple[RateLimit, float]]
 ) -> BaseException | None:
     """A sync tool, in a thread of the manager's, or in the worker process that it has; it gives the tokens back.
 
@@ -201,7 +195,7 @@ async def in_thread(
         refund(rates)
         return full
     bounded = bound.timeout is not None or call.deadline_at is not None
-    timed = bounded or (bound.breaker is not None and bound.breaker.slow is not None)
+    timed = bounded or bool(bound.adaptive) or (bound.breaker is not None and bound.breaker.slow is not None)
     call.holds = bound.holds
     call.status = "running"
     try:
@@ -234,11 +228,9 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
 
     Cancellation: As of an attempt: unstarted work never starts, running work has its grace, then is abandoned.
     """
-    held: list[ConcurrencyLimit] = []
+    held: list[Any] = []
     try:
-        for limit in call.bound.limits:
-            await limit.acquire()
-            held.append(limit)
+        await take_again(call, held)
     except BaseException:
         give_back(held)
         raise
@@ -286,7 +278,7 @@ def _taken(call: Call[Any], work: Work) -> BaseException | None:
     return None
 
 
-def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], *, timed: bool) -> tuple[Work, int]:
+def hand_over(call: Call[Any], context: Context, held: Sequence[Any], *, timed: bool) -> tuple[Work, int]:
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home

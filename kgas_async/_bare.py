@@ -33,7 +33,7 @@ async def run_bare(function: Callable[[], Any], grace: float = 10.0) -> Any:
     try:
         await work.done.wait()
     except BaseException:
-        work.aborted = True
+        work.abort()
         await wait_until(work.done, anyio.current_time() + grace)
         raise
     if work.error is not None:

@@ -45,7 +45,7 @@ class BatchedTool(KGASTool, Generic[R]):
         self.version = batcher.batch_tool.version
         self._signature_cache = signature
 
-    async def execute_async(self, **inputs: Any) -> R:
+    async def execute_async(self, /, **inputs: Any) -> R:
         """Wait for a place in a batch and for its result."""
         call: Any = current_call.get()
         own = call if call is not None and call.bound.tool is self else None

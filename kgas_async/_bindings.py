@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ._bound import Bound, Home, ToolState
+from ._errors import shown
+from ._limits import check_text
 from ._misuse import no_tool
 from ._policy import Policy
 from ._policy_checks import policy_of
@@ -31,6 +33,7 @@ class Bindings:
         """What all uses of the tool's name share here; `ValueError` where another tool has that name."""
         state = self.states.get(tool.name)
         if state is None:
+            check_text(f"the name of the tool {shown(tool)}", tool.name)
             state = self.states[tool.name] = ToolState(tool.name, tool._origin())
         else:
             state.check_origin(tool._origin())

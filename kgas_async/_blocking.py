@@ -280,6 +280,17 @@ class BlockingManager(BlockingOptions):
 
         return {id: BlockingCall(self, call) for id, call in self._ask(calls).items()}  # noqa: A001
 
+    @property
+    def session_id(self) -> str:
+        """As of `ServiceManager`."""
+
+        async def session_id() -> str:
+            found: str = self._manager.session_id
+            return found
+
+        result: str = self._ask(session_id)
+        return result
+
     def statistics(self) -> ManagerStatistics:
         """As ``ServiceManager.statistics``."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ._call import Call
+from ._errors import ManagerClosed
 from ._events import CallEvents, CallProgress, CallState
 from ._outcome import Outcome
 from ._stream import Unentered
+from ._tool import KGASTool
 
 __all__ = ["BlockingCall", "BlockingOpening", "BlockingOptions", "Door"]
 
@@ -21,64 +24,109 @@ class Door(Protocol):
 
 
 class BlockingCall:
-    """A call of a `BlockingManager`, made by ``submit``."""
+    """A call of a `BlockingManager`, made by ``submit``. It keeps its result when the manager was left."""
 
-    def __init__(self, door: Door, call: Any) -> None:
+    def __init__(self, door: Door, call: Call[Any]) -> None:
         self._door = door
         self._call = call
+
+    def __repr__(self) -> str:
+        return f"<Blocking{repr(self._call)[1:]}"
 
     @property
     def id(self) -> str:
         """As in the evidence."""
-        return str(self._call.id)
+        return self._call.id
 
     @property
     def name(self) -> str:
         """As of `Call`."""
-        return str(self._call.name)
+        return self._call.name
+
+    @property
+    def tool(self) -> KGASTool:
+        """As of `Call`."""
+        return self._call.tool
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """As of `Call`."""
+        return self._call.inputs
 
     @property
     def status(self) -> str:
         """As of `Call`."""
-        return str(self._call.status)
+        return self._call.status
+
+    @property
+    def attempt(self) -> int:
+        """As of `Call`."""
+        return self._call.attempt
+
+    @property
+    def reason(self) -> str:
+        """As of `Call`."""
+        return self._call.reason
+
+    @property
+    def started(self) -> float | None:
+        """As of `Call`."""
+        return self._call.started
+
+    @property
+    def duration(self) -> float:
+        """As of `Call`."""
+        return self._call.duration
+
+    @property
+    def has_ended(self) -> bool:
+        """As of `Call`."""
+        return self._call.has_ended
 
     @property
     def progress(self) -> CallProgress | None:
         """As of `Call`."""
-        latest: CallProgress | None = self._call.progress
-        return latest
+        return self._call.progress
 
     def events(self) -> Iterator[CallProgress | CallState]:
         """As of `Call`, as a plain iterator."""
 
         async def read() -> CallEvents:
-            events: CallEvents = self._call.events()
-            return events
+            return self._call.events()
 
-        events: CallEvents = self._door._ask(read)
-        while (event := self._door._ask(events.__anext__)) is not None:
+        events: CallEvents = self._asked(read, self._call.events)
+        while (event := self._asked(events.__anext__, events.next_kept)) is not None:
             yield event
 
     def result(self) -> Any:
         """Wait for the value."""
-        return self._door._ask(self._call.result)
+        return self._asked(self._call.result, self._call.unwrap)
 
     def outcome(self) -> Outcome[Any]:
         """Wait for the outcome."""
-        outcome: Outcome[Any] = self._door._ask(self._call.outcome)
+        outcome: Outcome[Any] = self._asked(self._call.outcome, self._call.to_outcome)
         return outcome
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end, ``timeout`` seconds at the most; whether it has ended."""
-        return bool(self._door._ask(self._call.wait, timeout))
+        return bool(self._asked(lambda: self._call.wait(timeout), lambda: True))
 
     def cancel(self, reason: str = "") -> bool:
         """Cancel it."""
 
         async def cancel() -> bool:
-            return bool(self._call.cancel(reason))
+            return self._call.cancel(reason)
 
-        return bool(self._door._ask(cancel))
+        return bool(self._asked(cancel, lambda: False))
+
+    def _asked(self, function: Callable[[], Awaitable[Any]], ended: Callable[[], Any]) -> Any:
+        """What the loop's thread says, or what is to be said of a call that has ended with its manager."""
+        try:
+            return self._door._ask(function)
+        except ManagerClosed:
+            if not self._call.has_ended:
+                raise
+        return ended()
 
 
 class BlockingOptions:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ._call import Call
-from ._errors import CallRejected
+from ._errors import CallRejected, shown
 
 __all__ = ["ENDED_KEPT", "CallBook"]
 
 ENDED_KEPT: Final = 256  # submitted calls that have ended, with their results
+LONGEST_SERIAL: Final = 30  # digits
 
 
 class CallBook:
@@ -31,7 +32,14 @@ class CallBook:
         self._ended: OrderedDict[int, Call[Any]] = OrderedDict()  # by number, the latest last
 
     def open_calls(self, id_or_name: str) -> list[Call[Any]]:
-        """The open call of that id, or those of that name."""
+        """The open call of that id, or those of that name.
+
+        Raises:
+            TypeError: It is no string.
+        """
+        if not isinstance(id_or_name, str):
+            mend = "; a call itself has cancel(), wait() and result()" if isinstance(id_or_name, Call) else ""
+            raise TypeError(f"a call is found by its id or its name, a string, not by {shown(id_or_name)}{mend}")
         call = self._with_id(self._calls_open, id_or_name)
         return list(self._open.get(id_or_name, ())) if call is None else [call]
 
@@ -42,13 +50,14 @@ class CallBook:
             return found[-1]
         kept = self._with_id(self._ended, id_or_name)
         if kept is None:
-            latest_first = reversed(self._ended.values())
+            latest_first = reversed(list(self._ended.values()))  # a snapshot: other threads may look, too
             kept = next((call for call in latest_first if call.given_name == id_or_name), None)
         return kept
 
     def _with_id(self, calls: Mapping[int, Call[Any]], id_or_name: str) -> Call[Any] | None:
         serial = id_or_name.rpartition("-")[2]
-        call = calls.get(int(serial)) if serial.isdecimal() else None
+        is_number = serial.isdecimal() and len(serial) <= LONGEST_SERIAL  # whoever asks may have made it up
+        call = calls.get(int(serial)) if is_number else None
         return call if call is not None and call.id == id_or_name else None
 
     def keep(self, call: Call[Any]) -> None:

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
+from ._adaptive import AdaptiveLimit
+from ._admission import Limit
 from ._breaker import CircuitBreaker
 from ._cache import Cache
 from ._evidence import EvidenceLog
@@ -23,6 +25,7 @@ from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
 from ._service import may_restart
+from ._suggest import nearest
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
@@ -109,6 +112,7 @@ class Bound:
     """A tool as one manager runs it in one place: policy resolved, limits found, evidence fields prepared."""
 
     __slots__ = (
+        "adaptive",
         "breaker",
         "cache",
         "check",
@@ -132,6 +136,7 @@ class Bound:
         "phase",
         "pipeline",
         "policy",
+        "priority",
         "rates",
         "requires",
         "retry",
@@ -182,11 +187,18 @@ class Bound:
         self.template: Any = None  # the evidence's, made by its writer
         self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
         self.gated = bool(self.limits or self.rates)
-        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call. What is supervised may have
-        # to wait for its services once more, after it has waited for tokens or a thread.
-        self.flat = (
+        self.flat = self._is_flat()
+
+    def _is_flat(self) -> bool:
+        """Whether nothing but plain tokens bounds it: one attempt in the caller's task is the whole call.
+
+        What is supervised may have to wait for its services once more, after it has waited for tokens or a thread.
+        """
+        return (
             self.execution.kind != "inline"
             and not (self.validates or self.cleans_up or self.isolated)
+            and all(type(limit) is ConcurrencyLimit and not limit.is_keyed for limit in self.limits)
+            and not any(limit.is_keyed for limit in self.rates)
             and self.timeout is None
             and self.deadline is None
             and self.retry is None
@@ -206,14 +218,31 @@ class Bound:
         self.grace: float | None = policy.grace
         self.retry: Retry | None = policy.retry
         self.isolated: bool = policy.isolated
+        self.priority: int | None = policy.priority
         self.limits = _limits(policy, state, self.execution.serial)
         # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
+        self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
         self.rates = _rates(policy, state)
+        self._check_keys()
         self.breaker = _breaker(policy, state)
         self.cache = _cache(policy, state)
         self.hedge_after: float | None = policy.hedge_after
         self.fallbacks: tuple[Bound, ...] = tuple(self.home.bind(other) for other in policy.fallback or ())
+
+    def _check_keys(self) -> None:
+        """
+        Raises:
+            ValueError: A limit's key is an input that the tool does not take.
+        """
+        known = self.signature.types
+        for limit in (*self.limits, *self.rates):
+            key = getattr(limit, "key", None)
+            if isinstance(key, str) and key not in known:
+                raise ValueError(
+                    f"the key {key!r} of {limit!r} is no input of tool {self.name!r}, which takes "
+                    f"{', '.join(known) or 'none'}{nearest(key, known)}; or give a function of the inputs"
+                )
 
 
 def _execution(tool: KGASTool) -> Execution:
@@ -223,9 +252,9 @@ def _execution(tool: KGASTool) -> Execution:
     return execution
 
 
-def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:
+def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[Limit, ...]:
     given = policy.concurrency
-    limits: tuple[ConcurrencyLimit, ...] = ()
+    limits: tuple[Limit, ...] = ()
     if isinstance(given, int):
         limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
     elif given is not None:

@@ -1,4 +1,4 @@
-"""The circuit breaker on the path of a call: refusal before anything is waited for, a permit for each attempt.
+"""The breaker on the path of a call: refusal before anything is waited for, a permit for each attempt; and who is told.
 
 What was taken and not used is given back: a permit whose attempt has no result counts as none.
 """
@@ -6,6 +6,7 @@ What was taken and not used is given back: a permit whose attempt has no result 
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -14,12 +15,14 @@ from ._breaker import BreakerMove, CircuitBreaker
 from ._breaker_core import Permit
 from ._call import Call
 from ._errors import CircuitOpen
+from ._feedback import Feedback
 from ._mailbox import cancels_pending
 from ._offload import ReturnedError
+from ._rate import RateLimit
 from ._records import call_fields
-from ._tokens import DeadlinePassed
+from ._tokens import DeadlinePassed, give_back, refund
 
-__all__ = ["Admission", "admit", "circuit_open", "was_cancelled"]
+__all__ = ["circuit_open", "judged", "was_cancelled"]
 
 _EVENTS = {"open": "breaker.opened", "half_open": "breaker.half_open", "closed": "breaker.closed"}
 
@@ -34,15 +37,43 @@ def circuit_open(call: Call[Any], breaker: CircuitBreaker) -> CircuitOpen:
     )
 
 
-def admit(call: Call[Any], breaker: CircuitBreaker) -> Admission | None:
+async def judged(
+    call: Call[Any],
+    held: list[Any],
+    wanted: list[tuple[RateLimit, float]],
+    run: Callable[[Call[Any], list[Any], list[tuple[RateLimit, float]]], Awaitable[BaseException | None]],
+) -> BaseException | None:
+    """Run an attempt that has its tokens if the breaker lets it; tell breaker and adaptive limits how it ended.
+
+    Returns:
+        As ``run``; `CircuitOpen`, with the tokens given back; or what a user's function, which was to judge, raised.
+    """
+    breaker = call.bound.breaker
+    admission = None
+    if breaker is not None and (admission := _admit(call, breaker)) is None:
+        give_back(held)
+        refund(wanted)
+        return circuit_open(call, breaker)
+    feedback = Feedback(call) if call.bound.adaptive else None
+    try:
+        error = await run(call, held, wanted)
+        if feedback is not None and (error is None or not was_cancelled(call)):
+            error = feedback.ended(error)
+        return error if admission is None else admission.judge(error)
+    finally:
+        if admission is not None:
+            admission.end()
+
+
+def _admit(call: Call[Any], breaker: CircuitBreaker) -> _Admission | None:
     """Leave for an attempt that has its tokens, without waiting; None where the breaker refuses."""
     permit, move = breaker.take(call.bound.home.mailbox)
     if move is not None:
         _tell(call, breaker, move)
-    return None if permit is None else Admission(call, breaker, permit)
+    return None if permit is None else _Admission(call, breaker, permit)
 
 
-class Admission:
+class _Admission:
     """One attempt's leave of the breaker, while it runs: without a judgement it counts as none."""
 
     __slots__ = ("_began", "_breaker", "_call", "_how", "_ok", "_permit")
@@ -54,9 +85,6 @@ class Admission:
         self._ok: bool | None = None
         self._how = ""
         self._began = 0.0 if breaker.slow is None else anyio.current_time()
-
-    def __enter__(self) -> None:
-        pass
 
     def judge(self, error: BaseException | None) -> BaseException | None:
         """How the attempt ended; its error, or that of the user's function which was to judge it."""
@@ -73,7 +101,8 @@ class Admission:
             self._ok = True
         return error
 
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
+        """The attempt is over, whether or not it was judged."""
         move = self._breaker.settle(self._permit, self._call.bound.home.mailbox, ok=self._ok, how=self._how)
         if move is not None:
             _tell(self._call, self._breaker, move)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ._digest import digest
 from ._errors import text_of
+from ._keyed import FunctionFailed
 from ._limits import check_count, check_seconds
 from ._mailbox import Mailbox
 from ._suggest import suggests
@@ -22,7 +23,7 @@ from ._window import LoopTime
 __all__ = ["Cache", "CacheStatistics", "CacheStore", "KeyFailed", "MemoryCore", "MemoryStore"]
 
 
-class KeyFailed(Exception):
+class KeyFailed(FunctionFailed):
     """No key can be made of the inputs of a call that is to be cached: the tool was not run."""
 
 

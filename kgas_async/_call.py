@@ -17,6 +17,7 @@ import anyio.lowlevel
 from ._bound import Bound
 from ._errors import CallCancelled
 from ._events import CallEvents, CallProgress, CallState, Feed
+from ._limits import check_text
 from ._mailbox import OpenScopes
 from ._outcome import SUCCESSES, Outcome
 from ._threads import Work
@@ -115,6 +116,7 @@ class Call(Generic[R]):
     paid: Sequence[tuple[Any, float]] = ()  # rate limits and what was taken of them
     replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
     given_name: str | None = None
+    given_priority: int | None = None
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
@@ -234,9 +236,16 @@ class Call(Generic[R]):
         An async tool stops at its next checkpoint, a sync one at its next ``check_cancelled()``; one that never
         looks is waited for as its ``on_cancel`` says.
 
+        Args:
+            reason: Goes into evidence and into `CallCancelled.reason`.
+
         Returns:
             False if it had ended.
+
+        Raises:
+            TypeError: The reason is no string; nothing was cancelled.
         """
+        check_text("the reason of a cancellation", reason, empty=True)
         if self.ended_ns:
             return False
         mailbox = self.bound.home.mailbox
@@ -297,10 +306,14 @@ class Call(Generic[R]):
 
         Returns:
             An async iterator over `CallProgress` and `CallState`; the call's final state is the last.
+
+        Raises:
+            RuntimeError: The call has not ended, and this is not the thread of its manager's event loop.
         """
         first: list[CallProgress | CallState] = [] if self.progress is None else [self.progress]
         events = CallEvents([*first, self._state()], has_ended=self.has_ended)
         if not self.ended_ns:
+            self.bound.home.mailbox.check_here("reading the events of a call")
             if self._feed is None:
                 self._feed = Feed(self.bound.home.mailbox)
                 self.__class__ = cast(Any, WatchedCall)  # so that the others pay nothing for it
@@ -308,7 +321,8 @@ class Call(Generic[R]):
         return events
 
     def _state(self) -> CallState:
-        return CallState(self.status, self.attempt, self.duration)
+        attempt = self.attempt or int(self.status == "running")  # a plain call gets its number a moment later
+        return CallState(self.status, attempt, self.duration)
 
     def note_progress(self, done: float, total: float | None, message: str, data: Mapping[str, Any]) -> None:
         """What `progress` does inside this call. From any thread."""

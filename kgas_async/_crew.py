@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
@@ -24,13 +24,14 @@ from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicte
 from ._on_error import OnError
 from ._outcome import Outcome
 from ._report import Pace, Progress
-from ._source import close_source, closed_for_open_scope, open_source
+from ._source import close_source, closed_for_open_scope, count_of, open_source
 from ._waiting import wait_until
 
 __all__ = ["Crew"]
 
 T = TypeVar("T")
 
+_PULL: Final = object()
 YIELD_NS: Final = 1_000_000  # of units that end without suspending, after which a worker lets others run
 
 
@@ -63,7 +64,7 @@ class Crew(ABC, Generic[T]):
         self._ordered = ordered
         self._on_error = OnError(on_error)
         self._on_progress = on_progress
-        self._pace = Pace(len(source) if isinstance(source, Sized) else None)
+        self._pace = Pace(count_of(source))
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
         self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
@@ -84,7 +85,7 @@ class Crew(ABC, Generic[T]):
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._hiring = False
-        self._left = anyio.Event()
+        self.left = anyio.Event()  # the last worker has gone
         self.last_ended_ns = 0  # when the last call of any worker ended
 
     # --- for the manager and the public stream
@@ -123,7 +124,7 @@ class Crew(ABC, Generic[T]):
         Cancellation: Waited out; asyncio's own is raised again afterwards.
         """
         self.stop()
-        native = await wait_until(self._left)
+        native = await wait_until(self.left)
         self.home.drop_crew(self)
         await close_source(self._iterator, self._async_iterator, self.home.grace)
         if native is not None:
@@ -305,7 +306,7 @@ class Crew(ABC, Generic[T]):
             self._workers -= 1
             if self._workers == 0:
                 self._finish()
-                self._left.set()
+                self.left.set()
 
     def end_open(self) -> None:
         """The last worker is gone: give outcomes to items that are nobody's now."""
@@ -327,6 +328,8 @@ class Crew(ABC, Generic[T]):
             unit = self.take()
             if unit is _PULL:
                 unit = await self._pull(host)
+                if unit is None and not host.was_cancelled:
+                    unit = self.take()  # the source has ended, and what waited for more of it may have become a unit
             if unit is None:
                 if self.exhausted and not self.open:
                     self.over = True
@@ -395,6 +398,3 @@ class Crew(ABC, Generic[T]):
             self._laid_aside.append(pulled)
             return None
         return pulled
-
-
-_PULL: Final = object()

@@ -119,6 +119,10 @@ class CallEvents:
             await anyio.lowlevel.checkpoint_if_cancelled()
         return self._events.popleft()
 
+    def next_kept(self) -> CallProgress | CallState | None:
+        """What is still kept of a call that has ended, one after another, also when its loop is gone; then None."""
+        return self._events.popleft() if self._events else None
+
     def take(self, event: CallProgress | CallState, *, last: bool) -> None:
         """For the feed, in any thread."""
         if self._has_ended:

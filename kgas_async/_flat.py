@@ -32,13 +32,16 @@ async def perform(call: Call[Any]) -> None:
     Cancellation: Passed on after the call has ended as ``cancelled`` and what it held was given back; a thread of
     its has the call's grace to end.
     """
-    rest = begin(call)
+    rest = begin(call, perf_counter_ns() if call.host_is_ours else 0)  # its task may begin long after it was made
     if rest is not None:
         await rest
 
 
-def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
-    """Run a registered call as far as it goes without waiting: None if it has ended, else the rest, to be awaited."""
+def begin(call: Call[Any], now_ns: int = 0) -> Coroutine[Any, Any, None] | None:
+    """Run a registered call as far as it goes without waiting: None if it has ended, else the rest, to be awaited.
+
+    It was made just now, unless told.
+    """
     bound = call.bound
     if (
         not bound.flat
@@ -58,7 +61,7 @@ def begin(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
         if not _ended(call, error):
             raise
         return None
-    call.begun_ns = call.created_ns  # there was nothing to wait for
+    call.begun_ns = now_ns or call.created_ns  # there was nothing to wait for
     return _in_thread(call) if bound.in_thread else _start(call)
 
 

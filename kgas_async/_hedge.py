@@ -16,7 +16,6 @@ from ._attempt import attempt_once, attempt_with
 from ._call import Call, Host
 from ._context import current_call
 from ._errors import CallRejected
-from ._limits import ConcurrencyLimit
 from ._mailbox import Gate, OpenScopes, is_self_inflicted
 from ._rate import RateLimit
 from ._records import call_fields
@@ -24,7 +23,7 @@ from ._tokens import give_back, refund, take_now
 
 __all__ = ["hedged"]
 
-Tokens = tuple[list[ConcurrencyLimit], list[tuple[RateLimit, float]]]
+Tokens = tuple[list[Any], list[tuple[RateLimit, float]]]
 
 
 class Attempt(Call[Any]):

@@ -21,7 +21,7 @@ from ._evidence_sinks import StructlogSink, as_sinks, open_sinks
 from ._health import HealthReport
 from ._hosting import lifetime_check
 from ._lifetime import Lifetime
-from ._limits import check_count, check_seconds
+from ._limits import check_count, check_seconds, check_text
 from ._many import ManyCalls
 from ._monitor import PerformanceMonitor
 from ._options import CallOptions
@@ -219,18 +219,20 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     # --- calls
 
-    def options(self, *, name: str | None = None, replace: bool = False) -> CallOptions:
+    def options(self, *, name: str | None = None, replace: bool = False, priority: int | None = None) -> CallOptions:
         """How the next call is made: ``await manager.options(name="nightly").execute(tool, ...)``.
 
         Args:
             name: Of the call, in `Call.name`, evidence and log lines; `cancel` takes it. At most one call of a name is
                 open: a second one is refused (`CallRejected`), unless it replaces the first.
             replace: Cancel an open call of that name, and wait for its end before the new one begins.
+            priority: Whose turn it is among calls that wait for a concurrency token: a `Priority`, or a whole number
+                from 0 to 9. Without it the policy's.
 
         Returns:
             A view with ``execute``, ``outcome`` and ``submit``, as the manager's own.
         """
-        return CallOptions(self, name, replace)
+        return CallOptions(self, name, replace, priority)
 
     @property
     def calls(self) -> Mapping[str, Call[Any]]:
@@ -254,12 +256,18 @@ class ServiceManager(SingleCalls, ManyCalls):
         Returns:
             Whether there was anything to cancel.
 
+        Raises:
+            TypeError: The id or the reason is no string; nothing was cancelled.
+
         Cancellation: Stops waiting; the calls stay cancelled.
         """
         session = self._here("manager.cancel")
-        own = session._own_chain()
+        check_text("the reason of a cancellation", reason, empty=True)
+        own = session.own_chain()
+        crews = []
         if id is None:
             found = [call for serial, call in session.calls_open.items() if serial not in own]
+            crews = session.busy_crews()
             session.cancel_calls(reason)
         else:
             found = self._book.open_calls(id)
@@ -268,7 +276,9 @@ class ServiceManager(SingleCalls, ManyCalls):
         for call in found:
             if call.serial not in own:
                 await call.wait()
-        return bool(found)
+        for crew in crews:
+            await crew.left.wait()
+        return bool(found or crews)
 
     # --- looking
 

@@ -53,6 +53,27 @@ class Distribution:
     p99: float = 0.0
 
 
+def _plain(value: float) -> float:
+    """A number as JSON and our sums take it: numpy's, decimals and fractions are made ints or floats.
+
+    Raises:
+        TypeError: It is no number.
+    """
+    if type(value) is float:
+        return value
+    if isinstance(value, (str, bytes, bytearray)):  # which float() would read
+        raise TypeError(f"a metric takes numbers, not {value!r}")
+    try:
+        plain = float(value)
+        return int(value) if hasattr(value, "__index__") else plain
+    except OverflowError:
+        return math.inf
+    except ArithmeticError:
+        return math.nan
+    except (TypeError, ValueError):
+        raise TypeError(f"a metric takes numbers, not {value!r}") from None
+
+
 class _Spread:
     """Exact count, sum and extremes, and a sketch of the rest; ``step`` is what one unit of the sketch stands for.
 
@@ -121,8 +142,10 @@ class Histogram(_Spread):
         """Take a value.
 
         Raises:
+            TypeError: It is no number.
             ValueError: It is no finite number, or none of a sensible size (up to 1e100).
         """
+        value = _plain(value)
         if not abs(value) <= LARGEST:
             raise ValueError(f"a histogram takes finite numbers up to {LARGEST:g}, not {value!r}")
         with self._lock:
@@ -146,8 +169,10 @@ class Counter:
         """Count ``amount`` more.
 
         Raises:
+            TypeError: It is no number.
             ValueError: It is negative or not finite; a `Gauge` goes up and down.
         """
+        amount = _plain(amount)
         if not 0 <= amount < math.inf:
             raise ValueError(f"a counter only goes up, by finite amounts, not by {amount!r}; a gauge goes both ways")
         with self._lock:
@@ -170,8 +195,10 @@ class Gauge:
         """It is ``value`` now.
 
         Raises:
+            TypeError: It is no number.
             ValueError: It is not finite.
         """
+        value = _plain(value)
         if not math.isfinite(value):
             raise ValueError(f"a gauge takes finite numbers, not {value!r}")
         self._value = value
@@ -180,8 +207,10 @@ class Gauge:
         """It has changed by ``change``.
 
         Raises:
+            TypeError: It is no number.
             ValueError: It is not finite.
         """
+        change = _plain(change)
         with self._lock:
             self.set(self._value + change)
 

@@ -26,7 +26,7 @@ from ._figures import (
     StallFigures,
 )
 from ._ledger import NAMES_KEPT, Ledger
-from ._limits import check_count, check_seconds
+from ._limits import check_count, check_seconds, check_text
 from ._mailbox import Mailbox
 from ._metrics import Counter, Gauge, Histogram, Thinned, one_less, one_more
 from ._records import error_fields
@@ -89,13 +89,17 @@ class PerformanceMonitor:
 
         Args:
             name: Of the kind of block, and not of one item: each name has figures of its own.
+
+        Raises:
+            TypeError: The name is none: it goes into the evidence.
         """
-        return Block(self, name)
+        return Block(self, check_text("track(name)", name))
 
     def counter(self, name: str) -> Counter:
         """The counter of that name: ``monitor.counter("pages").add(12)``.
 
         Raises:
+            TypeError: The name is no string, or empty.
             ValueError: The name is that of another kind of metric, or there are too many names.
         """
         return self._metric(Counter, name)
@@ -104,6 +108,7 @@ class PerformanceMonitor:
         """The gauge of that name: ``monitor.gauge("queue").set(5)``.
 
         Raises:
+            TypeError: The name is no string, or empty.
             ValueError: The name is that of another kind of metric, or there are too many names.
         """
         return self._metric(Gauge, name)
@@ -112,6 +117,7 @@ class PerformanceMonitor:
         """The histogram of that name: ``monitor.histogram("bytes").record(4096)``.
 
         Raises:
+            TypeError: The name is no string, or empty.
             ValueError: The name is that of another kind of metric, or there are too many names.
         """
         return self._metric(Histogram, name)
@@ -121,6 +127,7 @@ class PerformanceMonitor:
         found: M | None = metrics.get(name)
         if found is not None:
             return found
+        check_text(f"{kind.__name__.lower()}(name)", name)
         with self._lock:
             other = next((one for one, named in self._metrics.items() if one is not kind and name in named), None)
             if other is not None:
@@ -169,7 +176,7 @@ class PerformanceMonitor:
         calls = [call for one in list(self._attached) for call in islice(one.log.open_now(), ACTIVE_SHOWN)]
         calls.sort(key=lambda call: call.created_ns)
         return tuple(
-            ActiveCall(call.name, call.id, call.pipeline, call.phase, call.item, call.status, call.duration)
+            ActiveCall(call.tool_name, call.id, call.pipeline, call.phase, call.item, call.status, call.duration)
             for call in calls[:ACTIVE_SHOWN]
         )
 
@@ -202,6 +209,7 @@ class Attached:
     def __init__(self, monitor: PerformanceMonitor, log: EvidenceLog, mailbox: Mailbox) -> None:
         self.log = log
         self._monitor = monitor
+        self._mailbox = mailbox
         self._open_stall: _OpenStall | None = None
         self._watchdog: Watchdog | None = None
         monitor._attached.append(self)
@@ -220,25 +228,30 @@ class Attached:
     def _stalled(self, look: Look, so_far_ns: int) -> None:
         """In the watchdog's thread."""
         call = look.call
-        tool, call_id = (None, None) if call is None else (call.name, call.id)
-        stall = self._open_stall = _OpenStall(tool, call_id, look.stack)
+        tool, call_id = (None, None) if call is None else (call.tool_name, call.id)
         monitor = self._monitor
         with monitor._lock:
-            monitor._stalls_ns[0] += 1
-            monitor._stalls.append(stall)
+            beside = (one._open_stall for one in list(monitor._attached) if one._mailbox is self._mailbox)
+            stall = next((one for one in beside if one is not None), None)  # seen from another session on this loop
+            if stall is None:
+                stall = _OpenStall(tool, call_id, look.stack)
+                monitor._stalls_ns[0] += 1
+                monitor._stalls.append(stall)
+            self._open_stall = stall
         place = {} if call is None else {"pipeline": call.pipeline, "phase": call.phase, "item": call.item}
         self.log.emit(
             "loop.stalled", tool=tool, call_id=call_id, stack=list(look.stack), stalled_us=so_far_ns // 1000, **place
         )
 
     def _resumed(self, lasted_ns: int) -> None:
-        stall, self._open_stall = self._open_stall, None
-        assert stall is not None
         monitor = self._monitor
         with monitor._lock:
-            stall.lasted_ns = lasted_ns
+            stall, self._open_stall = self._open_stall, None
+            assert stall is not None
+            known_ns = stall.lasted_ns or 0
+            stall.lasted_ns = max(lasted_ns, known_ns)
             monitor._stalls_ns[1] = max(monitor._stalls_ns[1], lasted_ns)
-            monitor._stalls_ns[2] += lasted_ns
+            monitor._stalls_ns[2] += stall.lasted_ns - known_ns
         self.log.emit("loop.resumed", tool=stall.tool, call_id=stall.call_id, stalled_us=lasted_ns // 1000)
 
     def _turn(self, is_last: bool) -> None:
@@ -298,7 +311,7 @@ class Block:
             with monitor._lock:
                 monitor._unrecorded += 1
             return
-        place = {} if call is None else {"tool": call.name, "call_id": call.id, "item": call.item}
+        place = {} if call is None else {"tool": call.tool_name, "call_id": call.id, "item": call.item}
         shown = None if error is None else error_fields(error)
         log.emit(f"block.{status}", block=self._name, status=status, run_us=run_ns // 1000, error=shown, **place)
 

@@ -17,18 +17,17 @@ from pydantic import ValidationError
 
 from ._alternatives import fall_back, may_fall_back
 from ._attempt import attempt_once, contained
-from ._cache import KeyFailed
 from ._call import Call
 from ._cleanup import clean_up
 from ._context import current_call
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, text_of
 from ._hedge import hedged
+from ._keyed import FunctionFailed
 from ._mailbox import NativeCancels, is_self_inflicted
 from ._offload import ReturnedError
-from ._rate import CostFailed
 from ._reuse import FlightFailed, reused_or_run
 from ._served import attempt_served
-from ._tokens import DeadlinePassed
+from ._tokens import DeadlinePassed, pause_rates
 
 __all__ = ["cancel_children", "ended_by_tool", "ending", "perform_fully"]
 
@@ -136,7 +135,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         call.attempt += 1
         make = attempt_once if bound.hedge_after is None else hedged
         error = await (attempt_served(call, make) if bound.supervised else make(call))
-        if error is None or retry is None or isinstance(error, (DeadlinePassed, CostFailed)):
+        if error is None or retry is None or isinstance(error, (DeadlinePassed, FunctionFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
             return error
@@ -162,8 +161,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             add_note(error, f"not tried again: the retries of its {retry.budget!r} are used up")
             return error
         if told:
-            for limit in bound.rates:
-                limit.pause(delay)
+            pause_rates(call, delay)
         call.last_error = asked
         bound.state.retried += 1
         if bound.home.log is not None:
@@ -235,8 +233,8 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
-    if isinstance(error, (CostFailed, KeyFailed)):
-        failed = CallFailed(f"tool {call.name!r}: {error}", **known)
+    if isinstance(error, FunctionFailed):
+        failed = CallFailed(f"tool {call.tool_name!r}: {error}", **known)
         failed.__cause__ = error.__cause__
         return "failed", failed
     text = text_of(error)

@@ -42,7 +42,7 @@ class Binding:
     live: bool = False
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False, repr=False)
 class PlannedPhase:
     """A phase with all its names resolved.
 
@@ -76,6 +76,9 @@ class PlannedPhase:
         plain = [one for one in self.bindings if not (one.path or one.optional or one.collected)]
         if len(plain) == len(self.bindings) and all(one.level == self.level for one in plain):
             self.direct = tuple((one.parameter, one.kind == "result", one.name) for one in plain)
+
+    def __repr__(self) -> str:  # not what follows it: that would be each way through the graph, of which there are many
+        return f"<PlannedPhase {self.phase.name!r}>"
 
 
 @dataclasses.dataclass(slots=True)

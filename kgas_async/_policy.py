@@ -6,16 +6,23 @@ Knows the limits and the retry; nothing of tools and calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
+from ._adaptive import AdaptiveLimit
+from ._admission import Limit
 from ._breaker import CircuitBreaker
 from ._cache import Cache
 from ._limits import ConcurrencyLimit, check_count, check_seconds
+from ._memory_limit import MemoryLimit
+from ._priority import check_priority
 from ._rate import RateLimit
 from ._resilience import Retry
 from ._suggest import nearest
 
 __all__ = ["DEFAULTS", "POLICY_FIELDS", "UNSET", "Policy"]
+
+
+AnyLimit: TypeAlias = ConcurrencyLimit | AdaptiveLimit | MemoryLimit
 
 
 class _Unset:
@@ -29,8 +36,8 @@ class _Unset:
 UNSET: Final[Any] = _Unset()
 
 POLICY_FIELDS: Final = (
-    "timeout", "deadline", "retry", "breaker", "concurrency", "rate", "fallback", "hedge_after", "cache", "grace",
-    "isolated",
+    "timeout", "deadline", "retry", "breaker", "concurrency", "rate", "priority", "fallback", "hedge_after", "cache",
+    "grace", "isolated",
 )  # fmt: skip
 
 
@@ -46,9 +53,11 @@ class Policy:
         retry: `Retry`, or a number of attempts.
         breaker: Refuse calls at once while the tool keeps failing: a `CircuitBreaker` (shared wherever the object is
             passed), a number of failures in a row, or True for the defaults (these per tool name and manager).
-        concurrency: Calls at once: a number (per tool name and manager), a `ConcurrencyLimit` (shared wherever the
-            object is passed), or a list of limits.
+        concurrency: Calls at once: a number (per tool name and manager), a `ConcurrencyLimit`, `AdaptiveLimit` or
+            `MemoryLimit` (shared wherever the object is passed), or a list of limits.
         rate: Starts per second: a number (per tool name and manager), a `RateLimit` (shared), or a list of them.
+        priority: Whose turn it is among calls that wait for a concurrency token: a `Priority`, or a whole number from
+            0 to 9. None is that of the call that it is nested in, else `Priority.NORMAL`.
         fallback: A tool, or several in order, that is called with the same inputs, by name, when the last attempt has
             failed. Each is a call of its own within the same deadline.
         hedge_after: Seconds after which a second attempt is started beside one that still runs; the first value
@@ -84,8 +93,9 @@ class Policy:
         deadline: float | None = UNSET,
         retry: Retry | int | None = UNSET,
         breaker: CircuitBreaker | int | None = UNSET,
-        concurrency: int | ConcurrencyLimit | Sequence[ConcurrencyLimit] | None = UNSET,
+        concurrency: int | AnyLimit | Sequence[AnyLimit] | None = UNSET,
         rate: float | RateLimit | Sequence[RateLimit] | None = UNSET,
+        priority: int | None = UNSET,
         fallback: Any = UNSET,
         hedge_after: float | None = UNSET,
         cache: Cache | float | None = UNSET,
@@ -106,9 +116,11 @@ class Policy:
         if breaker is not UNSET:
             given["breaker"] = _checked_breaker(breaker)
         if concurrency is not UNSET:
-            given["concurrency"] = _checked_limits("concurrency", concurrency, ConcurrencyLimit)
+            given["concurrency"] = _checked_limits("concurrency", concurrency, Limit)
         if rate is not UNSET:
             given["rate"] = _checked_limits("rate", rate, RateLimit)
+        if priority is not UNSET:
+            given["priority"] = None if priority is None else check_priority("Policy(priority)", priority)
         if fallback is not UNSET:
             given["fallback"] = _checked_fallback(fallback)
         if cache is not UNSET:
@@ -206,6 +218,9 @@ def _checked_cache(cache: object) -> Cache | float | None:
     return check_seconds("Policy(cache)", cache)
 
 
+_NAMES: Final = {"concurrency": "ConcurrencyLimit, AdaptiveLimit or MemoryLimit", "rate": "RateLimit"}
+
+
 def _checked_limits(field: str, value: object, kind: type) -> Any:
     """None, a checked number, or a tuple of limits."""
     if value is None:
@@ -215,11 +230,11 @@ def _checked_limits(field: str, value: object, kind: type) -> Any:
     if isinstance(value, (list, tuple)):
         for one in value:
             if not isinstance(one, kind):
-                raise TypeError(f"Policy({field}) as a list takes {kind.__name__} objects, not {one!r}")
+                raise TypeError(f"Policy({field}) as a list takes {_NAMES[field]} objects, not {one!r}")
         if len({id(one) for one in value}) < len(value):  # a call would wait for the token that it holds itself
-            raise ValueError(f"Policy({field}) names a limit twice; give each {kind.__name__} once")
+            raise ValueError(f"Policy({field}) names a limit twice; give each {_NAMES[field]} once")
         return tuple(value)
-    if kind is ConcurrencyLimit:
+    if kind is Limit:
         return check_count(f"Policy({field})", value)
     return check_seconds(f"Policy({field})", value, zero=False)
 
@@ -231,6 +246,7 @@ DEFAULTS: Final = Policy(
     breaker=None,
     concurrency=None,
     rate=None,
+    priority=None,
     fallback=None,
     hedge_after=None,
     cache=None,

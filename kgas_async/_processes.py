@@ -115,7 +115,7 @@ class ProcessWork(Work):
 
     def abort(self) -> None:
         """Nobody waits for it any more: its next ``check_cancelled()`` raises, over there."""
-        self.aborted = True
+        super().abort()
         worker = self._worker
         if worker is not None:
             worker.abort(self)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ._errors import InvalidInputs, text_of
 
-__all__ = ["SCHEMA", "Record", "call_fields", "line_of", "render_call", "render_fields"]
+__all__ = ["SCHEMA", "Record", "call_fields", "line_of", "render_call", "render_fields", "valid_unicode"]
 
 SCHEMA: Final = 1
 _EVENTS: Final = {
@@ -159,16 +159,16 @@ def _encoded(whole: Any) -> bytes:
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:
-        return _encoded(_valid(whole))
+        return _encoded(valid_unicode(whole))
 
 
-def _valid(value: Any) -> Any:
-    """The value with what is no valid Unicode in its strings shown escaped."""
+def valid_unicode(value: Any) -> Any:
+    """The value with what is no valid Unicode in its strings (undecodable file names) shown escaped."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {_valid(name): _valid(one) for name, one in value.items()}
-    return [_valid(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {valid_unicode(name): valid_unicode(one) for name, one in value.items()}
+    return [valid_unicode(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _template(call: Any) -> tuple[str, str, str]:

@@ -94,7 +94,7 @@ class Reserved:
         try:
             await work.done.wait()
         except BaseException:
-            work.aborted = True
+            work.abort()
             if work.done.is_set() or not work.withdraw():
                 await self._give_up(work, service, on_left, on_late)
             raise

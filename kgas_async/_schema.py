@@ -5,6 +5,8 @@ Knows types and pydantic, and the tool's name for messages; nothing of callables
 
 from __future__ import annotations
 
+import json
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -16,7 +18,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, SchemaError, to_jsonable_python
 from typing_extensions import TypedDict  # pydantic refuses typing's below Python 3.12
 
-__all__ = ["NO_SCHEMA", "ResultSchema", "add_defaults", "inputs_adapter", "no_check", "no_json_schema"]
+__all__ = ["NO_SCHEMA", "ResultSchema", "inputs_adapter", "no_check", "no_json_schema", "with_defaults"]
 
 NO_SCHEMA: Final = (PydanticUserError, SchemaError, TypeError)  # what pydantic raises where it can make no schema
 _NOT_JSON = (PydanticSerializationError, ValueError)
@@ -68,13 +70,37 @@ def _to_blame(
     return None
 
 
-def add_defaults(schema: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Put the defaults into the schema of the inputs, but those that only code can give, such as a sentinel."""
+def with_defaults(schema: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the inputs with the defaults, but those that only code can give, such as a sentinel."""
     for name, value in defaults.items():
         try:
             schema["properties"][name]["default"] = to_jsonable_python(value)
         except (KeyError, *_NOT_JSON):  # a KeyError: the annotation keeps the input out of the schema
             continue
+    plain: dict[str, Any] = _as_plain_json(schema)
+    return plain
+
+
+def _as_plain_json(schema: Any) -> Any:
+    """A schema without the defaults and bounds for which JSON has no form, such as an infinite one."""
+    if isinstance(schema, Mapping):
+        kept = {name: _as_plain_json(one) for name, one in schema.items() if _is_finite(one)}
+        if "default" in kept and not _is_json(kept["default"]):
+            del kept["default"]
+        return kept
+    return [_as_plain_json(one) for one in schema] if isinstance(schema, list) else schema
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class ResultSchema:
@@ -83,10 +109,12 @@ class ResultSchema:
     def __init__(self, tool: str, kind: Any) -> None:
         self._tool = tool
         self._kind = kind
+        self._is_iterable = _iterable_of(kind) is not None
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self._kind)
+        element = _iterable_of(self._kind)
+        return TypeAdapter(self._kind if element is None else list[element])  # type: ignore[valid-type]
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the result; an empty one where it is not annotated.
@@ -97,7 +125,8 @@ class ResultSchema:
         if self._kind is Any:
             return {}
         try:
-            return self._adapter.json_schema(mode="serialization")
+            schema: dict[str, Any] = _as_plain_json(self._adapter.json_schema(mode="serialization"))
+            return schema
         except NO_SCHEMA as error:
             raise TypeError(
                 f"tool {self._tool!r}: no JSON Schema can be made of its result, {_named(self._kind)} "
@@ -113,6 +142,8 @@ class ResultSchema:
         try:
             if self._kind is Any:
                 return to_jsonable_python(value)
+            if self._is_iterable and isinstance(value, Iterable):
+                value = list(value)  # pydantic would take an iterator for it, and nothing else
             return self._adapter.dump_python(value, mode="json", warnings="error")
         except (*NO_SCHEMA, *_NOT_JSON) as error:
             raise TypeError(
@@ -131,6 +162,15 @@ def _kept(kind: Any) -> Any:
         return list(checked) if isinstance(checked, Iterator) and isinstance(value, Collection) else checked
 
     return Annotated[kind, WrapValidator(check)] if _takes_iterable(kind) else kind
+
+
+def _iterable_of(kind: Any) -> Any:
+    """The type of the elements where a result is annotated as an Iterable of them, else None."""
+    if typing.get_origin(kind) is Annotated:
+        return _iterable_of(typing.get_args(kind)[0])
+    if Iterable not in (kind, typing.get_origin(kind)):
+        return None
+    return next(iter(typing.get_args(kind)), Any)
 
 
 def _takes_iterable(kind: Any) -> bool:

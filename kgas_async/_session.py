@@ -182,8 +182,10 @@ class Session:
             with anyio.CancelScope() as scope:
                 host.enter(scope)
                 try:
-                    if owned and self.log is not None and self.log.behind and not call.cancel_requested:
-                        await self.log.caught_up()  # whoever made it could not wait for it
+                    if owned and not call.cancel_requested:
+                        if self.log is not None and self.log.behind:
+                            await self.log.caught_up()  # whoever made it could not wait for it
+                        call.status = "running"
                     await perform(call)
                 finally:
                     if host.scopes.has_more():
@@ -210,7 +212,6 @@ class Session:
     async def _host_owned(self, call: Call[Any]) -> None:
         self.starting.discard(call)
         if not call.ended_ns:
-            call.status = "running"
             await self.host_call(call, owned=True)
 
     def start_call(self, call: Call[Any]) -> None:
@@ -327,16 +328,18 @@ class Session:
     async def drain(self) -> None:
         """Let calls end for the grace, then cancel what is left and wait for it."""
         self.begin_drain()
-        own = self._own_chain()
+        own = self.own_chain()
         until = anyio.current_time() + self.grace
-        with anyio.move_on_at(until):
+        with anyio.move_on_at(until) as scope:
             await self._until_idle(own)
-        if self.calls_open.keys() - own:
+            for crew in self.busy_crews():
+                await crew.left.wait()  # between the calls of an item none may be open
+        if scope.cancelled_caught:
             self.closing_at = self.grace_until()
             self.cancel_calls("the manager's grace for draining is over")
-            await self._until_idle(self._own_chain())
+            await self._until_idle(self.own_chain())
 
-    def _own_chain(self) -> set[int]:
+    def own_chain(self) -> set[int]:
         """The calls that this code itself runs in: nobody can wait for those."""
         chain = set()
         call = self.parent()
@@ -344,6 +347,18 @@ class Session:
             chain.add(call.serial)
             call = call.parent
         return chain
+
+    def busy_crews(self) -> list[Any]:
+        """The maps and runs whose workers have not all gone, but for those inside of calls, which wait for them.
+
+        None for code in a call of such a worker, which can be told by its place: nobody can wait for that.
+        """
+        root = self.parent()
+        while root is not None and root.parent is not None:
+            root = root.parent
+        if root is not None and (root.index >= 0 or root.phase is not None):
+            return []
+        return [crew for crew in self.crews if crew.parent is None and not crew.left.is_set()]
 
     async def _until_idle(self, but: set[int]) -> None:
         while True:

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from ._errors import InvalidInputs, shown
-from ._schema import NO_SCHEMA, ResultSchema, add_defaults, inputs_adapter, no_check, no_json_schema
+from ._schema import NO_SCHEMA, ResultSchema, inputs_adapter, no_check, no_json_schema, with_defaults
 from ._suggest import nearest
 
 __all__ = ["Signature", "request_builder", "result_type"]
@@ -263,8 +263,7 @@ class Signature:
         except NO_SCHEMA as error:
             raise no_json_schema(self.tool, self.types, error) from error
         schema["title"] = self.tool
-        add_defaults(schema, self.defaults)
-        return schema
+        return with_defaults(schema, self.defaults)
 
     @cached_property
     def _result(self) -> ResultSchema:

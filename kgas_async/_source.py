@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
 from types import GeneratorType
 from typing import Any
 
 import anyio
 
-__all__ = ["close_source", "closed_for_open_scope", "open_source"]
+__all__ = ["close_source", "closed_for_open_scope", "count_of", "open_source"]
+
+
+def count_of(source: object) -> int | None:
+    """How many items it has; None where it does not say, or has more than Python can count."""
+    try:
+        return len(source) if isinstance(source, Sized) else None
+    except OverflowError:  # range(10**30), say
+        return None
 
 
 def open_source(source: object) -> tuple[Iterator[Any] | None, AsyncIterator[Any] | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
@@ -57,6 +58,44 @@ def process_usage() -> tuple[float, int, int]:
     with process.oneshot():
         times = process.cpu_times()
         return times.user + times.system, int(process.memory_info().rss), int(process.num_threads())
+
+
+def tree_rss_bytes() -> int:
+    """The resident set sizes of this process and of all that it started, in bytes; shared pages count for each."""
+    this = psutil.Process()
+    total = int(this.memory_info().rss)
+    for child in this.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            total += int(child.memory_info().rss)
+    return total
+
+
+def memory_bytes() -> int:
+    """The memory that this process may use, in bytes: the machine's, bounded by its cgroups' limits."""
+    limits = [int(psutil.virtual_memory().total)]
+    for path in _cgroup_memory_files():
+        with suppress(OSError, ValueError):  # no such file; "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def _cgroup_memory_files() -> Iterator[Path]:
+    """Where the limits of our cgroup and of those that it is in may stand, in both versions of cgroups."""
+    try:
+        lines = _OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
+        place = root / own.lstrip("/")
+        while True:
+            yield place / name
+            if place == root or root not in place.parents:
+                break
+            place = place.parent
 
 
 def peak_rss_bytes(pid: int) -> int | None:

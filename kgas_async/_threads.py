@@ -128,6 +128,7 @@ class Work:
     def abort(self) -> None:
         """Nobody waits for it any more (on the loop): its next ``check_cancelled()`` raises."""
         self.aborted = True
+        self.mailbox.add_busy(0)  # it has yet to hear of this: a virtual clock stands still for it anew
 
     def prepare(self) -> None:
         """In the thread that is about to claim it: get ready what it needs, while it can still be withdrawn."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, r
 
 from ._context import door
 from ._errors import UnknownTool
-from ._limits import ConcurrencyLimit
+from ._limits import ConcurrencyLimit, check_text
 from ._policy import Policy
 from ._policy_checks import check_policy
 from ._service import Service
@@ -99,6 +99,8 @@ class KGASTool:
             cls.name = cls.__name__
         if "description" not in cls.__dict__ and cls.__doc__:  # its own: inspect.getdoc would find this class's
             cls.description = inspect.cleandoc(cls.__doc__).partition("\n")[0]
+        if not hasattr(cls.name, "__get__"):  # else each object makes its own
+            check_text(f"{cls.__name__}.name", cls.name)
         if not isinstance(cls.policy, Policy):
             raise TypeError(f"{cls.__name__}.policy is a Policy(...), not {cls.policy!r}")
         if cls.backend not in ("asyncio", "trio"):
@@ -227,9 +229,7 @@ class KGASTool:
         own = copy.__dict__  # it may be a frozen dataclass
         own["_using"] = over if self._using is None else self._using.overlaid(over)
         if name is not None:
-            if not isinstance(name, str) or not name:
-                raise TypeError(f"using(name=...) is a non-empty string, not {name!r}")
-            own["name"] = name
+            own["name"] = check_text("using(name=...)", name)
             own["_signature_cache"] = None  # messages name the tool
         check_policy(copy, over)
         return copy

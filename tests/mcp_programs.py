@@ -12,7 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.lowlevel
@@ -107,12 +107,26 @@ async def count_async(to: int) -> int:
     return to
 
 
+UNDECODABLE = "b\udcff"  # the name of a file, as Python gives it
+
+
+@tool
+async def undecodable(how: Literal["result", "error"]) -> list[str]:
+    progress(1, 2, UNDECODABLE)
+    await anyio.lowlevel.checkpoint()
+    if how == "error":
+        raise FileNotFoundError(f"no such file: {UNDECODABLE}")
+    return ["a", UNDECODABLE]
+
+
 @tool
 async def die() -> None:
     os._exit(1)
 
 
-toolbox = Toolbox(add, types_of, author_of, nothing, loose, unsendable, boom, wait, spin, count, count_async, die)
+toolbox = Toolbox(
+    add, types_of, author_of, nothing, loose, unsendable, boom, wait, spin, count, count_async, undecodable, die
+)
 
 
 async def serve(evidence: str) -> None:

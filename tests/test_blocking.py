@@ -15,9 +15,15 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from kgas_async import (
+    BlockingCall,
+    BlockingManager,
+    Call,
     CallCancelled,
     CallFailed,
+    CallProgress,
+    CallState,
     CallTimeout,
+    InvalidInputs,
     ManagerClosed,
     Phase,
     Pipeline,
@@ -428,3 +434,56 @@ def test_a_call_is_found_by_its_id(inner: str) -> None:
         assert call is not None
         assert call.result() == 4
         assert manager.find("nonsense") is None
+
+
+@INNER
+def test_a_call_keeps_its_result_when_the_manager_was_left(inner: str) -> None:
+    @tool
+    async def tells(x: int) -> int:
+        progress(x, 2, "half")
+        await checkpoint()
+        return x
+
+    with ServiceManager(log=None, grace=0).blocking(inner) as manager:
+        calls = [manager.submit(tells, x=n) for n in range(3)]
+        for call in calls:
+            call.wait()
+        events = calls[1].events()
+        next(events)
+        cut = manager.submit(forever)
+        broken = manager.submit(tells, x="no")
+        broken.wait()
+    assert [call.result() for call in calls] == [0, 1, 2]
+    assert [(call.status, call.has_ended, call.wait(), call.cancel()) for call in calls] == [
+        ("succeeded", True, True, False)
+    ] * 3
+    assert [event.status for event in events if isinstance(event, CallState)] == ["succeeded"]
+    assert [type(event) for event in calls[2].events()] == [CallProgress, CallState]
+    with pytest.raises(CallCancelled):
+        cut.result()
+    assert cut.outcome().status == "cancelled"
+    with pytest.raises(InvalidInputs):
+        broken.result()
+    with pytest.raises(ManagerClosed):
+        manager.submit(tells, x=1)
+
+
+@INNER
+def test_a_call_shows_what_the_async_one_shows(inner: str) -> None:
+    with ServiceManager(log=None).blocking(inner) as manager:
+        call = manager.options(name="nightly").submit(double, x=2)
+        call.wait()
+        assert call.id.startswith(manager.session_id)
+        assert (call.name, call.tool, call.inputs, call.attempt, call.reason) == ("nightly", double, {"x": 2}, 1, "")
+        assert call.started is not None
+        assert call.duration >= call.started
+        assert repr(call) == f"<BlockingCall {call.id} of 'nightly': succeeded>"
+
+
+def test_the_blocking_names_are_those_of_the_async_ones() -> None:
+    def names(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert names(BlockingManager) == names(ServiceManager) - {"blocking"}
+    assert {"id", "name", "tool", "inputs", "status", "started", "duration", "progress"} <= names(BlockingCall)
+    assert names(BlockingCall) <= names(Call) | {"inputs"}  # which is set by its constructor

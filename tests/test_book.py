@@ -118,3 +118,32 @@ async def test_a_call_submitted_by_a_tool_is_found_too() -> None:
         call = manager.find(await manager.execute(outer))
         assert call is not None
         assert await call.result() == 10
+
+
+async def test_what_nobody_can_have_got_as_an_id_is_no_call_or_a_mistake() -> None:
+    async with ServiceManager() as manager:
+        call = manager.submit(forever)
+        for made_up in (f"{manager.session_id}-{'9' * 5000}", "x-\u0663", ""):  # a model may say anything
+            assert manager.find(made_up) is None
+            assert await manager.cancel(made_up) is False
+        for wrong in (call, None, 1):
+            with pytest.raises(TypeError, match="its id or its name, a string"):
+                manager.find(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"a call itself has cancel\(\)"):
+            await manager.cancel(call)  # type: ignore[arg-type]
+        assert call.status != "cancelled"
+        call.cancel()
+
+
+async def test_a_call_is_found_from_any_thread() -> None:
+    @tool
+    def finds(name: str) -> list[str]:
+        found = [current().find(name) for _ in range(2000)]
+        return [call.name for call in found if call is not None]
+
+    async with ServiceManager() as manager:
+        await manager.options(name="kept").submit(double, x=1).wait()
+        looking = manager.submit(finds, name="kept")
+        while not looking.has_ended:
+            await manager.submit(double, x=1).wait()  # what it looks through changes meanwhile
+        assert set(await looking.result()) <= {"kept"}

@@ -319,3 +319,21 @@ def manager_is_empty(manager: ServiceManager) -> list[str]:
         return list(manager.calls)
     except ManagerClosed:
         return []
+
+
+@tool
+def square(x: int) -> int:
+    return x * x
+
+
+@pytest.mark.parametrize("how", [double, double.using(isolated=True), double.using(timeout=60), square])
+async def test_a_submitted_call_runs_from_when_its_task_begins(how: Any) -> None:
+    async with ServiceManager(log=None) as manager:
+        call = manager.submit(how, x=1)
+        until = time.perf_counter() + 0.05
+        while time.perf_counter() < until:  # whoever submitted it has more to do first
+            pass
+        outcome = await call.outcome()
+    assert call.started is not None
+    assert call.started >= 0.05
+    assert outcome.run_s <= call.duration - 0.05

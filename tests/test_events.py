@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from kgas_async import (
     Call,
+    CallEvents,
     CallProgress,
     CallState,
     Policy,
@@ -247,13 +248,14 @@ async def test_many_threads_tell_many_readers() -> None:
         call = manager.submit(parts, n=40)
         read: list[list[Any]] = []
 
-        async def reads() -> None:
-            read.append(await all_of(call))
+        async def reads(events: CallEvents) -> None:
+            read.append([event async for event in events])
 
-        for _ in range(5):
-            group.start_soon(reads)
-    for events in read:
-        seen = [(event.data["thread"], event.done) for event in events if isinstance(event, CallProgress)]
+        for events in [call.events() for _ in range(5)]:  # all of them before the call can tell anything
+            group.start_soon(reads, events)
+    assert len(read) == 5
+    for told_to_one in read:
+        seen = [(event.data["thread"], event.done) for event in told_to_one if isinstance(event, CallProgress)]
         assert len(seen) == 160
         for k in range(4):
             assert [done for thread, done in seen if thread == k] == list(range(40))
@@ -306,3 +308,26 @@ async def test_a_running_call_can_be_watched_by_its_id() -> None:
                 call.cancel()
         await checkpoint()
         assert call.status == "cancelled"
+
+
+async def test_a_call_that_runs_is_at_its_first_attempt_whatever_its_policy() -> None:
+    async with ServiceManager() as manager:
+        for how in (counts, counts.using(timeout=60), counts.using(isolated=True)):
+            events = await all_of(manager.submit(how, n=1))
+            seen = [(event.status, event.attempt) for event in events if isinstance(event, CallState)]
+            assert seen == [("waiting", 0), ("running", 1), ("succeeded", 1)]
+
+
+async def test_events_are_read_in_the_thread_of_the_loop() -> None:
+    @tool
+    async def never_ends() -> None:
+        await anyio.sleep_forever()
+
+    async with ServiceManager() as manager:
+        call = manager.submit(never_ends)
+        with pytest.raises(RuntimeError, match="the manager's event loop runs in another thread"):
+            await anyio.to_thread.run_sync(call.events)
+        call.cancel()
+        await call.wait()
+        events = await anyio.to_thread.run_sync(call.events)  # nothing more will come
+        assert [event.status async for event in events if isinstance(event, CallState)] == ["cancelled"]

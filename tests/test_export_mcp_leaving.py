@@ -216,6 +216,31 @@ def ends_of_calls(evidence: Path) -> list[tuple[str, str | None]]:
     return [(one["event"], one.get("reason")) for one in records if one.get("tool") and one["event"] != "call.started"]
 
 
+@pytest.mark.parametrize("mode", ERAS)
+@pytest.mark.parametrize("name", ["wait", "spin"])
+async def test_the_sdks_client_cancels_over_stdio(anyio_backend: Any, tmp_path: Path, mode: str, name: str) -> None:
+    evidence = tmp_path / "e.jsonl"
+    arguments = ["-m", "tests.mcp_programs", "serve", backend_name(anyio_backend), str(evidence)]
+    server = StdioServerParameters(command=sys.executable, args=arguments, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT)
+
+    def is_recorded(event: str) -> bool:
+        return any(f'"{event}"' in line and f'"{name}"' in line for line in evidence.read_text().splitlines())
+
+    async def until_recorded(event: str) -> None:
+        with anyio.fail_after(20):
+            while not is_recorded(event):  # noqa: ASYNC110  (another process writes it)
+                await anyio.sleep(0.01)
+
+    async with Client(server, mode=mode) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, name, {"seconds": 60})
+            await until_recorded("call.started")
+            tasks.cancel_scope.cancel()
+        await until_recorded("call.cancelled")
+        assert not (await client.call_tool("add", {"a": 1})).is_error
+    assert ("call.cancelled", "the MCP client cancelled it: caller cancelled") in ends_of_calls(evidence)
+
+
 async def test_stdio_cancelled_request_cancels_the_call(anyio_backend: Any, tmp_path: Path) -> None:
     async with wired(anyio_backend, tmp_path / "e.jsonl") as wire:
         await wire.call(1, "wait", seconds=60)

@@ -196,10 +196,13 @@ async def test_the_time_begins_when_the_first_does_and_not_while_it_waits() -> N
     limit = ConcurrencyLimit(2)
     replica = Replica(10, 1)
     async with ServiceManager() as manager:
-        async with limit, limit:
-            call = manager.submit(replica.using(hedge_after=2, concurrency=limit))
-            await anyio.sleep(100)
-            assert call.status == "waiting"
+        for _ in range(2):
+            await limit.acquire()
+        call = manager.submit(replica.using(hedge_after=2, concurrency=limit))
+        await anyio.sleep(100)
+        assert call.status == "waiting"
+        for _ in range(2):
+            limit.release()
         assert (await call.outcome()).value == 1
     assert replica.now.began == pytest.approx([100, 102])
     assert_clean(manager, limit)

@@ -25,8 +25,9 @@ LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
     (
         "L1",
-        "_limits _rate _window _matching _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience "
-        "_policy _records _evidence _evidence_sinks _metrics _loading",
+        "_priority _keyed _clearing _order _admission _limits _rate _adaptive _memory_limit _window _matching _budget "
+        "_breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records _evidence "
+        "_evidence_sinks _metrics _loading",
     ),
     (
         "L2",
@@ -35,9 +36,9 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L3",
-        "_drive _events _left _reserved _bound _call _tokens _breaker_guard _in_process _attempt _hedge _served _cleanup "
-        "_alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool _figures _ledger _monitor "
-        "_watchdog _phase _plan _planner _resolve _pipeline _report _every",
+        "_drive _events _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _attempt _hedge "
+        "_served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool _figures _ledger "
+        "_monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
     ),
     (
         "L4",

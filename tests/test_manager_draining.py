@@ -309,3 +309,88 @@ async def test_a_session_has_exactly_one_end_per_call_in_its_evidence() -> None:
     ends = [record["call_id"] for record in sink.records if record.get("status") and "call_id" in record]
     assert len(ends) == len(set(ends)) == 3
     assert sink.records[-1]["event"] == "session.ended"
+
+
+# --- maps and runs between two calls
+
+
+@tool
+async def slow_parts(x: int) -> AsyncIterator[int]:
+    async def parts() -> AsyncIterator[int]:
+        for part in range(3):
+            await anyio.sleep(1)  # meanwhile no call of the item is open
+            yield part
+
+    return parts()
+
+
+PARTS = Pipeline(
+    "parts",
+    Phase("parts", slow_parts, expand="part"),
+    Phase("doubled", double, bind={"x": "part"}),
+    Phase("total", total, bind={"xs": "doubled"}, collect="part"),
+    item=["x"],
+)
+
+
+@explore(seeds=3)
+@pytest.mark.parametrize("how", ["drained", "left"])
+async def test_an_item_between_its_calls_has_the_grace_to_end(how: str) -> None:
+    seen: list[Any] = []
+    manager = ServiceManager(grace=10, log=None)
+
+    async def consumes() -> None:
+        async with manager.stream(PARTS, [{"x": 1}, {"x": 2}], in_flight=1) as outcomes:
+            async for outcome in outcomes:
+                seen.append(outcome.value)
+
+    async with anyio.create_task_group() as group, manager:
+        group.start_soon(consumes)
+        await anyio.sleep(1.5)
+        assert not manager.calls
+        if how == "drained":
+            await manager.drain()
+            await anyio.sleep(0.1)
+            assert seen == [6]
+    assert seen == [6]  # and the second item was not begun
+
+
+@explore(seeds=3)
+async def test_a_call_that_a_map_has_made_can_drain_and_does_not_wait_for_that_map() -> None:
+    @tool
+    async def drains(x: int) -> float:
+        began = anyio.current_time()
+        await current().drain()
+        return anyio.current_time() - began
+
+    async with ServiceManager(grace=10, log=None) as manager, manager.map(drains, [1], arg="x") as outcomes:
+        assert [outcome.value async for outcome in outcomes] == [0]
+
+
+@explore(seeds=3)
+async def test_cancelling_all_waits_for_maps_whose_source_gives_nothing() -> None:
+    closed: list[str] = []
+
+    async def source() -> AsyncIterator[dict[str, int]]:
+        yield {"x": 1}
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(1)
+            closed.append("source")
+
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as group:
+
+        async def consumes() -> None:
+            with pytest.raises(PipelineError, match="enough"):
+                async with manager.map(double, source()) as outcomes:
+                    async for outcome in outcomes:
+                        assert outcome.value == 2
+
+        group.start_soon(consumes)
+        await anyio.sleep(0.5)
+        assert not manager.calls
+        assert await manager.cancel(reason="enough") is True
+        assert closed == ["source"]
+        assert await manager.cancel() is False

@@ -14,6 +14,7 @@ from kgas_async import (
     InvalidInputs,
     Outcome,
     PipelineError,
+    Progress,
     ServiceManager,
     tool,
 )
@@ -357,3 +358,13 @@ async def test_a_share_of_early_failures_counts_at_the_twentieth_item_also_where
         with pytest.raises(PipelineError, match=r"3 of 20 items have failed, more than on_error=0.1 .*ValueError: 2"):
             await collect(manager, starts_badly, inputs, on_error=0.1, in_flight=1, on_progress=on_progress)
         assert len(await collect(manager, starts_badly, inputs, on_error=0.15, in_flight=1)) == 100
+
+
+async def test_a_source_may_be_longer_than_python_can_count() -> None:
+    told: list[Progress] = []
+    async with (
+        ServiceManager(log=None) as manager,
+        manager.map(double, range(10**30), arg="x", in_flight=2, on_progress=told.append) as outcomes,
+    ):
+        assert [(await anext(outcomes)).value for _ in range(3)] == [0, 2, 4]
+    assert told[0].total is None

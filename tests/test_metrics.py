@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from dataclasses import asdict
+from decimal import Decimal
+from fractions import Fraction
 from itertools import pairwise
 from threading import Lock
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -151,3 +156,57 @@ def test_a_thinned_series_spans_the_whole_in_even_steps(length: int, limit: int)
     if length:
         assert kept[0] == 0
         assert length - kept[-1] <= max(1, 2 * length // limit + 1)
+
+
+class Foreign:
+    """A number of somebody else's, as numpy has them."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+
+class ForeignInteger(Foreign):
+    def __index__(self) -> int:
+        return int(self.value)
+
+    __int__ = __index__
+
+
+@pytest.mark.parametrize(
+    ("number", "plain"),
+    [(Decimal("1.5"), 1.5), (Fraction(1, 2), 0.5), (Foreign(2.5), 2.5), (ForeignInteger(3), 3), (True, 1)],
+)
+def test_numbers_of_any_kind_become_plain_ones(number: Any, plain: float) -> None:
+    counter, gauge, histogram = Counter(), Gauge(), Histogram()
+    for add in (counter.add, gauge.add):
+        add(0.5)
+        add(number)
+    assert (counter.value, gauge.value) == (0.5 + plain, 0.5 + plain)
+    gauge.set(number)
+    assert (type(gauge.value), gauge.value) == (type(plain), plain)
+    histogram.record(0.25)
+    histogram.record(number)
+    spread = histogram.distribution()
+    assert (spread.count, spread.max) == (2, plain)
+    json.dumps([counter.value, gauge.value, asdict(spread)])
+
+
+@pytest.mark.parametrize("wrong", ["1", b"1", None, [1], 1j])
+def test_what_is_no_number_is_refused_and_counts_nothing(wrong: Any) -> None:
+    counter, gauge, histogram = Counter(), Gauge(), Histogram()
+    for use in (counter.add, gauge.set, gauge.add, histogram.record):
+        with pytest.raises(TypeError, match="a metric takes numbers, not"):
+            use(wrong)
+    assert (counter.value, gauge.value, histogram.distribution().count) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("wrong", [10**400, Decimal("NaN"), Decimal("Infinity"), math.inf])
+def test_what_is_not_finite_is_refused_and_counts_nothing(wrong: Any) -> None:
+    counter, gauge, histogram = Counter(), Gauge(), Histogram()
+    for use in (counter.add, gauge.set, gauge.add, histogram.record):
+        with pytest.raises(ValueError, match="finite"):
+            use(wrong)
+    assert (counter.value, gauge.value, histogram.distribution().count) == (0, 0, 0)

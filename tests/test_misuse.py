@@ -21,6 +21,8 @@ from kgas_async import (
     InvalidInputs,
     KGASTool,
     ManagerClosed,
+    MemorySink,
+    PerformanceMonitor,
     Phase,
     Pipeline,
     PipelineError,
@@ -401,3 +403,41 @@ async def test_raise_for_failures_names_item_and_phase_of_the_first_error() -> N
         one.raise_for_failures()
     assert "the first error: item 'b' in phase 'check': tool 'picky' failed: LookupError: no b" in str(caught.value)
     assert str(one).startswith("letters: 1 item in ")
+
+
+class Numbered(KGASTool):
+    def __init__(self) -> None:
+        self.name = 7  # type: ignore[assignment]
+
+    async def execute_async(self) -> None: ...
+
+
+def named_by_a_number() -> None:
+    class Tool(KGASTool):
+        name = 7  # type: ignore[assignment]
+
+        async def execute_async(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda manager, monitor: manager.cancel(reason=ValueError("no")),
+        lambda manager, monitor: manager.submit(f, text="a").cancel(ValueError("no")),
+        lambda manager, monitor: manager.execute(Numbered()),
+        lambda manager, monitor: named_by_a_number(),
+        lambda manager, monitor: monitor.track(7),
+        lambda manager, monitor: monitor.track(""),
+        lambda manager, monitor: monitor.counter(7),
+        lambda manager, monitor: monitor.gauge(None),
+        lambda manager, monitor: monitor.histogram(b"x"),
+    ],
+    ids=["cancel", "Call.cancel", "name", "class name", "track", "track nothing", "counter", "gauge", "histogram"],
+)
+async def test_what_goes_into_the_evidence_is_text_and_nothing_else_gets_that_far(use: Any) -> None:
+    sink, monitor = MemorySink(), PerformanceMonitor(stall=None, sample_every=None)
+    async with ServiceManager(log=None, evidence=sink, monitor=monitor) as manager:
+        with pytest.raises(TypeError, match=r"is a (non-empty )?string, not"):
+            await use(manager, monitor)
+        assert await manager.execute(f, text="a") == "a"
+    assert sink.records[-1]["event"] == "session.ended"  # it was not the end of the evidence

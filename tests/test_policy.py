@@ -19,6 +19,7 @@ from kgas_async import (
     Phase,
     Pipeline,
     Policy,
+    Priority,
     RateLimit,
     Retry,
     ServiceManager,
@@ -48,6 +49,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "cache": seconds,
     "concurrency": st.none() | st.integers(1, 9),
     "rate": st.none() | st.floats(0.001, 1e6),
+    "priority": st.none() | st.integers(0, 9) | st.sampled_from(Priority),
     "isolated": st.booleans(),
 }
 fields = st.fixed_dictionaries({}, optional=FIELDS)
@@ -94,7 +96,10 @@ def test_counts_below_one_and_truth_values_are_refused(field: str, value: Any, k
         ({"concurrency": 1.5}, r"Policy\(concurrency\) must be a whole number, not 1\.5"),
         ({"concurrency": "2"}, r"Policy\(concurrency\) must be a whole number, not '2'"),
         ({"concurrency": RATE}, r"Policy\(concurrency\) must be a whole number, not RateLimit"),
-        ({"concurrency": [LIMIT, 3]}, r"Policy\(concurrency\) as a list takes ConcurrencyLimit objects, not 3"),
+        (
+            {"concurrency": [LIMIT, 3]},
+            r"Policy\(concurrency\) as a list takes ConcurrencyLimit, AdaptiveLimit or MemoryLimit objects, not 3",
+        ),
         ({"rate": [RATE, LIMIT]}, r"Policy\(rate\) as a list takes RateLimit objects, not ConcurrencyLimit\(2\)"),
         ({"rate": LIMIT}, r"Policy\(rate\) must be a number, not ConcurrencyLimit\(2\)"),
         ({"breaker": 0.5}, r"Policy\(breaker\) is a CircuitBreaker, a number of failures in a row, .* not 0\.5"),
@@ -103,6 +108,7 @@ def test_counts_below_one_and_truth_values_are_refused(field: str, value: Any, k
         ({"fallback": [spare, 1]}, r"Policy\(fallback\) is a tool or a list of tools, not 1"),
         ({"retry": 2.5}, r"Policy\(retry\) is a Retry, a number of attempts or None, not 2\.5"),
         ({"retry": ConnectionError}, r"Policy\(retry\) is a Retry, a number of attempts or None"),
+        ({"priority": "HIGH"}, r"Policy\(priority\) must be a Priority or a whole number, not 'HIGH'"),
         ({"isolated": None}, r"Policy\(isolated\) must be True or False, not None"),
         ({"isolated": 1}, r"Policy\(isolated\) must be True or False, not 1"),
     ],
@@ -110,6 +116,12 @@ def test_counts_below_one_and_truth_values_are_refused(field: str, value: Any, k
 def test_values_of_another_type_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(TypeError, match=said):
         Policy(**given)
+
+
+@pytest.mark.parametrize("value", [-1, 10])
+def test_a_priority_out_of_range_is_refused(value: int) -> None:
+    with pytest.raises(ValueError, match=r"Policy\(priority\) must be from 0 .* to 9"):
+        Policy(priority=value)
 
 
 @pytest.mark.parametrize("given", [{"concurrency": [LIMIT, LIMIT]}, {"rate": [RATE, RATE]}])

@@ -32,10 +32,12 @@ from kgas_async import (
     linear,
     tool,
 )
-from kgas_async.testing import assert_clean, virtual_backends
+from kgas_async.testing import assert_clean
+
+from .loops import virtual
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 

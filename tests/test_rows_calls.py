@@ -236,6 +236,39 @@ async def test_row_19_cancelling_with_a_reason_reaches_sync_code() -> None:
     assert_clean(manager)
 
 
+@pytest.mark.parametrize("how", ["async", "sync"])
+async def test_row_19_no_operation_outlives_its_caller(how: str) -> None:
+    running = threading.Event()
+    ended: list[str] = []
+
+    @tool
+    async def waits() -> None:
+        running.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("async")
+
+    @tool
+    def polls() -> None:
+        running.set()
+        try:
+            while True:
+                check_cancelled()
+                time.sleep(0.002)
+        finally:
+            ended.append("sync")
+
+    async with ServiceManager(log=None, grace=100) as manager:
+        async with anyio.create_task_group() as group:
+            group.start_soon(manager.execute, waits if how == "async" else polls)
+            await anyio.to_thread.run_sync(running.wait)
+            group.cancel_scope.cancel()
+        assert ended == [how]  # when the caller has ended, and not some time after it
+        assert not manager.calls
+    assert_clean(manager)
+
+
 # --- rows 30, 31, 48, 49
 
 

@@ -710,7 +710,7 @@ async def test_a_thread_that_does_not_look_is_left_behind_and_keeps_its_token() 
 
 
 async def test_what_waits_for_a_thread_has_not_used_the_service() -> None:
-    service = Shaky("db", restart=RestartPolicy(wait=0.01))
+    service = Shaky("db", restart=RestartPolicy(wait=0))
     lives: list[int] = []
     begun, let_go, mailbox = anyio.Event(), threading.Event(), Mailbox.here()
 

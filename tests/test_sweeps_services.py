@@ -15,14 +15,15 @@ from kgas_async import Policy, Pool, RestartPolicy, Retry, Service, ServiceCrash
 from kgas_async._context import running_manager
 from kgas_async._hosted import Hosted
 from kgas_async._pool_motion import NO_KEY, _Kept
-from kgas_async.testing import sweep, virtual_backends
+from kgas_async.testing import sweep
 
+from .loops import virtual
 from .sweep_world import World
 from .test_supervision import Asks, Shaky
 from .test_sweeps import swept
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import json
+import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -305,3 +306,50 @@ async def test_inputs_may_have_any_name() -> None:
     toolbox = Toolbox(tool(odd))
     async with ServiceManager() as manager:
         assert await manager.execute(toolbox["odd"], self="a", tool="b", manager=[1]) == ["a", "b", 1]
+
+
+class Bounds(BaseModel):
+    low: float = -math.inf
+    high: Annotated[float, Field(le=math.inf)] = 1.0
+
+
+BOUNDS = Bounds()
+
+
+def test_a_schema_is_json_whatever_its_defaults() -> None:
+    @tool
+    def within(top: float = math.inf, around: tuple[float, float] = (math.nan, 1.0), bounds: Bounds = BOUNDS) -> bool:
+        return top > 1
+
+    @tool
+    def named(default: str = "\udcff", text: str = "a") -> Bounds:
+        return Bounds()
+
+    schemas = Toolbox(within, named).schemas()
+    json.dumps([*schemas, named.output_schema()], allow_nan=False, ensure_ascii=False).encode()
+    properties = schemas[0]["parameters"]["properties"]
+    assert "default" not in properties["top"]
+    assert "default" not in properties["around"]
+    bounds = schemas[0]["parameters"]["$defs"]["Bounds"]["properties"]
+    assert "default" not in bounds["low"]
+    assert "maximum" not in bounds["high"]
+    assert bounds["high"]["default"] == 1.0
+    assert schemas[1]["parameters"]["properties"].keys() == {"default", "text"}
+    assert "default" not in schemas[1]["parameters"]["properties"]["default"]
+
+
+def test_a_result_that_is_any_iterable_is_a_list() -> None:
+    @tool
+    def numbers(n: int) -> Iterable[int]:
+        return range(n)
+
+    @tool
+    def lazy(n: int) -> Annotated[Iterable[dt.date], "days"]:
+        return (dt.date(2000, 1, day + 1) for day in range(n))
+
+    assert numbers.output_schema() == {"type": "array", "items": {"type": "integer"}}
+    assert numbers.signature.result_as_json(range(3)) == [0, 1, 2]
+    assert numbers.signature.result_as_json(iter([1])) == [1]
+    assert lazy.signature.result_as_json(lazy(1)) == ["2000-01-01"]
+    with pytest.raises(TypeError, match="the result of tool 'numbers' cannot be given as JSON"):
+        numbers.signature.result_as_json(["a"])

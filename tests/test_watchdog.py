@@ -285,3 +285,29 @@ def test_the_limit_of_a_stall_is_above_nothing() -> None:
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="stall"):
             PerformanceMonitor(stall=wrong)
+
+
+async def test_a_call_with_a_name_of_its_own_is_reported_with_its_tool() -> None:
+    sink = MemorySink()
+    async with ServiceManager(monitor=PerformanceMonitor(stall=0.1), evidence=sink, log=None) as manager:
+        await manager.options(name="nightly").execute(blocking)
+    (stalled,) = [record for record in sink.records if record["event"] == "loop.stalled"]
+    assert stalled["tool"] == "blocking"
+    assert stalled["stack"][-1].endswith(" block")
+
+
+async def test_a_stall_that_two_sessions_on_one_loop_see_is_one() -> None:
+    monitor = PerformanceMonitor(stall=0.1)
+    sinks = MemorySink(), MemorySink()
+    async with (
+        ServiceManager(monitor=monitor, evidence=sinks[0], log=None),
+        ServiceManager(monitor=monitor, evidence=sinks[1], log=None) as manager,
+    ):
+        await manager.execute(blocking)
+        for sink in sinks:  # each has it in its own evidence
+            while "loop.resumed" not in [record["event"] for record in sink.records]:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    stalls = monitor.report().stalls
+    assert stalls.count == 1
+    assert stalls.total_s == stalls.longest_s
+    assert [stall.tool for stall in stalls.latest] == ["blocking"]

@@ -52,12 +52,12 @@ class ServedTools:
         self.manager = manager
         self.toolbox = toolbox
         tools = zip(toolbox.values(), toolbox.schemas(), strict=True)
-        self._listed = [describe(tool, schema["parameters"]) for tool, schema in tools]
+        self._described = {tool.name: describe(tool, schema["parameters"]) for tool, schema in tools}
         self._wrapped = {name for name, tool in toolbox.items() if is_wrapped(tool.output_schema())}
         self._open: dict[Call[Any], object] = {}  # with what its request is called
         self._leaving: list[Call[Any]] = []  # cancelled, nobody waits for them, and perhaps not ended
         self._reasons: dict[object, str] = {}
-        schemas = {one.name: one.input_schema for one in self._listed}
+        schemas = {name: one.input_schema for name, one in self._described.items()}
         self.server: Server[Any] = Server(
             name,
             version=version,
@@ -93,7 +93,7 @@ class ServedTools:
     async def _list(
         self, context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=self._listed)
+        return types.ListToolsResult(tools=list(self._described.values()))
 
     async def _call(
         self, context: ServerRequestContext[Any], params: types.CallToolRequestParams
@@ -111,9 +111,9 @@ class ServedTools:
             return as_error(outcome.error)
         try:
             value = tool.signature.result_as_json(outcome.value)
+            return as_result(self._described[tool.name], value, wrapped=tool.name in self._wrapped)
         except TypeError as error:
             return as_error(error)
-        return as_result(value, wrapped=tool.name in self._wrapped)
 
     async def _outcome(self, context: ServerRequestContext[Any], call: Call[Any]) -> Outcome[Any]:
         key = _request_key(context, context.request_id)

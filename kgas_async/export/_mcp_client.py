@@ -6,6 +6,7 @@ the HTTP of 2026-07-28: close the response); progress that comes back is the too
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -23,7 +24,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from kgas_async._errors import InvalidInputs
+from kgas_async._errors import InvalidInputs, ServiceNotRunning
 from kgas_async._service import Service
 from kgas_async._signature import Signature
 from kgas_async._tool import KGASTool, Toolbox
@@ -72,7 +73,7 @@ class RemoteSignature(Signature):
             if validator is not None:
                 try:
                     misfits = list(validator.iter_errors(arguments))
-                except Unresolvable:
+                except (Unresolvable, RecursionError):
                     return arguments
                 if misfits:
                     raise self._misfit([_entry(one) for one in misfits])
@@ -93,6 +94,8 @@ class RemoteSignature(Signature):
         for name, value in inputs.items():
             try:
                 arguments[name] = to_jsonable_python(value)
+                # What cannot be written would not fail this call alone: it is the end of the connection.
+                json.dumps({name: arguments[name]}, ensure_ascii=False, allow_nan=False).encode()
             except (PydanticSerializationError, ValueError) as error:
                 entry = {
                     "field": name,
@@ -170,7 +173,7 @@ class RemoteTool(KGASTool):
         source = self._source
         return source if isinstance(source, Service) else source.session, self._described.name
 
-    async def execute_async(self, **inputs: Any) -> Any:
+    async def execute_async(self, /, **inputs: Any) -> Any:
         """The request to the server, without policy, limits and evidence.
 
         Raises:
@@ -273,8 +276,7 @@ class McpToolSource(Service):
             ServiceNotRunning: It is not connected.
         """
         if self._client is None:
-            self.ensure_running()
-        assert self._client is not None
+            raise self._not_connected()
         return self._client
 
     @property
@@ -284,6 +286,13 @@ class McpToolSource(Service):
         Raises:
             ServiceNotRunning: It is not connected.
         """
-        self.ensure_running()
-        assert self._toolbox is not None
+        if self._toolbox is None:
+            raise self._not_connected()
         return self._toolbox
+
+    def _not_connected(self) -> ServiceNotRunning:
+        try:
+            self.ensure_running()
+        except ServiceNotRunning as error:
+            return error
+        return ServiceNotRunning(f"service {self.name!r} has lost its connection, and is ending", service=self.name)

@@ -15,7 +15,9 @@ from mcp.shared.dispatcher import ProgressFnT
 
 from kgas_async._call import Call
 from kgas_async._context import progress as tell
+from kgas_async._errors import shown
 from kgas_async._events import CallProgress
+from kgas_async._records import valid_unicode
 
 __all__ = ["Report", "progress_here", "relay_progress"]
 
@@ -37,7 +39,7 @@ async def relay_progress(call: Call[Any], report: Report) -> None:
             done, total = _number(event.done), _number(event.total)
             if done is not None and done > last:
                 last = done
-                await report(done, total, event.message or None)
+                await report(done, total, _text(event.message) or None)
 
 
 def _number(given: Any) -> float | None:
@@ -47,6 +49,12 @@ def _number(given: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _text(given: Any) -> str:
+    """What can be sent of a message, which may be anything: nobody has checked it."""
+    text: str = valid_unicode(given if isinstance(given, str) else shown(given))
+    return text
 
 
 def progress_here() -> ProgressFnT:

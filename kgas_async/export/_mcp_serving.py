@@ -28,6 +28,7 @@ class Serving:
         tools: The handlers.
         backend: The event loop's name.
         parent: The call that it runs in; such a server goes on while the session drains.
+        left: Always set: it has no workers whose end anybody would wait for.
     """
 
     def __init__(self, manager: ServiceManager, tools: ServedTools) -> None:
@@ -36,6 +37,8 @@ class Serving:
         self.backend: str = self._session.mailbox.backend
         self.parent: Any = self._session.parent()
         self._stopping = anyio.Event()
+        self.left = anyio.Event()
+        self.left.set()
 
     def drain(self) -> None:
         """Answer what is open, then end."""

@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import Any, Self, assert_type
 
 from kgas_async import (
+    AdaptiveLimit,
     Batcher,
     Call,
     CallOptions,
     CallProgress,
     CallState,
+    ConcurrencyLimit,
     Every,
     HealthReport,
     KGASTool,
     Lease,
+    LimitStatistics,
+    MemoryLimit,
     Outcome,
     OutcomeStream,
     Policy,
     Pool,
+    Priority,
+    RateLimit,
     RestartPolicy,
     Service,
     ServiceHealth,
@@ -132,6 +138,17 @@ async def a_view_with_options_is_typed_like_the_manager(manager: ServiceManager)
     assert_type(await view.outcome(Link(), path=Path("a"), entities=[]), Outcome[int])
     assert_type(manager.find("nightly"), Call[Any] | None)
     assert_type(view.submit(fetch, url="a"), Call[bytes])
+
+
+async def limits_and_priorities_are_typed(manager: ServiceManager) -> None:
+    limit = ConcurrencyLimit(5, key="host", per_key=2, max_queue=10)
+    limit.total = 6
+    Policy(concurrency=[limit, AdaptiveLimit(1, 10, on=(OSError, ValueError)), MemoryLimit(1 << 30)], priority=5)
+    Policy(concurrency=AdaptiveLimit(1, 10, on=lambda error: "503" in str(error)), priority=Priority.HIGH)
+    Policy(rate=RateLimit(5, key=lambda inputs: inputs["host"]))
+    async with limit, limit.for_key("a"), RateLimit(1, key="host").for_key("a"):
+        assert_type(limit.statistics(), LimitStatistics)
+    assert_type(await manager.options(priority=Priority.CRITICAL).execute(load, path=Path("a")), str)
 
 
 async def events_of_a_call_are_typed(manager: ServiceManager) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from kgas_async import (
+    AdaptiveLimit,
     Batcher,
+    ConcurrencyLimit,
     Every,
     KGASTool,
     Outcome,
     Policy,
     Pool,
+    RateLimit,
     RestartPolicy,
     Retry,
     ServiceManager,
@@ -71,8 +74,17 @@ async def options(manager: ServiceManager) -> None:
     await manager.options(name="a").execute(load)  # rejected
     await manager.options(name="a").outcome(load, path=3)  # rejected
     manager.options(name="a").submit(load, wrong_name=1)  # rejected
-    manager.options(priority=1)  # rejected
+    manager.options(priority="HIGH")  # rejected
+    manager.options(urgency=1)  # rejected
     manager.options("a")  # rejected
+
+
+def limits() -> None:
+    Policy(concurrency=RateLimit(1))  # rejected
+    Policy(rate=ConcurrencyLimit(1))  # rejected
+    Policy(priority="HIGH")  # rejected
+    ConcurrencyLimit(3, "host")  # rejected
+    AdaptiveLimit(1)  # rejected
 
 
 async def services() -> None:
