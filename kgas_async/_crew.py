@@ -16,9 +16,10 @@ from typing import Any, Final, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._call import Call, Host
+from ._call import Call
 from ._employer import Employer
 from ._errors import ManagerClosed, PipelineError, counted, shown
+from ._host import Host
 from ._limits import check_count
 from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted
 from ._on_error import OnError
@@ -156,9 +157,7 @@ class Crew(ABC, Generic[T]):
             if self.over:
                 await self.finished()
                 last, self.last_error = self.last_error, None
-                if last is not None:
-                    raise last
-                raise StopAsyncIteration
+                raise last or StopAsyncIteration
             gate = self.home.mailbox.gate()
             self._consumers.append(gate)
             try:

@@ -13,9 +13,10 @@ from typing import Any
 import anyio
 
 from ._attempt import attempt_once, attempt_with
-from ._call import Call, Host
+from ._call import Call
 from ._context import current_call
 from ._errors import CallRejected
+from ._host import Host
 from ._mailbox import Gate, OpenScopes, is_self_inflicted
 from ._rate import RateLimit
 from ._records import call_fields

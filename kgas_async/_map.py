@@ -6,10 +6,11 @@ from collections.abc import AsyncIterable, Awaitable, Iterable
 from typing import Any
 
 from ._bound import Bound
-from ._call import Call, Host
+from ._call import Call
 from ._crew import Crew
 from ._employer import Employer
 from ._flat import begin
+from ._host import Host
 from ._outcome import Outcome
 
 __all__ = ["MapCrew"]

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from ._batch import Batch, Batches, Seat, give_out
 from ._bound import Bound
-from ._call import Host
 from ._employer import Employer
 from ._errors import PipelineError, shown
 from ._expand import Elements, close_all
 from ._frame import Frame
+from ._host import Host
 from ._inputs import item_fields, key_of
 from ._item_outcome import item_outcome
 from ._outcome import Outcome

@@ -15,11 +15,12 @@ import anyio
 
 from ._bindings import Bindings
 from ._bound import Bound
-from ._call import Call, Host
+from ._call import Call
 from ._context import current_call
 from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
 from ._flat import perform
+from ._host import Host
 from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes

@@ -16,13 +16,14 @@ from typing import Any
 import anyio
 
 from ._bound import Bound
-from ._call import Call, Host
+from ._call import Call
 from ._crew import Crew
 from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
 from ._expand import Elements
 from ._flat import begin
 from ._frame import Expansion, Frame, Lack
+from ._host import Host
 from ._inputs import collected_inputs, inputs_for
 from ._mailbox import is_self_inflicted
 from ._plan import Plan, PlannedPhase
