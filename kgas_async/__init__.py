@@ -8,6 +8,9 @@ from ._adaptive import AdaptiveLimit, AdaptiveStatistics
 from ._admission import LimitStatistics
 from ._batcher import BatchedTool, Batcher
 from ._blocking import BlockingCall, BlockingManager, BlockingOptions
+from ._breaker import BreakerStatistics, CircuitBreaker
+from ._budget import RetryBudget, RetryBudgetStatistics
+from ._cache import Cache, CacheStatistics, CacheStore, MemoryStore
 from ._call import Call
 from ._context import check_cancelled, progress
 from ._door import current, open_door
@@ -19,6 +22,7 @@ from ._errors import (
     CallRejected,
     CallSkipped,
     CallTimeout,
+    CircuitOpen,
     EvidenceError,
     InvalidInputs,
     KgasAsyncError,
@@ -53,7 +57,7 @@ from ._pool_core import PoolStatistics
 from ._priority import Priority
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
-from ._resilience import Retry, exponential
+from ._resilience import Retry, exponential, linear
 from ._restart import RestartPolicy
 from ._service import Service
 from ._stream import OutcomeStream
@@ -69,6 +73,10 @@ __all__ = [
     "BlockingCall",
     "BlockingManager",
     "BlockingOptions",
+    "BreakerStatistics",
+    "Cache",
+    "CacheStatistics",
+    "CacheStore",
     "Call",
     "CallAborted",
     "CallCancelled",
@@ -82,6 +90,8 @@ __all__ = [
     "CallSkipped",
     "CallState",
     "CallTimeout",
+    "CircuitBreaker",
+    "CircuitOpen",
     "ConcurrencyLimit",
     "Distribution",
     "Every",
@@ -101,6 +111,7 @@ __all__ = [
     "MemoryLimit",
     "MemorySink",
     "MemoryStatistics",
+    "MemoryStore",
     "Outcome",
     "OutcomeStream",
     "PerformanceMonitor",
@@ -117,6 +128,8 @@ __all__ = [
     "RateStatistics",
     "RestartPolicy",
     "Retry",
+    "RetryBudget",
+    "RetryBudgetStatistics",
     "RunReport",
     "Service",
     "ServiceCrashed",
@@ -134,6 +147,7 @@ __all__ = [
     "check_cancelled",
     "current",
     "exponential",
+    "linear",
     "progress",
     "tool",
 ]

@@ -19,6 +19,7 @@ from ._legacy import describe, is_async, method_of, method_of_class, name_of
 from ._limits import ConcurrencyLimit
 from ._offload import LegacyFunction
 from ._policy import POLICY_FIELDS, Policy
+from ._policy_checks import check_policy
 from ._signature import Signature, request_builder, result_type
 from ._suggest import nearest
 from ._tool import Execution, KGASTool, refuse_class
@@ -132,6 +133,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         self._function = self._make_function(get("returns"), get("error_when"))
         self._remote = remote(self.name, self._function, self.max_memory) if self.offload == "process" else None
         _ = self.signature  # names that cannot be found fail here, not at the first call
+        check_policy(self, self.policy)
 
     def _make_function(self, returns: Any, error_when: Any) -> LegacyFunction:
         function: Any = None

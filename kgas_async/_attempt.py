@@ -7,7 +7,7 @@ gives them back, even when nobody waits for it any more.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from time import perf_counter_ns
@@ -16,11 +16,11 @@ from typing import Any
 import anyio
 
 from ._bound import Home
+from ._breaker_guard import circuit_open, judged
 from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
-from ._feedback import Feedback
 from ._in_process import killed, note_usage, told_of_building, work_for
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
@@ -38,7 +38,7 @@ from ._tokens import (
 )
 from ._waiting import wait_until
 
-__all__ = ["attempt_once", "contained", "in_thread", "in_thread_of"]
+__all__ = ["attempt_once", "attempt_with", "contained", "in_thread", "in_thread_of"]
 
 _set_current_work = current_work.set
 
@@ -49,6 +49,9 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     Returns:
         None for a value, or the error: the tool's own, `CallTimeout`, `DeadlinePassed`, `CallRejected`.
     """
+    breaker = call.bound.breaker
+    if breaker is not None and breaker.refuses(call.bound.home.mailbox):
+        return circuit_open(call, breaker)  # before it waits for anything
     held: list[Any] = []
     call.work = None
     try:
@@ -65,15 +68,19 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
         give_back(held)
         refund(wanted)
         return DeadlinePassed()
-    if not call.bound.adaptive:
-        return await _run(call, held, wanted)
-    feedback = Feedback(call)
-    return feedback.ended(await _run(call, held, wanted))
+    return await attempt_with(call, held, wanted)
+
+
+def attempt_with(
+    call: Call[Any], held: list[Any], wanted: list[tuple[RateLimit, float]]
+) -> Coroutine[Any, Any, BaseException | None]:
+    """Make one attempt that has its tokens, and give them back."""
+    bound = call.bound
+    return judged(call, held, wanted, _run) if bound.breaker or bound.adaptive else _run(call, held, wanted)
 
 
 async def _run(call: Call[Any], held: list[Any], rates: list[tuple[RateLimit, float]]) -> BaseException | None:
     """Run the tool where it wants to run, and give its tokens back."""
-    kind = call.bound.execution.kind
     if call.bound.in_thread:
         call.attempt_context = _context(call).copy()
         return await in_thread(call, call.attempt_context, held, rates)
@@ -82,7 +89,7 @@ async def _run(call: Call[Any], held: list[Any], rates: list[tuple[RateLimit, fl
     began = perf_counter_ns()
     call.begun_ns = call.begun_ns or began
     try:
-        return await _on_loop(call) if kind == "async" else _inline(call)
+        return await _on_loop(call) if call.bound.execution.kind == "async" else _inline(call)
     finally:
         call.run_ns += perf_counter_ns() - began
         call.holds = ()
@@ -188,10 +195,11 @@ async def in_thread(
         refund(rates)
         return full
     bounded = bound.timeout is not None or call.deadline_at is not None
+    timed = bounded or bool(bound.adaptive) or (bound.breaker is not None and bound.breaker.slow is not None)
     call.holds = bound.holds
     call.status = "running"
     try:
-        work, submitted = hand_over(call, context, held, timed=bounded or bool(bound.adaptive))
+        work, submitted = hand_over(call, context, held, timed=timed)
     except Exception as error:  # noqa: BLE001  (no thread can be started for it)
         call.holds = ()
         give_back(held)

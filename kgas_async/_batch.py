@@ -179,7 +179,7 @@ def give_out(call: Call[Any], seats: Sequence[Seat], *, is_last: bool = False) -
 
     That is where some inputs were invalid: the others' are not to blame. Unless this was the last that there will be.
     """
-    if call.status == "succeeded":
+    if call.ok:
         results = _results(call, len(seats))
         for number, seat in enumerate(seats):
             _end(seat, call, results if isinstance(results, PipelineError) else results[number])
@@ -227,9 +227,10 @@ def _guilty(error: InvalidInputs, seats: int) -> set[int] | None:
 def _end(seat: Seat, batch: Call[Any], value: Any) -> None:
     call = seat.call
     call.attempt, call.begun_ns, call.run_ns = batch.attempt, batch.begun_ns, batch.run_ns
+    call.answered_by = batch.answered_by
     if call.cancel_requested or batch.status == "cancelled":
         call.end("cancelled")
-    elif batch.status != "succeeded":
+    elif not batch.ok:
         error = copy.copy(batch.error)
         if isinstance(error, CallError):
             error.call_id = call.id
@@ -244,4 +245,4 @@ def _end(seat: Seat, batch: Call[Any], value: Any) -> None:
         call.end("failed", failed)
     else:
         call.value = value
-        call.end("succeeded")
+        call.end(batch.status)

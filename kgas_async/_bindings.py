@@ -8,7 +8,8 @@ from ._bound import Bound, Home, ToolState
 from ._errors import shown
 from ._limits import check_text
 from ._misuse import no_tool
-from ._policy import DEFAULTS, Policy
+from ._policy import Policy
+from ._policy_checks import policy_of
 from ._tool import KGASTool
 
 __all__ = ["Bindings"]
@@ -54,8 +55,7 @@ class Bindings:
                 return bound
         if not isinstance(tool, KGASTool):
             raise no_tool(tool)
-        resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
-        state = self.state_of(tool)
+        resolved, state = policy_of(tool, policy), self.state_of(tool)
         bound = Bound(self._home, tool, resolved, state, pipeline=pipeline, phase=phase, run_id=run_id)
         if phase is None:
             if len(self._bounds) >= KEPT:

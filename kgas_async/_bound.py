@@ -6,11 +6,13 @@ Knows the manager only as the `Home` protocol: where calls are registered and th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from ._adaptive import AdaptiveLimit
 from ._admission import Limit
+from ._breaker import CircuitBreaker
+from ._cache import Cache
 from ._evidence import EvidenceLog
 from ._figures import CallFigures
 from ._left import LeftBehind
@@ -18,6 +20,7 @@ from ._limits import ConcurrencyLimit
 from ._mailbox import Mailbox, OpenScopes
 from ._monitor import PerformanceMonitor
 from ._policy import Policy
+from ._policy_checks import check_policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
@@ -44,6 +47,7 @@ class Home(Protocol):
     calls_open: dict[int, Any]
     closing_at: float
     random: Callable[[], float]
+    cache_waits: dict[Any, Any]
     on_crash: Literal["raise", "continue"]
 
     async def until_served(self, call: Any) -> Exception | None: ...
@@ -51,6 +55,11 @@ class Home(Protocol):
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
     def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
+    def bind(self, tool: KGASTool) -> Bound: ...
+    def check_services(self, bound: Bound) -> None: ...
+    def new_call(self, bound: Bound, inputs: Mapping[str, Any], parent: Any = None, item: str | None = None) -> Any: ...
+    async def host_call(self, call: Any, *, owned: bool = False) -> None: ...
+    async def run_isolated(self, call: Any) -> None: ...
     async def close_leaked(self, scopes: OpenScopes, call: Any = None) -> None: ...
 
 
@@ -62,6 +71,9 @@ class ToolState:
         self.origin = origin
         self.limits: dict[int, ConcurrencyLimit] = {}  # by the number given
         self.rates: dict[float, RateLimit] = {}
+        self.breakers: dict[int, CircuitBreaker] = {}
+        self.caches: dict[float, Cache] = {}
+        self.flights: dict[Any, Any] = {}  # calls that share one result, by what they have in common
         self.serial = ConcurrencyLimit(1)
         self.dedicated: ThreadPool | None = None
         self.begun = 0
@@ -92,7 +104,7 @@ class ToolState:
             threads_used=self.thread_starts,
             run_s=self.run_ns / 1e9,
             figures=figures,
-            **{status: count for status, count in self.ended.items() if status != "reused"},
+            **self.ended,
         )
 
 
@@ -101,14 +113,18 @@ class Bound:
 
     __slots__ = (
         "adaptive",
+        "breaker",
+        "cache",
         "check",
         "cleans_up",
         "deadline",
         "execution",
+        "fallbacks",
         "flat",
         "function",
         "gated",
         "grace",
+        "hedge_after",
         "holds",
         "home",
         "hooks",
@@ -132,6 +148,7 @@ class Bound:
         "timeout",
         "tool",
         "validates",
+        "version",
     )
 
     def __init__(
@@ -148,6 +165,7 @@ class Bound:
         self.home = home
         self.tool = tool
         self.name = tool.name
+        self.version = str(tool.version)
         self.policy = policy
         self.state = state
         self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
@@ -163,18 +181,7 @@ class Bound:
                 self.function, self.execution.kind, self.name, pipeline=pipeline, phase=phase
             )
         self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
-        self.timeout: float | None = policy.timeout
-        self.deadline: float | None = policy.deadline
-        self.grace: float | None = policy.grace
-        self.retry: Retry | None = policy.retry
-        self.isolated: bool = policy.isolated
-        self.priority: int | None = policy.priority
-        self.limits = _limits(policy, state, self.execution.serial)
-        # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
-        self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
-        self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
-        self.rates = _rates(policy, state)
-        self._check_keys()
+        self._take_policy(policy)
         self.requires = services = tool.requires
         self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
@@ -192,10 +199,36 @@ class Bound:
             and not (self.validates or self.cleans_up or self.isolated)
             and all(type(limit) is ConcurrencyLimit and not limit.is_keyed for limit in self.limits)
             and not any(limit.is_keyed for limit in self.rates)
-            and self.timeout is self.deadline is None
+            and self.timeout is None
+            and self.deadline is None
             and self.retry is None
+            and self.breaker is None
+            and self.cache is None
+            and self.hedge_after is None
+            and not self.fallbacks
             and not (self.supervised and (self.gated or self.in_thread))
         )
+
+    def _take_policy(self, policy: Policy) -> None:
+        """What the policy says, with the state behind it found or made."""
+        check_policy(self.tool, policy)
+        state = self.state
+        self.timeout: float | None = policy.timeout
+        self.deadline: float | None = policy.deadline
+        self.grace: float | None = policy.grace
+        self.retry: Retry | None = policy.retry
+        self.isolated: bool = policy.isolated
+        self.priority: int | None = policy.priority
+        self.limits = _limits(policy, state, self.execution.serial)
+        # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
+        self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
+        self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
+        self.rates = _rates(policy, state)
+        self._check_keys()
+        self.breaker = _breaker(policy, state)
+        self.cache = _cache(policy, state)
+        self.hedge_after: float | None = policy.hedge_after
+        self.fallbacks: tuple[Bound, ...] = tuple(self.home.bind(other) for other in policy.fallback or ())
 
     def _check_keys(self) -> None:
         """
@@ -229,6 +262,18 @@ def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -
     if serial is not None:
         limits = (*limits, state.serial, serial)
     return tuple(sorted(limits, key=lambda limit: limit.serial))  # in one order for all: who waits holds no later one
+
+
+def _breaker(policy: Policy, state: ToolState) -> CircuitBreaker | None:
+    given: CircuitBreaker | int | None = policy.breaker
+    return state.breakers.setdefault(given, CircuitBreaker(given)) if isinstance(given, int) else given
+
+
+def _cache(policy: Policy, state: ToolState) -> Cache | None:
+    given: Cache | float | None = policy.cache
+    if given is None or isinstance(given, Cache):
+        return given
+    return state.caches.setdefault(given, Cache(given))
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:

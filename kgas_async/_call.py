@@ -19,7 +19,7 @@ from ._errors import CallCancelled
 from ._events import CallEvents, CallProgress, CallState, Feed
 from ._host import Host
 from ._limits import check_text
-from ._outcome import Outcome
+from ._outcome import SUCCESSES, Outcome
 from ._threads import Work
 from ._tool import KGASTool
 from ._waiting import wait_until
@@ -35,7 +35,7 @@ class Call(Generic[R]):
     Attributes:
         id: As in the evidence.
         status: ``waiting`` or ``running``, then how it ended: ``succeeded``, ``failed``, ``timed_out``,
-            ``cancelled``, ``rejected``, ``skipped``.
+            ``cancelled``, ``rejected``, ``skipped``, ``reused``.
         attempt: The number of the current attempt, from 1; 0 before the first.
         progress: The latest that its tool has told by `progress`, or None.
         reason: Why it was cancelled.
@@ -58,14 +58,14 @@ class Call(Generic[R]):
     cancel_requested = False
     announced = False  # has a call.started in the evidence
     deadline_at: float | None = None
-    begun_ns = 0
-    ended_ns = 0
-    run_ns = 0
+    begun_ns = ended_ns = run_ns = 0
+    answered_by: str | None = None  # the fallback whose value it has
+    reused = False  # its value is that of another call,
+    reused_from: str | None = None  # of this one, where it waited for it
+    is_cleaned_up = False  # its tool was told that it had failed
+    winner = 0  # the number of the attempt that gave the value, where two ran at once
     waited = False  # any of the following is above 0
-    wait_concurrency_ns = 0
-    wait_rate_ns = 0
-    wait_retry_ns = 0
-    wait_thread_ns = 0
+    wait_concurrency_ns = wait_rate_ns = wait_retry_ns = wait_thread_ns = 0
     cpu_ns: int | None = None  # of its worker process, where it ran in one
     rss_peak: int | None = None  # the same, in bytes
     wait_service_ns = 0
@@ -176,6 +176,11 @@ class Call(Generic[R]):
     def has_ended(self) -> bool:
         """Whether it has its final status."""
         return self.ended_ns != 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether it has ended with a value."""
+        return self.status in SUCCESSES
 
     @property
     def started(self) -> float | None:
@@ -297,7 +302,7 @@ class Call(Generic[R]):
 
     def unwrap(self) -> R:
         """The value of a call that has ended, or its error raised."""
-        if self.status == "succeeded":
+        if self.ok:
             result: R = self.value
             return result
         raise self.error or self.cancelled_error()
@@ -325,7 +330,7 @@ class Call(Generic[R]):
             self.error,
             self.item,
             self.index,
-            self.bound.name,
+            self.answered_by or self.bound.name,
             self.attempt,
             wait_ns,
             self.run_ns,
@@ -346,9 +351,9 @@ class Call(Generic[R]):
         state.ended[status] += 1
         state.run_ns += self.run_ns
         log = home.log
-        if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled")):
+        if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled", "reused")):
             log.append(self)
-        if self.context is not None and status == "succeeded":
+        if self.context is not None and status in SUCCESSES:
             self.context = self.attempt_context = None  # it refers to the call: both are freed at once
         if self._done is not None:
             self._done.set()

@@ -22,7 +22,7 @@ async def clean_up(call: Call[Any], error: BaseException) -> BaseException | Non
         A native cancellation that came meanwhile, to be raised again: it goes through shields, so that in a task which
         is not ours the clean-up is given one that is.
     """
-    if not call.bound.cleans_up or not call.begun_ns:
+    if not call.bound.cleans_up or not call.begun_ns or call.is_cleaned_up:
         return None
     if call.host_is_ours or cancels_pending() is None:
         await _cleaned_up(call, error)

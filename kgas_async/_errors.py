@@ -18,6 +18,7 @@ __all__ = [
     "CallRejected",
     "CallSkipped",
     "CallTimeout",
+    "CircuitOpen",
     "EvidenceError",
     "InvalidInputs",
     "KgasAsyncError",
@@ -145,6 +146,14 @@ class CallRejected(CallError):
     ) -> None:
         super().__init__(message, tool=tool, call_id=call_id, attempts=attempts)
         self.retry_after = retry_after
+
+
+class CircuitOpen(CallRejected):
+    """The call was refused without running: what it calls keeps failing (``Policy(breaker=...)``).
+
+    ``retry_after`` is the seconds until its circuit breaker lets probes through, None while one is under way. Where
+    attempts of this call were among those that failed, the last of their errors is the ``__cause__``.
+    """
 
 
 class CallAborted(BaseException):

@@ -103,7 +103,7 @@ _QUIET = (
     *("call.started", "call.succeeded", "call.cancelled", "call.reused", "session.started", "session.ended"),
     *("block.succeeded", "block.cancelled", "resource.sampled"),
 )
-_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "slow", "abandoned")
+_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "slow", "abandoned", "fell_back")
 
 
 class StructlogSink:

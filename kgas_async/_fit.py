@@ -20,6 +20,7 @@ __all__ = [
     "is_made_whole",
     "list_of",
     "outcome_type",
+    "plain_class",
     "stream_type",
 ]
 
@@ -86,7 +87,7 @@ def outcome_type(kind: Any) -> Any:
 
 def cannot_expand(kind: Any) -> bool:
     """Whether no value of this annotation can be taken apart into elements: strings and mappings are not either."""
-    given = _plain_class(kind)
+    given = plain_class(kind)
     if given is None:
         return is_typeddict(kind)
     if issubclass(given, (str, bytes, collections.abc.Mapping)):
@@ -95,7 +96,7 @@ def cannot_expand(kind: Any) -> bool:
     return issubclass(given, (*_SCALARS, type(None))) and not issubclass(given, iterables)
 
 
-def _plain_class(kind: Any) -> type | None:
+def plain_class(kind: Any) -> type | None:
     """The class that values of this annotation are instances of, or None where that is not one class."""
     if kind is None or kind is type(None):
         return type(None)
@@ -114,7 +115,7 @@ def _plain_class(kind: Any) -> type | None:
 
 def cannot_fit(source: Any, target: Any) -> bool:
     """Whether no value of type ``source`` can be given where ``target`` is wanted, coercion included."""
-    given, wanted = _plain_class(source), _plain_class(target)
+    given, wanted = plain_class(source), plain_class(target)
     if given is None or wanted is None or issubclass(given, wanted) or issubclass(wanted, given):
         return False
     if given is type(None) or wanted is type(None):

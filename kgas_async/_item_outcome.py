@@ -89,7 +89,7 @@ def phase_outcome(frame: Frame, planned: PlannedPhase) -> Outcome[Any]:
     """What came of one phase in one frame."""
     name = planned.phase.name
     call: Call[Any] | None = frame.calls.get(name)
-    failed_after = call is not None and call.status == "succeeded" and name in frame.failures  # its elements ended
+    failed_after = call is not None and call.ok and name in frame.failures  # its elements ended
     if call is not None and not failed_after:
         outcome: Outcome[Any] = call.to_outcome()
         outcome.value = frame.results.get(name)

@@ -28,6 +28,7 @@ from ._options import CallOptions
 from ._report import ManagerStatistics
 from ._session import Session
 from ._single import SingleCalls
+from ._standing import statistics_of
 from ._suggest import suggests
 from ._system import cpus, default_threads
 
@@ -284,7 +285,7 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     def statistics(self) -> ManagerStatistics:
         """Counts per tool name, and what is open now. From any thread."""
-        return self._opened().statistics()
+        return statistics_of(self._opened())
 
     def blocking(self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> BlockingManager:
         """The same names, blocking, for scripts and notebooks: ``with ServiceManager().blocking() as manager:``.

@@ -15,15 +15,18 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
+from ._alternatives import fall_back, may_fall_back
 from ._attempt import attempt_once, contained
 from ._call import Call
 from ._cancellation import exit_in, parted
 from ._cleanup import clean_up
 from ._context import current_call
 from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, text_of
+from ._hedge import hedged
 from ._keyed import FunctionFailed
 from ._mailbox import NativeCancels, is_self_inflicted
 from ._offload import ReturnedError
+from ._reuse import FlightFailed, reused_or_run
 from ._served import attempt_served
 from ._tokens import DeadlinePassed, deadline_of, pause_rates
 
@@ -45,9 +48,10 @@ async def perform_fully(call: Call[Any]) -> None:
         error = await _after_replaced(call) if call.replaces else None
         error = error or await _validated(call)
         if error is None:
-            error = await _attempts(call)
+            run = _tried if bound.fallbacks else _attempts
+            error = await (run(call) if bound.cache is None else reused_or_run(call, bound.cache, run))
         if error is None:
-            call.end("succeeded")
+            call.end("reused" if call.reused else "succeeded")
             return
         status, ended = ending(call, error, call.last_error)
         native = await clean_up(call, ended)
@@ -102,14 +106,32 @@ def _context(call: Call[Any]) -> Context:
     return call.context
 
 
+async def _tried(call: Call[Any]) -> BaseException | None:
+    """Attempts, then fallbacks, until one gives a value (None); or the call's error."""
+    error = await _attempts(call)
+    if error is None or not may_fall_back(call, error):
+        return error
+    native = await clean_up(call, error)  # before others are called: it may hold what they need
+    if native is not None:
+        raise native from error
+    call.is_cleaned_up = True
+    call.grace_end = None  # a later cancellation has its own
+    return await fall_back(call, error)
+
+
 async def _attempts(call: Call[Any]) -> BaseException | None:
     """Attempts until one succeeds (None) or the last one's error."""
     bound = call.bound
     retry = bound.retry
     native = None if retry is None or call.host_is_ours else NativeCancels()
+    if retry is not None and retry.budget is not None:
+        retry.budget.count_call(bound.home.mailbox)
+    tries = 0  # a hedged one is one
     while True:
+        tries += 1
         call.attempt += 1
-        error = await (attempt_served(call) if bound.supervised else attempt_once(call))
+        make = attempt_once if bound.hedge_after is None else hedged
+        error = await (attempt_served(call, make) if bound.supervised else make(call))
         if error is None or retry is None or isinstance(error, (DeadlinePassed, FunctionFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
@@ -118,7 +140,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             raise lost from error  # the tool has made this error of it
         asked = _as_seen_by_retry(call, error)
         if call.work is not None and call.work.abandoned and not call.work.ended_ns and not retry.while_running:
-            if call.attempt < retry.attempts:
+            if tries < retry.attempts:
                 error.add_note(
                     "not tried again: its abandoned thread still runs, and two at once surprise most tools; "
                     "Retry(..., while_running=True) tries all the same"
@@ -126,11 +148,14 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             return error
         left = None if call.deadline_at is None else call.deadline_at - anyio.current_time()
         try:
-            delay, told = retry.delay(call.attempt, asked, left=left, draw=bound.home.random)
+            delay, told = retry.delay(tries, asked, left=left, draw=bound.home.random)
         except Exception as broken:  # noqa: BLE001  (a user's function in the policy)
             broken.__context__ = error
             return broken
         if delay is None:
+            return error
+        if retry.budget is not None and not retry.budget.take_retry(bound.home.mailbox):
+            add_note(error, f"not tried again: the retries of its {retry.budget!r} are used up")
             return error
         if told:
             pause_rates(call, delay)
@@ -195,7 +220,11 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         return "timed_out", error
     if isinstance(error, CallRejected) and _is_own_rejection(call, error):
         error.tool, error.call_id, error.attempts = call.tool_name, call.id, call.attempt
+        if error.__cause__ is None:
+            error.__cause__ = last
         return "rejected", error
+    if isinstance(error, FlightFailed):
+        return error.status, error.error or error
     if isinstance(error, ReturnedError):
         failed = CallFailed(f"tool {call.tool_name!r} returned an error: {error}", result=error.result, **known)
         failed.__cause__ = error.error if error.was_exception else None

@@ -8,6 +8,7 @@ from typing import Literal
 from ._limits import check_count, check_seconds
 from ._offload import gives_coroutine
 from ._policy import Policy
+from ._policy_checks import check_policy
 from ._suggest import nearest
 from ._tool import KGASTool
 
@@ -73,6 +74,8 @@ class Phase:
             raise TypeError(f"phase {name!r}: collect= is the name of an expansion or True, not {collect!r}")
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"phase {name!r}: policy= is a Policy(...), not {policy!r}")
+        if policy is not None:
+            check_policy(tool, policy)
         if missing is not None and collect is None:
             raise TypeError(f"phase {name!r}: missing= belongs to a collect")
         if missing is not None and missing not in _MISSING:

@@ -14,6 +14,7 @@ from ._errors import shown
 from ._offload import gives_coroutine
 from ._phase import Phase
 from ._planner import Planner
+from ._policy_checks import services_of
 from ._suggest import nearest
 
 __all__ = ["Pipeline"]
@@ -73,10 +74,12 @@ class Pipeline:
 
     @property
     def services(self) -> tuple[Any, ...]:
-        """The services that its tools require, each once."""
+        """The services that its tools and their fallbacks require, each once."""
         found: list[Any] = []
         for phase in self.phases:
-            found.extend(service for service in phase.tool.requires if not any(service is one for one in found))
+            found.extend(
+                service for service in services_of(phase.tool, phase.policy) if not any(service is one for one in found)
+            )
         return tuple(found)
 
 

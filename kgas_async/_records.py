@@ -133,6 +133,12 @@ def end_fields(call: Any) -> dict[str, Any]:
         fields.update(cpu_us=call.cpu_ns // 1000, rss_peak_bytes=call.rss_peak)
     if call.abandoned:
         fields["abandoned"] = True
+    if call.answered_by is not None:
+        fields["answered_by"] = call.answered_by
+    if call.reused_from is not None:
+        fields["reused_from"] = call.reused_from
+    if call.winner:
+        fields["winner"] = call.winner
     if call.reason:
         fields["reason"] = _bounded(call.reason)
     return fields
@@ -201,6 +207,8 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         or call.batch_id
         or call.batch_size
         or call.given_name
+        or call.answered_by
+        or call.winner
         or call.cpu_ns is not None
         or call.wait_service_ns
     ):

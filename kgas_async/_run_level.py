@@ -169,7 +169,7 @@ class RunLevel:
         name = planned.phase.name
         del self._open[name]
         self.outcomes[name] = call.to_outcome()
-        if call.status == "succeeded":
+        if call.ok:
             self.results[name] = call.value
         collect = self._by_name.get(name)
         if collect is not None and collect.feed is not None:

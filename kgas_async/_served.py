@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 
-from ._attempt import attempt_once
 from ._call import Call
 from ._errors import ServiceCrashed
 
@@ -65,11 +64,13 @@ def _has_one_attempt(call: Call[Any]) -> bool:
     return call.status == "running"
 
 
-async def attempt_served(call: Call[Any]) -> BaseException | None:
-    """Make one attempt, once its services run; see `attempt_once`. Taken where the session survives a crash.
+async def attempt_served(
+    call: Call[Any], make: Callable[[Call[Any]], Awaitable[BaseException | None]]
+) -> BaseException | None:
+    """Have ``make`` make one attempt, once its services run. Taken where the session survives a crash.
 
     Returns:
-        As it does; or `ServiceCrashed` where a service crashed meanwhile, or is gone.
+        As `attempt_once`; or `ServiceCrashed` where a service crashed meanwhile, or is gone.
     """
     while True:
         call.crash = None
@@ -79,7 +80,7 @@ async def attempt_served(call: Call[Any]) -> BaseException | None:
         scope = call.attempt_scope = anyio.CancelScope()
         try:
             with scope:
-                error = await attempt_once(call)
+                error = await make(call)
         finally:
             call.attempt_scope = None
             crash = call.crash

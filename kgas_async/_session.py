@@ -28,7 +28,6 @@ from ._mailbox import Mailbox, OpenScopes
 from ._monitor import PerformanceMonitor
 from ._processes import ProcessPool
 from ._recording import Recording
-from ._report import ManagerStatistics
 from ._reserved import Reserved
 from ._threads import ThreadPool
 from ._tool import KGASTool
@@ -77,6 +76,7 @@ class Session:
         self.log: EvidenceLog | None = None
         self.monitor = monitor
         self.calls_open: dict[int, Call[Any]] = {}
+        self.cache_waits: dict[Call[Any], Any] = {}  # calls that wait for another's result, and what they share with it
         bindings = Bindings(self)
         self.states, self.bind = bindings.states, bindings.bind
         self.crews: set[Any] = set()
@@ -117,6 +117,14 @@ class Session:
         if parent is None and (self.is_draining or self.is_cancelled):
             raise ManagerClosed("the manager is draining; no new calls are admitted")
 
+    def check_services(self, bound: Bound) -> None:
+        """
+        Raises:
+            ServiceNotRunning: A service of the tool does not run here.
+        """
+        if bound.requires:
+            self.hosting.check_running(bound.requires, bound.name)
+
     def new_call(
         self, bound: Bound, inputs: Mapping[str, Any], parent: Call[Any] | None = None, item: str | None = None
     ) -> Call[Any]:
@@ -148,8 +156,7 @@ class Session:
         parent = parent or self.parent()
         self.check_open(parent)
         bound = self.bind(tool)
-        if bound.requires:
-            self.hosting.check_running(bound.requires, bound.name)
+        self.check_services(bound)
         if args:
             inputs = bound.signature.named(args, inputs)
         return self.new_call(bound, inputs, parent)
@@ -276,21 +283,6 @@ class Session:
     def drop_crew(self, crew: Any) -> None:
         """A map or a run has ended."""
         self.crews.discard(crew)
-
-    def statistics(self) -> ManagerStatistics:
-        """Counts per tool name, and what is open now."""
-        of = self.monitor._figures_of if self.monitor is not None else lambda name: None
-        tools = {name: state.statistics(of(name)) for name, state in list(self.states.items())}
-        pools = self.pools()
-        return ManagerStatistics(
-            tools,
-            len(self.calls_open),
-            sum(pool.alive for pool in pools if pool is not self.processes),
-            len(self.left),
-            sum(pool.queued for pool in pools),
-            self.hosting.names(),
-            self.processes.processes,
-        )
 
     # --- ending
 

@@ -44,8 +44,8 @@ class Tally(ABC):
 
     def count_failure(self, outcome: Outcome[Any]) -> None:
         """An item that is among ``done`` has not succeeded."""
-        if outcome.status == "skipped":
-            self.skipped += 1
+        if outcome.status in ("reused", "skipped"):
+            self.skipped += outcome.status == "skipped"
             return
         self.failed += 1
         if self.stopped:

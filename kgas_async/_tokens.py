@@ -27,8 +27,10 @@ __all__ = [
     "give_back",
     "pause_rates",
     "refund",
+    "refuse_own_chain",
     "take_again",
     "take_concurrency",
+    "take_now",
     "take_rates",
     "tell_news",
     "wanted_rates",
@@ -126,6 +128,17 @@ def _holds(call: Call[Any], limit: Limit) -> bool:
     return any(one.limit is limit for one in held_by(call.bound.home.mailbox.task()))
 
 
+def refuse_own_chain(call: Call[Any]) -> CallRejected | None:
+    """The error of a call that would wait for one that it is nested in, were it to wait for tokens of its limits."""
+    if call.parent is None or not call.bound.holds:
+        return None
+    try:
+        _refuse_deadlock(call)
+    except CallRejected as refused:
+        return refused
+    return None
+
+
 def _refuse_deadlock(call: Call[Any]) -> None:
     """Refuse what a call of its own chain holds, and what others have taken in the other order."""
     _refuse_held(call, call.parent, [one.limit for one in held_by(call.bound.home.mailbox.task())])
@@ -171,6 +184,25 @@ def _other_order(call: Call[Any], ancestor: Call[Any], held: Limit, wanted: Limi
         f"in, holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that "
         f"all could wait for each other: keep to one order, or give the tools limits of their own"
     )
+
+
+def take_now(call: Call[Any]) -> tuple[list[Any], list[tuple[RateLimit, float]]] | None:
+    """All tokens of an attempt, if they are there without waiting; None too where a user's function raises."""
+    held: list[Any] = []
+    try:
+        for limit in call.bound.limits:
+            token = _token_of(call, limit)
+            if not token.acquire_nowait():
+                break
+            held.append(token)
+        else:
+            wanted = wanted_rates(call)
+            if not wanted or acquire_rates_nowait(wanted):
+                return held, wanted
+    except (CallRejected, FunctionFailed):
+        pass
+    give_back(held)
+    return None
 
 
 def wanted_rates(call: Call[Any]) -> list[tuple[RateLimit, float]]:

@@ -16,6 +16,7 @@ from ._context import door
 from ._errors import UnknownTool
 from ._limits import ConcurrencyLimit, check_text
 from ._policy import Policy
+from ._policy_checks import check_policy
 from ._service import Service
 from ._signature import Signature
 from ._suggest import nearest
@@ -216,7 +217,11 @@ class KGASTool:
     def using(self, *, name: str | None = None, **policy_fields: Any) -> Self:
         """A copy with some policy fields laid over, and another name if one is given.
 
-        A copy that keeps its name shares limits, instances and statistics with the original.
+        A copy that keeps its name shares limits, breaker, cache, instances and statistics with the original.
+
+        Raises:
+            TypeError, ValueError: A policy that this tool cannot have, such as ``hedge_after`` where it is not
+                idempotent.
         """
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
@@ -226,6 +231,7 @@ class KGASTool:
         if name is not None:
             own["name"] = check_text("using(name=...)", name)
             own["_signature_cache"] = None  # messages name the tool
+        check_policy(copy, over)
         return copy
 
 

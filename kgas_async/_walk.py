@@ -270,7 +270,7 @@ class WalkCrew(Crew[Any]):
     def _take_result(self, frame: Frame, planned: PlannedPhase, call: Call[Any]) -> Expansion | None:
         """What came of a phase's call; the expansion that it opens, if it does."""
         name = planned.phase.name
-        if call.status != "succeeded":
+        if not call.ok:
             frame.fail(name, call)
         elif planned.phase.expand is not None:
             return self._expand(frame, planned, call)

@@ -25,18 +25,20 @@ LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _cancellation _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
     (
         "L1",
-        "_priority _keyed _clearing _order _admission _limits _rate _adaptive _memory_limit _restart _pool_core "
-        "_resilience _policy _records _evidence _evidence_sinks _metrics _loading",
+        "_priority _keyed _clearing _order _admission _limits _rate _adaptive _memory_limit _window _matching _budget "
+        "_breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records _evidence "
+        "_evidence_sinks _metrics _loading",
     ),
     (
         "L2",
-        "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service _journal",
+        "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service _journal "
+        "_outcome _fit _policy_checks",
     ),
     (
         "L3",
-        "_drive _events _host _outcome _fit _left _reserved _bound _call _tokens _feedback _in_process _attempt "
-        "_served _cleanup _path _flat _legacy _elsewhere _adapter _function_tool _figures _ledger _monitor _watchdog "
-        "_phase _plan _planner _resolve _pipeline _report _every",
+        "_drive _events _host _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _attempt "
+        "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool _figures "
+        "_ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
     ),
     (
         "L4",
@@ -45,7 +47,7 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L5",
-        "_manager _single _options _book _many _together _lifetime _running _recording _bindings _session _map "
+        "_manager _single _options _book _many _together _lifetime _running _recording _bindings _session _standing _map "
         "_hosting _hosted _supervision _health _pool _pool_motion _blocking _blocking_calls _signals _door _batcher",
     ),
     ("front", "__init__"),

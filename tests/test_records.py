@@ -62,6 +62,9 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         given_name=draw(st.none() | TEXT.filter(bool)),
         batch_id=draw(st.none() | st.builds(lambda n: f"{SESSION}-{n}", st.integers(1, 99))),
         batch_size=draw(st.integers(0, 99)),
+        answered_by=draw(st.none() | TEXT.filter(bool)),
+        reused_from=draw(st.none() | st.just(f"{SESSION}-2")) if ended == "reused" else None,
+        winner=draw(st.integers(0, 3)),
         waited=waited,
         wait_concurrency_ns=waits[0],
         wait_rate_ns=waits[1],
@@ -69,7 +72,7 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         wait_thread_ns=waits[3],
         wait_service_ns=draw(st.just(0) | NANOS) if waited else 0,
         cpu_ns=draw(st.none() | NANOS),
-        rss_peak=draw(NANOS),
+        rss_peak=draw(st.integers(0, 2**53 - 1)),
         run_ns=draw(NANOS),
         ended_ns=draw(TIMES),
     )  # fmt: skip
@@ -138,6 +141,9 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
     assert record.get("item") == (None if placed.item is None else escaped(placed.item))
     assert record.get("call_name") == (None if call.given_name is None else escaped(call.given_name))
     assert (record.get("batch_id"), record.get("batch_size", 0)) == (call.batch_id, call.batch_size)
+    assert record.get("answered_by") == (None if call.answered_by is None else escaped(call.answered_by))
+    assert record.get("winner", 0) == call.winner
+    assert record.get("reused_from") == call.reused_from
     assert record.get("parent_id") == (None if call.parent is None else call.parent.id)
     where = (placed.bound.pipeline, placed.bound.phase, placed.bound.run_id)
     said_where = (record.get("pipeline"), record.get("phase"), record.get("run_id"))

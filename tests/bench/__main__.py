@@ -9,6 +9,7 @@ from .cases import LOOPS, item_cases, thread_cases
 from .idle import idle_table
 from .measure import Row, compare, table
 from .pipelines import diamond_cases, waiting_cases
+from .policies import policies_table
 
 
 def main() -> int:
@@ -29,6 +30,9 @@ def main() -> int:
     for loop, where in LOOPS.items():
         rows += shown(f"A diamond, over a line on {loop}", compare(diamond_cases(loop, where, items), rounds))
     missed += [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
+    table_of_policies, missed_policies = policies_table(items, rounds)
+    print("\n" + table_of_policies)
+    missed += missed_policies
     table_of_idle, missed_idle = idle_table(1.0 if quick else 5.0)
     print("\n" + table_of_idle)
     missed += missed_idle

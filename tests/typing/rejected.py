@@ -122,7 +122,10 @@ def policies() -> None:
     Retry(attempt=3)  # rejected
     Retry(on=BaseException)  # rejected
     ServiceManager(evidense="x")  # rejected
-    Policy(breaker=None)  # rejected
+    Policy(breaker="5")  # rejected
+    Policy(cache="1 h")  # rejected
+    Policy(hedge_after="1 s")  # rejected
+    Policy(circuit=None)  # rejected
     Policy(timeout="3")  # rejected
     Policy(concurrency=2.5)  # rejected
     ServiceManager(processes="2")  # rejected
