@@ -208,7 +208,7 @@ async def in_thread(
     timed_out = False
     try:
         if bounded:
-            timed_out = await _wait_bounded(call, work)
+            timed_out = await _wait_bounded(call, work, deadline_of(call))
         else:
             await work.done.wait()
     except BaseException:
@@ -223,8 +223,11 @@ async def in_thread(
     return _thread_result(call, work, timed_out=timed_out)
 
 
-async def in_thread_of(call: Call[Any], function: Callable[[], object], context: Context) -> None:
-    """Run more of a tool's code for a call that has ended, under the same concurrency tokens; raises what it raises.
+async def in_thread_of(call: Call[Any], function: Callable[[], object], context: Context) -> bool:
+    """Run more of a tool's code for a call that has ended, under the same tokens and timeout; raises what it raises.
+
+    Returns:
+        Whether it ended in time; if not, its thread may be abandoned, as of an attempt.
 
     Cancellation: As of an attempt: unstarted work never starts, running work has its grace, then is abandoned.
     """
@@ -238,7 +241,9 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
     work = Work(function, context, home.mailbox)
     context.run(_set_current_work, work)
     work.on_end = partial(give_back, held)
+    work.is_timed = call.bound.timeout is not None
     call.holds = call.bound.holds
+    late = False
     try:
         home.pool_of(call.bound).submit(work)
     except BaseException:
@@ -246,15 +251,19 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
         give_back(held)
         raise
     try:
-        await work.done.wait()
+        if call.bound.timeout is None:
+            await work.done.wait()
+        else:
+            late = await _wait_bounded(call, work, math.inf)
     except BaseException:
         call.grace_end = None  # the clock of this cancellation, not of the call
         await _stop(call, work, [])
         raise
     finally:
         call.holds = ()
-    if work.error is not None:
+    if work.error is not None and not late:
         raise work.error
+    return not late
 
 
 def refused_for_abandoned(home: Home) -> CallRejected | None:
@@ -303,10 +312,10 @@ def _account(call: Call[Any], work: Work, submitted: int) -> None:
     note_usage(call, work)
 
 
-async def _wait_bounded(call: Call[Any], work: Work) -> bool:
+async def _wait_bounded(call: Call[Any], work: Work, deadline: float) -> bool:
     """Wait for a thread under timeout and deadline. Whether they passed before its end."""
     bound = call.bound
-    scope = anyio.CancelScope(deadline=deadline_of(call))
+    scope = anyio.CancelScope(deadline=deadline)
     if bound.timeout is not None:
         timeout = bound.timeout
 

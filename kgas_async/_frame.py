@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from ._call import Call
 from ._cancellation import failure_in
-from ._errors import CallCancelled, PipelineError, text_of
+from ._errors import CallCancelled, CallTimeout, PipelineError, text_of
 from ._expand import Elements
 from ._plan import PlannedPhase, Steps
 
@@ -297,7 +297,8 @@ class Expansion:
         )
         failure.__cause__ = error
         self.error = failure
-        self.frame.fail_with(self.planned.phase.name, failure)
+        status = "timed_out" if isinstance(error, CallTimeout) else "failed"
+        self.frame.fail_with(self.planned.phase.name, failure, status)
 
     def cut_short(self) -> None:
         """End it here: what was not pulled or taken is no element."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ._bound import Bound
@@ -18,7 +19,7 @@ from ._call import Call
 from ._cancellation import breakdown_of, failure_in
 from ._crew import Crew
 from ._employer import Employer
-from ._errors import CallSkipped, PipelineError, shown
+from ._errors import CallSkipped, CallTimeout, PipelineError, shown
 from ._expand import Elements
 from ._flat import begin
 from ._frame import Expansion, Frame, Lack
@@ -323,8 +324,11 @@ class WalkCrew(Crew[Any]):
             failure = failure_in(error)
             if failure is None:
                 raise
-            expansion.elements.exhausted = True
             expansion.broken(failure)
+            if isinstance(failure, CallTimeout):  # others have ended by what they raised
+                with suppress(Exception):
+                    await expansion.elements.close()
+            expansion.elements.exhausted = True
         finally:
             expansion.elements.pulling = False
         self.wake_one()

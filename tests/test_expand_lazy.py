@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
@@ -12,7 +13,20 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kgas_async import Phase, Pipeline, PipelineError, Policy, ServiceManager, check_cancelled, current, tool
+from kgas_async import (
+    CallTimeout,
+    MemorySink,
+    Phase,
+    Pipeline,
+    PipelineError,
+    Policy,
+    ServiceManager,
+    ToolAdapter,
+    check_cancelled,
+    current,
+    tool,
+)
+from kgas_async.testing import explore
 
 from .test_expand import forever, run
 
@@ -449,3 +463,83 @@ async def test_it_is_handed_on_to_who_takes_an_iterable() -> None:
 
     pipeline = Pipeline("p", Phase("makes", tool(endless)), Phase("three", three, bind={"xs": "makes"}), item=["n"])
     assert [outcome.value for outcome in await run(pipeline, 1, 2)] == [[1, 1, 1], [2, 2, 2]]
+
+
+# --- elements that do not come
+
+
+async def timed(made: Any, timeout: float, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+    pipeline = Pipeline("p", Phase("makes", made.using(timeout=timeout), expand="element"), TOUCH, item=["n"])
+    sink = MemorySink()
+    async with ServiceManager(log=None, evidence=sink, **options) as manager:
+        report = await manager.run(pipeline, [{"n": n} for n in range(3)], keep="all")
+    return report.outcomes, sink.records[-1]
+
+
+def check_timed(outcomes: list[Any]) -> None:
+    assert [outcome.status for outcome in outcomes] == ["succeeded", "timed_out", "succeeded"]
+    late = outcomes[1]
+    assert late.failed_phase == "makes"
+    assert isinstance(late.error, PipelineError)
+    assert isinstance(late.error.__cause__, CallTimeout)
+    assert "the next element of tool 'makes' did not come within its timeout" in str(late.error)
+    assert [one.value for one in late.phases["touch"]] == [0]  # what came in time was gone on with
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_an_element_of_an_async_generator_has_the_tools_timeout(*, stubborn: bool) -> None:
+    @tool
+    async def makes(n: int) -> AsyncIterator[int]:
+        for element in range(3):
+            try:
+                await anyio.sleep(9 if element == n == 1 else 0.9)
+            except anyio.get_cancelled_exc_class():
+                if not stubborn:
+                    raise
+            yield element
+
+    async def main() -> None:
+        outcomes, _ = await timed(makes, 1)
+        check_timed(outcomes)
+
+    explore(main, seeds=1)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_an_element_of_a_generator_in_a_thread_has_it_too(*, stubborn: bool) -> None:
+    closed: list[int] = []
+
+    @tool
+    def makes(n: int) -> Iterator[int]:
+        try:
+            yield 0
+            until = time.monotonic() + (0.1 if stubborn else 30)
+            while n == 1 and time.monotonic() < until:
+                if not stubborn:
+                    check_cancelled()  # told to stop by the timeout
+            yield 1
+            yield 2
+        finally:
+            closed.append(n)
+
+    outcomes, end = await timed(makes, 0.05)
+    check_timed(outcomes)
+    assert end.get("abandoned") is None
+    assert sorted(closed) == [0, 1, 2]
+
+
+async def test_a_thread_that_gives_no_element_is_abandoned_where_its_tool_allows_that() -> None:
+    may_end = threading.Event()
+
+    def stuck(n: int) -> Iterator[int]:
+        yield 0
+        if n == 1:
+            may_end.wait()
+        yield 1
+
+    try:
+        outcomes, end = await timed(ToolAdapter(stuck, name="makes", on_cancel="abandon"), 0.05)
+    finally:
+        may_end.set()
+    check_timed(outcomes)
+    assert len(end["abandoned"]) == 1

@@ -48,7 +48,8 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L5",
         "_manager _single _options _book _many _together _lifetime _running _recording _bindings _session _standing "
-        "_map _hosting _hosted _supervision _health _pool _pool_motion _blocking _blocking_calls _signals _door _batcher",
+        "_map _hosting _hosted _supervision _health _pool _pool_motion _blocking _blocking_calls _signals _door "
+        "_batcher",
     ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),
