@@ -4,8 +4,13 @@ Bounded, cancellable, supervised, accounted for. See README.md and docs/.
 """
 
 from ._adapter import ToolAdapter
+from ._adaptive import AdaptiveLimit, AdaptiveStatistics
+from ._admission import LimitStatistics
 from ._batcher import BatchedTool, Batcher
 from ._blocking import BlockingCall, BlockingManager, BlockingOptions
+from ._breaker import BreakerStatistics, CircuitBreaker
+from ._budget import RetryBudget, RetryBudgetStatistics
+from ._cache import Cache, CacheStatistics, CacheStore, MemoryStore
 from ._call import Call
 from ._context import check_cancelled, progress
 from ._door import current, open_door
@@ -17,6 +22,7 @@ from ._errors import (
     CallRejected,
     CallSkipped,
     CallTimeout,
+    CircuitOpen,
     EvidenceError,
     InvalidInputs,
     KgasAsyncError,
@@ -35,8 +41,10 @@ from ._evidence import Sink
 from ._evidence_sinks import JsonlSink, MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
-from ._limits import ConcurrencyLimit, LimitStatistics
+from ._health import HealthReport, ServiceHealth
+from ._limits import ConcurrencyLimit, KeyTokens
 from ._manager import ServiceManager
+from ._memory_limit import MemoryLimit, MemoryStatistics
 from ._metrics import Distribution
 from ._monitor import PerformanceMonitor
 from ._options import CallOptions
@@ -44,9 +52,13 @@ from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
 from ._policy import Policy
+from ._pool import Lease, Pool
+from ._pool_core import PoolStatistics
+from ._priority import Priority
 from ._rate import RateLimit, RateStatistics
 from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
-from ._resilience import Retry, exponential
+from ._resilience import Retry, exponential, linear
+from ._restart import RestartPolicy
 from ._service import Service
 from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
@@ -54,11 +66,17 @@ from ._tool import KGASTool, Toolbox
 open_door()
 
 __all__ = [
+    "AdaptiveLimit",
+    "AdaptiveStatistics",
     "BatchedTool",
     "Batcher",
     "BlockingCall",
     "BlockingManager",
     "BlockingOptions",
+    "BreakerStatistics",
+    "Cache",
+    "CacheStatistics",
+    "CacheStore",
     "Call",
     "CallAborted",
     "CallCancelled",
@@ -72,20 +90,28 @@ __all__ = [
     "CallSkipped",
     "CallState",
     "CallTimeout",
+    "CircuitBreaker",
+    "CircuitOpen",
     "ConcurrencyLimit",
     "Distribution",
     "Every",
     "EvidenceError",
     "FunctionTool",
+    "HealthReport",
     "InvalidInputs",
     "JsonlSink",
     "KGASTool",
+    "KeyTokens",
     "KgasAsyncError",
+    "Lease",
     "LimitStatistics",
     "LoadError",
     "ManagerClosed",
     "ManagerStatistics",
+    "MemoryLimit",
     "MemorySink",
+    "MemoryStatistics",
+    "MemoryStore",
     "Outcome",
     "OutcomeStream",
     "PerformanceMonitor",
@@ -94,14 +120,21 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Policy",
+    "Pool",
+    "PoolStatistics",
+    "Priority",
     "Progress",
     "RateLimit",
     "RateStatistics",
+    "RestartPolicy",
     "Retry",
+    "RetryBudget",
+    "RetryBudgetStatistics",
     "RunReport",
     "Service",
     "ServiceCrashed",
     "ServiceError",
+    "ServiceHealth",
     "ServiceManager",
     "ServiceNotRunning",
     "ServiceStartFailed",
@@ -114,6 +147,7 @@ __all__ = [
     "check_cancelled",
     "current",
     "exponential",
+    "linear",
     "progress",
     "tool",
 ]

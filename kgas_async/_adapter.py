@@ -13,13 +13,15 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel
 
+from ._bare import run_bare
+from ._elsewhere import check_process, remote
 from ._legacy import describe, is_async, method_of, method_of_class, name_of
 from ._limits import ConcurrencyLimit
 from ._offload import LegacyFunction
 from ._policy import POLICY_FIELDS, Policy
+from ._policy_checks import check_policy
 from ._signature import Signature, request_builder, result_type
 from ._suggest import nearest
-from ._threads import run_bare
 from ._tool import Execution, KGASTool, refuse_class
 
 __all__ = ["ErrorWhen", "Offload", "OnCancel", "Preset", "ToolAdapter"]
@@ -27,11 +29,12 @@ __all__ = ["ErrorWhen", "Offload", "OnCancel", "Preset", "ToolAdapter"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Offload = Literal["thread", "inline"]
-OnCancel = Literal["wait", "abandon"]
+Offload = Literal["thread", "process", "inline"]
+OnCancel = Literal["wait", "abandon", "kill"]
 Instances = Literal["shared", "serial", "per_thread", "dedicated"]
 ErrorWhen = Callable[[Any], BaseException | str | None]
 
+_ON_CANCEL = {"thread": ("wait", "abandon"), "process": ("kill", "wait"), "inline": ()}
 _INSTANCES = ("shared", "serial", "per_thread", "dedicated")
 
 
@@ -47,12 +50,17 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         returns: A function of the result that gives the value of the call.
         error_when: A function of the result that gives an error (an exception or a message) or None: for tools that
             return their errors. `CallFailed.result` keeps what was returned.
-        offload: ``"thread"`` (default), or ``"inline"`` for what is known to take microseconds.
+        offload: ``"thread"`` (default); ``"process"``: in a worker process of the manager's, for CPU-bound Python and
+            for what may crash or never end; or ``"inline"`` for what is known to take microseconds.
         on_cancel: For threads: ``"wait"`` (default) for one that must not be left alone: a timeout waits for it, a
             cancelled call for its grace; or ``"abandon"``: leave it behind at once. Its token comes back when it ends.
+            For processes: ``"kill"`` (default): at once, with all that it has started; or ``"wait"``, as for threads,
+            and killed after that.
+        max_memory: For processes on Linux: bytes that a call may allocate beyond what its worker has when it begins;
+            more is a ``MemoryError`` there.
         instances: ``"shared"`` (default): one object, called from many threads; ``"serial"``: one call at a time;
             ``"per_thread"``: one object per worker thread; ``"dedicated"``: built and called in one thread of its
-            own. The last two take a ``factory``.
+            own. The last two take a ``factory``, and so does an object in processes: each worker builds one.
         name, version, description, idempotent, backend, policy: As on `KGASTool`.
 
     Raises:
@@ -79,7 +87,8 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         returns: Callable[[Any], Any] | None = None,
         error_when: ErrorWhen | None = None,
         offload: Offload = "thread",
-        on_cancel: OnCancel = "wait",
+        on_cancel: OnCancel | None = None,
+        max_memory: int | None = None,
         instances: Instances = "shared",
         name: str | None = None,
         version: str = "0",
@@ -102,7 +111,8 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         wrapped = legacy if isinstance(legacy, ToolAdapter) else None
         self._sync = wrapped if wrapped is not None and not wrapped._is_async else None
         self.offload: str = get("offload", "thread" if self._sync is None else self._sync.offload)
-        self.on_cancel: str = get("on_cancel", "wait" if self._sync is None else self._sync.on_cancel)
+        self.on_cancel: str = get("on_cancel") or _on_cancel_of(self)
+        self.max_memory: int | None = get("max_memory", None if self._sync is None else self._sync.max_memory)
         self.instances: str = get("instances", "shared" if wrapped is None else wrapped.instances)
         self._serial: ConcurrencyLimit | None = None
         if self.instances == "serial":
@@ -121,7 +131,9 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         inner_policy = Policy() if self._inner is None else self._inner.policy.overlaid(self._inner._using)
         self.policy = inner_policy.overlaid(get("policy"))
         self._function = self._make_function(get("returns"), get("error_when"))
+        self._remote = remote(self.name, self._function, self.max_memory) if self.offload == "process" else None
         _ = self.signature  # names that cannot be found fail here, not at the first call
+        check_policy(self, self.policy)
 
     def _make_function(self, returns: Any, error_when: Any) -> LegacyFunction:
         function: Any = None
@@ -140,7 +152,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             model=None if self._model is None else request_builder(self._model),
             error_when=error_when,
             returns=returns,
-            lists_iterators=self.instances == "per_thread",
+            lists_iterators=self.instances == "per_thread" or self.offload == "process",
         )
 
     @classmethod
@@ -190,6 +202,9 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             return Execution("async", function, serial=self._serial)
         if self.offload == "inline":
             return Execution("inline", self._function)
+        if self._remote is not None:
+            kill = self.on_cancel == "kill"
+            return Execution("process", self._remote, serial=self._serial, kill=kill, remote=self._remote)
         function = self._function.function if self._function.is_bare else self._function
         return Execution(
             "thread",
@@ -223,8 +238,8 @@ class ToolAdapter(KGASTool, Generic[P, R]):
 
 _HOOKS = ("validate_inputs", "cleanup_resources")
 _OPTIONS = (
-    "factory", "method", "params", "inputs", "returns", "error_when", "offload", "on_cancel", "instances", "name",
-    "version", "description", "idempotent", "backend", "policy",
+    "factory", "method", "params", "inputs", "returns", "error_when", "offload", "on_cancel", "max_memory", "instances",
+    "name", "version", "description", "idempotent", "backend", "policy",
 )  # fmt: skip
 
 
@@ -252,6 +267,9 @@ class _Once:
         self._lock = Lock()
         self._made: list[Any] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Once, (self._factory,))  # a worker process builds its own
+
     def __call__(self) -> Any:
         with self._lock:
             if not self._made:
@@ -263,6 +281,13 @@ async def _awaited(mapped: LegacyFunction, /, **inputs: Any) -> Any:
     assert mapped.function is not None
     raw = await (mapped.function(**inputs) if mapped.model is None else mapped.function(mapped.model(**inputs)))
     return mapped.judge(raw)
+
+
+def _on_cancel_of(tool: ToolAdapter[..., Any]) -> str:
+    """What is not given: that of the tool that is wrapped, if it runs there too, else the default of the place."""
+    if tool._sync is not None and tool._sync.offload == tool.offload:
+        return tool._sync.on_cancel
+    return _ON_CANCEL.get(tool.offload, ("wait", ""))[0] if tool.offload != "inline" else "wait"
 
 
 def _check_target(tool: ToolAdapter[..., Any], legacy: object, factory: object) -> None:
@@ -287,18 +312,22 @@ def _check_options(tool: ToolAdapter[..., Any], options: dict[str, Any]) -> None
         raise TypeError(f"policy= is a Policy(...), not {options['policy']!r}")
     if tool.backend not in ("asyncio", "trio"):
         raise TypeError(f"backend= is 'asyncio' or 'trio', not {tool.backend!r}")
-    if tool._is_async and ("offload" in options or "on_cancel" in options):
+    if tool._is_async and ("offload" in options or options.get("on_cancel") is not None):
         raise TypeError(f"tool {tool.name!r} is async: offload= and on_cancel= do not apply to it")
-    if offload not in ("thread", "inline"):
-        raise TypeError(
-            f"offload={offload!r} is not known; use 'thread' or 'inline'{nearest(str(offload), ('thread', 'inline'))}"
-        )
-    if offload == "inline" and "on_cancel" in options:
+    if offload not in _ON_CANCEL:
+        known = ", ".join(map(repr, _ON_CANCEL))
+        raise TypeError(f"offload={offload!r} is not known; use one of {known}{nearest(str(offload), _ON_CANCEL)}")
+    if offload == "inline" and options.get("on_cancel") is not None:
         raise TypeError("offload='inline' takes no on_cancel: nothing can interrupt it")
-    if on_cancel not in ("wait", "abandon"):
-        raise TypeError(f"on_cancel={on_cancel!r} is not known for offload='thread'; use 'wait' or 'abandon'")
+    if offload != "inline" and on_cancel not in _ON_CANCEL[offload]:
+        known = " or ".join(map(repr, _ON_CANCEL[offload]))
+        raise TypeError(f"on_cancel={on_cancel!r} is not known for offload={offload!r}; use {known}")
     if instances not in _INSTANCES:
         raise TypeError(f"instances={instances!r} is not known; use one of {', '.join(_INSTANCES)}")
+    if offload == "process":
+        check_process(tool, options)
+    elif tool.max_memory is not None:
+        raise TypeError("max_memory= bounds worker processes; it needs offload='process'")
     if instances in ("per_thread", "dedicated") and tool._factory is None:
         raise TypeError(
             f"instances={instances!r} builds its objects in their threads: give factory= instead of an object"

@@ -7,7 +7,7 @@ gives them back, even when nobody waits for it any more.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
 from time import perf_counter_ns
@@ -16,19 +16,29 @@ from typing import Any
 import anyio
 
 from ._bound import Home
+from ._breaker_guard import circuit_open, judged
 from ._call import Call
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallRejected, CallTimeout
-from ._limits import ConcurrencyLimit
+from ._in_process import killed, note_usage, told_of_building, work_for
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
 from ._rate import RateLimit
 from ._threads import Work
-from ._tokens import DeadlinePassed, deadline_of, give_back, refund, take_concurrency, take_rates, wanted_rates
+from ._tokens import (
+    DeadlinePassed,
+    deadline_of,
+    give_back,
+    refund,
+    take_again,
+    take_concurrency,
+    take_rates,
+    wanted_rates,
+)
 from ._waiting import wait_until
 
-__all__ = ["attempt_once", "contained", "in_thread", "in_thread_of"]
+__all__ = ["attempt_once", "attempt_with", "contained", "in_thread", "in_thread_of"]
 
 _set_current_work = current_work.set
 
@@ -39,7 +49,10 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
     Returns:
         None for a value, or the error: the tool's own, `CallTimeout`, `DeadlinePassed`, `CallRejected`.
     """
-    held: list[ConcurrencyLimit] = []
+    breaker = call.bound.breaker
+    if breaker is not None and breaker.refuses(call.bound.home.mailbox):
+        return circuit_open(call, breaker)  # before it waits for anything
+    held: list[Any] = []
     call.work = None
     try:
         await take_concurrency(call, held)
@@ -55,16 +68,28 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
         give_back(held)
         refund(wanted)
         return DeadlinePassed()
-    kind = call.bound.execution.kind
-    if kind == "thread":
+    return await attempt_with(call, held, wanted)
+
+
+def attempt_with(
+    call: Call[Any], held: list[Any], wanted: list[tuple[RateLimit, float]]
+) -> Coroutine[Any, Any, BaseException | None]:
+    """Make one attempt that has its tokens, and give them back."""
+    bound = call.bound
+    return judged(call, held, wanted, _run) if bound.breaker or bound.adaptive else _run(call, held, wanted)
+
+
+async def _run(call: Call[Any], held: list[Any], rates: list[tuple[RateLimit, float]]) -> BaseException | None:
+    """Run the tool where it wants to run, and give its tokens back."""
+    if call.bound.in_thread:
         call.attempt_context = _context(call).copy()
-        return await in_thread(call, call.attempt_context, held, wanted)
+        return await in_thread(call, call.attempt_context, held, rates)
     call.holds = call.bound.holds
     call.status = "running"
     began = perf_counter_ns()
     call.begun_ns = call.begun_ns or began
     try:
-        return await _on_loop(call) if kind == "async" else _inline(call)
+        return await _on_loop(call) if call.bound.execution.kind == "async" else _inline(call)
     finally:
         call.run_ns += perf_counter_ns() - began
         call.holds = ()
@@ -78,7 +103,8 @@ def _context(call: Call[Any]) -> Context:
 
 def _timeout(call: Call[Any]) -> CallTimeout:
     return CallTimeout(
-        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s",
+        f"tool {call.tool_name!r} did not end within its timeout of {call.bound.timeout:g} s"
+        f"{told_of_building(call.work)}",
         tool=call.tool_name,
         call_id=call.id,
         attempts=call.attempt,
@@ -155,24 +181,25 @@ def _inline(call: Call[Any]) -> BaseException | None:
 
 
 async def in_thread(
-    call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], rates: Sequence[tuple[RateLimit, float]]
+    call: Call[Any], context: Context, held: Sequence[Any], rates: Sequence[tuple[RateLimit, float]]
 ) -> BaseException | None:
-    """A sync tool, in a thread of the manager's, which gives the tokens back.
+    """A sync tool, in a thread of the manager's, or in the worker process that it has; it gives the tokens back.
 
     Returns:
         As `attempt_once`.
     """
     bound = call.bound
     home = bound.home
-    if (full := refused_for_abandoned(home)) is not None:
+    if bound.execution.kind == "thread" and (full := refused_for_abandoned(home)) is not None:
         give_back(held)
         refund(rates)
         return full
     bounded = bound.timeout is not None or call.deadline_at is not None
+    timed = bounded or bool(bound.adaptive) or (bound.breaker is not None and bound.breaker.slow is not None)
     call.holds = bound.holds
     call.status = "running"
     try:
-        work, submitted = hand_over(call, context, held, timed=bounded)
+        work, submitted = hand_over(call, context, held, timed=timed)
     except Exception as error:  # noqa: BLE001  (no thread can be started for it)
         call.holds = ()
         give_back(held)
@@ -181,7 +208,7 @@ async def in_thread(
     timed_out = False
     try:
         if bounded:
-            timed_out = await _wait_bounded(call, work)
+            timed_out = await _wait_bounded(call, work, deadline_of(call))
         else:
             await work.done.wait()
     except BaseException:
@@ -196,16 +223,17 @@ async def in_thread(
     return _thread_result(call, work, timed_out=timed_out)
 
 
-async def in_thread_of(call: Call[Any], function: Callable[[], object], context: Context) -> None:
-    """Run more of a tool's code for a call that has ended, under the same concurrency tokens; raises what it raises.
+async def in_thread_of(call: Call[Any], function: Callable[[], object], context: Context) -> bool:
+    """Run more of a tool's code for a call that has ended, under the same tokens and timeout; raises what it raises.
+
+    Returns:
+        Whether it ended in time; if not, its thread may be abandoned, as of an attempt.
 
     Cancellation: As of an attempt: unstarted work never starts, running work has its grace, then is abandoned.
     """
-    held: list[ConcurrencyLimit] = []
+    held: list[Any] = []
     try:
-        for limit in call.bound.limits:
-            await limit.acquire()
-            held.append(limit)
+        await take_again(call, held)
     except BaseException:
         give_back(held)
         raise
@@ -213,7 +241,9 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
     work = Work(function, context, home.mailbox)
     context.run(_set_current_work, work)
     work.on_end = partial(give_back, held)
+    work.is_timed = call.bound.timeout is not None
     call.holds = call.bound.holds
+    late = False
     try:
         home.pool_of(call.bound).submit(work)
     except BaseException:
@@ -221,15 +251,19 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
         give_back(held)
         raise
     try:
-        await work.done.wait()
+        if call.bound.timeout is None:
+            await work.done.wait()
+        else:
+            late = await _wait_bounded(call, work, math.inf)
     except BaseException:
         call.grace_end = None  # the clock of this cancellation, not of the call
         await _stop(call, work, [])
         raise
     finally:
         call.holds = ()
-    if work.error is not None:
+    if work.error is not None and not late:
         raise work.error
+    return not late
 
 
 def refused_for_abandoned(home: Home) -> CallRejected | None:
@@ -253,17 +287,17 @@ def _taken(call: Call[Any], work: Work) -> BaseException | None:
     return None
 
 
-def hand_over(call: Call[Any], context: Context, held: Sequence[ConcurrencyLimit], *, timed: bool) -> tuple[Work, int]:
+def hand_over(call: Call[Any], context: Context, held: Sequence[Any], *, timed: bool) -> tuple[Work, int]:
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home
-    work = call.work = Work(partial(bound.function, **call.inputs), context, home.mailbox)
+    work = call.work = work_for(call, partial(bound.function, **call.inputs), context)
     context.run(_set_current_work, work)
     work.is_timed = timed
     if held:
         work.on_end = partial(give_back, held)
     submitted = perf_counter_ns()
-    bound.state.thread_starts += 1
+    bound.state.thread_starts += bound.execution.kind == "thread"
     home.pool_of(bound).submit(work)
     call.waits()
     return work, submitted
@@ -275,12 +309,13 @@ def _account(call: Call[Any], work: Work, submitted: int) -> None:
     if work.started_ns:
         call.begun_ns = call.begun_ns or work.started_ns
         call.run_ns += (work.ended_ns or now) - work.started_ns
+    note_usage(call, work)
 
 
-async def _wait_bounded(call: Call[Any], work: Work) -> bool:
+async def _wait_bounded(call: Call[Any], work: Work, deadline: float) -> bool:
     """Wait for a thread under timeout and deadline. Whether they passed before its end."""
     bound = call.bound
-    scope = anyio.CancelScope(deadline=deadline_of(call))
+    scope = anyio.CancelScope(deadline=deadline)
     if bound.timeout is not None:
         timeout = bound.timeout
 
@@ -295,10 +330,13 @@ async def _wait_bounded(call: Call[Any], work: Work) -> bool:
     if work.ended_ns:  # the loop may hear of it only now: whether it was in time, `ended_at` says
         await work.done.wait()
         return False
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.withdraw():
         work.give_back()
+        return True
+    if bound.execution.kill:
+        await _kill(call, work)
         return True
     if bound.execution.abandon and _abandon(call, work):
         return True
@@ -337,7 +375,7 @@ def _abandon(call: Call[Any], work: Work) -> bool:
 
 async def _stop(call: Call[Any], work: Work, rates: Sequence[tuple[RateLimit, float]]) -> None:
     """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
-    work.aborted = True
+    work.abort()
     _cancel_children(call)
     if work.done.is_set() or work.abandoned:
         return
@@ -347,8 +385,17 @@ async def _stop(call: Call[Any], work: Work, rates: Sequence[tuple[RateLimit, fl
         return
     if call.bound.execution.abandon and _abandon(call, work):
         return
-    native = await wait_until(work.done, call.grace_deadline())
+    native = None
+    if not call.bound.execution.kill:
+        native = await wait_until(work.done, call.grace_deadline())
+    await _kill(call, work, native)
+
+
+async def _kill(call: Call[Any], work: Work, native: BaseException | None = None) -> None:
+    """Kill the worker of a work that nobody waits for any more, if it has one; what is left then is abandoned."""
+    later = await killed(work)
     if not work.done.is_set():
         _abandon(call, work)
+    native = native or later
     if native is not None:
         raise native

@@ -6,14 +6,16 @@ Knows the run only as what it is told: who has arrived, who will not come any mo
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence, Sized
+from itertools import islice
 from typing import Any
 
 import anyio
 
 from ._bound import Bound, ToolState
 from ._call import Call
-from ._errors import CallError, CallFailed, InvalidInputs, PipelineError, text_of
+from ._errors import CallError, CallFailed, InvalidInputs, PipelineError, shown, text_of
 from ._frame import Expansion, Frame
 from ._plan import Plan, PlannedPhase, Steps
 
@@ -60,7 +62,7 @@ class Batch:
         self.size = planned.phase.batch
         self.wait = planned.phase.batch_wait
         self.seats: list[Seat] = []
-        self.due_at = float("inf")
+        self.due_at = math.inf
         # An item's call is on record as any other, but the tool was called once for all of them.
         self._for_items = copy.copy(bound)
         self._for_items.state = ToolState(bound.name, bound.state.origin)
@@ -81,12 +83,19 @@ class Batch:
         """Somebody waits no more. Nobody else: then it is not due, or who looks for work would look for ever."""
         self.seats.remove(seat)
         if not self.seats:
-            self.due_at = float("inf")
+            self.due_at = math.inf
+
+    def take_back(self, seats: Sequence[Seat]) -> None:
+        """They have not gone after all: they wait for the next one."""
+        self.seats[:0] = seats
+        for seat in seats:
+            seat.call._host = seat  # type: ignore[assignment]
+            seat.call.status = "waiting"
 
     def leave(self) -> list[Seat]:
         """Those whom the next call is for."""
         leaving, self.seats = self.seats[: self.size], self.seats[self.size :]
-        self.due_at = float("inf") if self.wait is None or not self.seats else anyio.current_time() + self.wait
+        self.due_at = math.inf if self.wait is None or not self.seats else anyio.current_time() + self.wait
         for seat in leaving:
             seat.call._host = None  # from now on it ends with the batch
         return leaving
@@ -104,8 +113,10 @@ class Batches:
         owners = {planned.phase.expand: planned for planned in plan.phases.values() if planned.phase.expand}
         # A batch below expansions has yet to expect elements as long as one of these is to come, or is open.
         self._above = {name: [owners[one] for one in self.by_name[name].planned.level] for name in self.by_name}
-        counted = {*self.by_name, *(one.phase.name for above in self._above.values() for one in above)}
+        expanding = {one.phase.name for above in self._above.values() for one in above}
+        counted = {*self.by_name, *expanding}
         self._expected = dict.fromkeys(counted, 0)
+        self._on_board = dict.fromkeys(expanding & self.by_name.keys(), 0)  # in a batch, their elements yet to come
         self._counted: dict[int, list[str]] = {}
         levels = [plan.item, *(planned.children for planned in owners.values())]
         for steps in levels:
@@ -120,6 +131,23 @@ class Batches:
         """A frame has come to this phase, or never will."""
         if planned.phase.name in self._expected:
             self._expected[planned.phase.name] -= 1
+
+    def boarded(self, planned: PlannedPhase) -> None:
+        """A frame waits for a batch of this phase."""
+        if planned.phase.name in self._on_board:
+            self._on_board[planned.phase.name] += 1
+
+    def unboarded(self, planned: PlannedPhase) -> None:
+        """It has what it is given there: an expansion that is open by now, or nothing."""
+        if planned.phase.name in self._on_board:
+            self._on_board[planned.phase.name] -= 1
+
+    def overdue(self) -> Batch | None:
+        """A batch that has waited for long enough, whatever else there is to do."""
+        for batch in self.all:
+            if batch.due_at != math.inf and batch.seats and batch.due_at <= anyio.current_time():
+                return batch
+        return None
 
     def ready(self, expansions: Sequence[Expansion], *, pulling: bool) -> Batch | None:
         """A batch that nobody can add to any more, or that is due: that furthest upstream.
@@ -136,26 +164,27 @@ class Batches:
         if pulling or self._expected[name]:
             return True
         above = self._above[name]
-        return any(self._expected[one.phase.name] for one in above) or any(
+        names = [one.phase.name for one in above]
+        return any(self._expected[name] or self._on_board.get(name) for name in names) or any(
             expansion.planned is one and expansion.has_more for one in above for expansion in expansions
         )
 
     def due_at(self) -> float:
         """When the next one is due (loop time)."""
-        return min((batch.due_at for batch in self.all), default=float("inf"))
+        return min((batch.due_at for batch in self.all), default=math.inf)
 
 
-def give_out(call: Call[Any], seats: Sequence[Seat]) -> list[Seat]:
+def give_out(call: Call[Any], seats: Sequence[Seat], *, is_last: bool = False) -> list[Seat]:
     """End the calls of the seats with what the batch's call gave; those that have to go again, without the others.
 
-    That is where some inputs were invalid: the others' are not to blame.
+    That is where some inputs were invalid: the others' are not to blame. Unless this was the last that there will be.
     """
-    if call.status == "succeeded":
-        error = _misshapen(call, len(seats))
+    if call.ok:
+        results = _results(call, len(seats))
         for number, seat in enumerate(seats):
-            _end(seat, call, error if error is not None else call.value[number])
+            _end(seat, call, results if isinstance(results, PipelineError) else results[number])
         return []
-    guilty = _guilty(call.error, len(seats)) if isinstance(call.error, InvalidInputs) else None
+    guilty = _guilty(call.error, len(seats)) if isinstance(call.error, InvalidInputs) and not is_last else None
     again: list[Seat] = []
     for number, seat in enumerate(seats):
         if guilty is not None and number not in guilty:
@@ -165,17 +194,23 @@ def give_out(call: Call[Any], seats: Sequence[Seat]) -> list[Seat]:
     return again
 
 
-def _misshapen(call: Call[Any], wanted: int) -> PipelineError | None:
+def _results(call: Call[Any], wanted: int) -> Sequence[Any] | PipelineError:
+    """One for each seat, or what is wrong with them: they may be of any class, and of a user's own."""
     value = call.value
+    who = f"batch {call.id}: tool {call.tool_name!r} returned"
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sized) or not hasattr(value, "__getitem__"):
-        return PipelineError(
-            f"batch {call.id}: tool {call.tool_name!r} returned {type(value).__name__}, not a list of {wanted} results"
-        )
-    if len(value) != wanted:
-        return PipelineError(
-            f"batch {call.id}: tool {call.tool_name!r} returned {len(value)} results for {wanted} items"
-        )
-    return None
+        return PipelineError(f"{who} {type(value).__name__}, not a list of {wanted} results")
+    try:
+        count = len(value)
+        # In order, whatever its keys are; one that never ends is not waited for.
+        results = value if isinstance(value, (list, tuple)) else list(islice(iter(value), wanted + 1))  # type: ignore[call-overload]
+    except Exception as error:  # noqa: BLE001
+        broken = PipelineError(f"{who} {type(value).__name__}, which cannot be read as a list: {shown(error)}")
+        broken.__cause__ = error
+        return broken
+    if count != wanted or len(results) != wanted:
+        return PipelineError(f"{who} {len(results) if count == wanted else count} results for {wanted} items")
+    return results
 
 
 def _guilty(error: InvalidInputs, seats: int) -> set[int] | None:
@@ -192,9 +227,10 @@ def _guilty(error: InvalidInputs, seats: int) -> set[int] | None:
 def _end(seat: Seat, batch: Call[Any], value: Any) -> None:
     call = seat.call
     call.attempt, call.begun_ns, call.run_ns = batch.attempt, batch.begun_ns, batch.run_ns
+    call.answered_by = batch.answered_by
     if call.cancel_requested or batch.status == "cancelled":
         call.end("cancelled")
-    elif batch.status != "succeeded":
+    elif not batch.ok:
         error = copy.copy(batch.error)
         if isinstance(error, CallError):
             error.call_id = call.id
@@ -209,4 +245,4 @@ def _end(seat: Seat, batch: Call[Any], value: Any) -> None:
         call.end("failed", failed)
     else:
         call.value = value
-        call.end("succeeded")
+        call.end(batch.status)

@@ -22,6 +22,7 @@ from ._elements import as_list, element_signature
 from ._errors import CallError, CallFailed, CallRejected, ServiceNotRunning, shown
 from ._limits import check_count, check_seconds
 from ._mailbox import Gate, Mailbox
+from ._policy_checks import services_of
 from ._service import Service
 from ._session import Session
 from ._signature import Signature
@@ -116,7 +117,7 @@ class Batcher(Service, Generic[R]):
     @property
     def requires(self) -> tuple[Any, ...]:
         """The services of its tool."""
-        return tuple(self.batch_tool.requires)
+        return services_of(self.batch_tool)
 
     async def __call__(self, **inputs: Any) -> R:
         """The result of one element, without a call of its own.
@@ -270,14 +271,20 @@ class _Gathering:
 
     def _ended(self, elements: list[_Element], batch: Call[Any]) -> None:
         del self._batches[batch]
-        if batch.status == "succeeded":
-            for element, result in zip(elements, batch.value, strict=True):
+        results: Any = None
+        error = None if batch.ok else batch.to_outcome().error
+        if batch.ok:
+            try:  # a fallback's, or one that was kept, nobody has looked at yet
+                results = as_list(batch.value, len(elements), batch.tool_name, self._bound.function)
+            except (TypeError, ValueError) as misshapen:
+                error = _failed(misshapen, batch)
+        if error is None:
+            for element, result in zip(elements, results, strict=True):
                 if isinstance(result, BaseException):
                     element.error = result if isinstance(result, Exception) else _failed(result, batch)
                 else:
                     element.value = result
         else:
-            error = batch.to_outcome().error
             for element in elements:
                 element.error = _copied(error)
         for element in elements:

@@ -18,6 +18,7 @@ import anyio
 from ._blocking_calls import BlockingCall, BlockingOpening, BlockingOptions
 from ._drive import drive
 from ._errors import CallCancelled, ManagerClosed
+from ._health import HealthReport
 from ._mailbox import Mailbox, nested_context
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -246,6 +247,11 @@ class BlockingManager(BlockingOptions):
     def start(self, service: Any) -> None:
         """As ``ServiceManager.start``."""
         self._ask(self._manager.start, service)
+
+    def health(self) -> HealthReport:
+        """As ``ServiceManager.health``."""
+        report: HealthReport = self._ask(self._manager.health)
+        return report
 
     def drain(self) -> None:
         """As ``ServiceManager.drain``."""

@@ -6,9 +6,13 @@ Knows the manager only as the `Home` protocol: where calls are registered and th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
+from ._adaptive import AdaptiveLimit
+from ._admission import Limit
+from ._breaker import CircuitBreaker
+from ._cache import Cache
 from ._evidence import EvidenceLog
 from ._figures import CallFigures
 from ._left import LeftBehind
@@ -16,9 +20,12 @@ from ._limits import ConcurrencyLimit
 from ._mailbox import Mailbox, OpenScopes
 from ._monitor import PerformanceMonitor
 from ._policy import Policy
+from ._policy_checks import check_policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
+from ._service import may_restart
+from ._suggest import nearest
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
@@ -40,11 +47,19 @@ class Home(Protocol):
     calls_open: dict[int, Any]
     closing_at: float
     random: Callable[[], float]
+    cache_waits: dict[Any, Any]
+    on_crash: Literal["raise", "continue"]
 
+    async def until_served(self, call: Any) -> Exception | None: ...
     def crash(self, error: BaseException) -> None: ...
     def pool_of(self, bound: Any) -> ThreadPool: ...
     def grace_until(self) -> float: ...
     def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
+    def bind(self, tool: KGASTool) -> Bound: ...
+    def check_services(self, bound: Bound) -> None: ...
+    def new_call(self, bound: Bound, inputs: Mapping[str, Any], parent: Any = None, item: str | None = None) -> Any: ...
+    async def host_call(self, call: Any, *, owned: bool = False) -> None: ...
+    async def run_isolated(self, call: Any) -> None: ...
     async def close_leaked(self, scopes: OpenScopes, call: Any = None) -> None: ...
 
 
@@ -56,6 +71,9 @@ class ToolState:
         self.origin = origin
         self.limits: dict[int, ConcurrencyLimit] = {}  # by the number given
         self.rates: dict[float, RateLimit] = {}
+        self.breakers: dict[int, CircuitBreaker] = {}
+        self.caches: dict[float, Cache] = {}
+        self.flights: dict[Any, Any] = {}  # calls that share one result, by what they have in common
         self.serial = ConcurrencyLimit(1)
         self.dedicated: ThreadPool | None = None
         self.begun = 0
@@ -86,7 +104,7 @@ class ToolState:
             threads_used=self.thread_starts,
             run_s=self.run_ns / 1e9,
             figures=figures,
-            **{status: count for status, count in self.ended.items() if status != "reused"},
+            **self.ended,
         )
 
 
@@ -94,14 +112,19 @@ class Bound:
     """A tool as one manager runs it in one place: policy resolved, limits found, evidence fields prepared."""
 
     __slots__ = (
+        "adaptive",
+        "breaker",
+        "cache",
         "check",
         "cleans_up",
         "deadline",
         "execution",
+        "fallbacks",
         "flat",
         "function",
         "gated",
         "grace",
+        "hedge_after",
         "holds",
         "home",
         "hooks",
@@ -113,16 +136,19 @@ class Bound:
         "phase",
         "pipeline",
         "policy",
+        "priority",
         "rates",
         "requires",
         "retry",
         "run_id",
         "signature",
         "state",
+        "supervised",
         "template",
         "timeout",
         "tool",
         "validates",
+        "version",
     )
 
     def __init__(
@@ -139,6 +165,7 @@ class Bound:
         self.home = home
         self.tool = tool
         self.name = tool.name
+        self.version = str(tool.version)
         self.policy = policy
         self.state = state
         self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
@@ -147,39 +174,87 @@ class Bound:
         self.hooks = tool._checks_and_cleans_up()
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
-        self.execution: Execution = tool._execution()
+        self.execution = _execution(tool)
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(
                 self.function, self.execution.kind, self.name, pipeline=pipeline, phase=phase
             )
         self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
+        self._take_policy(policy)
+        self.requires = services = tool.requires
+        self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
+        self.template: Any = None  # the evidence's, made by its writer
+        self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
+        self.gated = bool(self.limits or self.rates)
+        self.flat = self._is_flat()
+
+    def _is_flat(self) -> bool:
+        """Whether nothing but plain tokens bounds it: one attempt in the caller's task is the whole call.
+
+        What is supervised may have to wait for its services once more, after it has waited for tokens or a thread.
+        """
+        return (
+            self.execution.kind != "inline"
+            and not (self.validates or self.cleans_up or self.isolated)
+            and all(type(limit) is ConcurrencyLimit and not limit.is_keyed for limit in self.limits)
+            and not any(limit.is_keyed for limit in self.rates)
+            and self.timeout is None
+            and self.deadline is None
+            and self.retry is None
+            and self.breaker is None
+            and self.cache is None
+            and self.hedge_after is None
+            and not self.fallbacks
+            and not (self.supervised and (self.gated or self.in_thread))
+        )
+
+    def _take_policy(self, policy: Policy) -> None:
+        """What the policy says, with the state behind it found or made."""
+        check_policy(self.tool, policy)
+        state = self.state
         self.timeout: float | None = policy.timeout
         self.deadline: float | None = policy.deadline
         self.grace: float | None = policy.grace
         self.retry: Retry | None = policy.retry
         self.isolated: bool = policy.isolated
+        self.priority: int | None = policy.priority
         self.limits = _limits(policy, state, self.execution.serial)
         # What its calls hold: the limits, and the one thread of a dedicated instance, by the token that stands for it.
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
+        self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
         self.rates = _rates(policy, state)
-        self.requires = tool.requires
-        self.template: Any = None  # the evidence's, made by its writer
-        self.in_thread = self.execution.kind == "thread"
-        self.gated = bool(self.limits or self.rates)
-        # Nothing but tokens bounds it: one attempt in the caller's task is the whole call.
-        self.flat = (
-            self.execution.kind != "inline"
-            and not (self.validates or self.cleans_up or self.isolated)
-            and self.timeout is None
-            and self.deadline is None
-            and self.retry is None
-        )
+        self._check_keys()
+        self.breaker = _breaker(policy, state)
+        self.cache = _cache(policy, state)
+        self.hedge_after: float | None = policy.hedge_after
+        self.fallbacks: tuple[Bound, ...] = tuple(self.home.bind(other) for other in policy.fallback or ())
+
+    def _check_keys(self) -> None:
+        """
+        Raises:
+            ValueError: A limit's key is an input that the tool does not take.
+        """
+        known = self.signature.types
+        for limit in (*self.limits, *self.rates):
+            key = getattr(limit, "key", None)
+            if isinstance(key, str) and key not in known:
+                raise ValueError(
+                    f"the key {key!r} of {limit!r} is no input of tool {self.name!r}, which takes "
+                    f"{', '.join(known) or 'none'}{nearest(key, known)}; or give a function of the inputs"
+                )
 
 
-def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[ConcurrencyLimit, ...]:
+def _execution(tool: KGASTool) -> Execution:
+    execution = tool._execution()
+    if execution.remote is not None:
+        execution.remote.check()
+    return execution
+
+
+def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -> tuple[Limit, ...]:
     given = policy.concurrency
-    limits: tuple[ConcurrencyLimit, ...] = ()
+    limits: tuple[Limit, ...] = ()
     if isinstance(given, int):
         limits = (state.limits.setdefault(given, ConcurrencyLimit(given)),)
     elif given is not None:
@@ -187,6 +262,18 @@ def _limits(policy: Policy, state: ToolState, serial: ConcurrencyLimit | None) -
     if serial is not None:
         limits = (*limits, state.serial, serial)
     return tuple(sorted(limits, key=lambda limit: limit.serial))  # in one order for all: who waits holds no later one
+
+
+def _breaker(policy: Policy, state: ToolState) -> CircuitBreaker | None:
+    given: CircuitBreaker | int | None = policy.breaker
+    return state.breakers.setdefault(given, CircuitBreaker(given)) if isinstance(given, int) else given
+
+
+def _cache(policy: Policy, state: ToolState) -> Cache | None:
+    given: Cache | float | None = policy.cache
+    if given is None or isinstance(given, Cache):
+        return given
+    return state.caches.setdefault(given, Cache(given))
 
 
 def _rates(policy: Policy, state: ToolState) -> tuple[RateLimit, ...]:

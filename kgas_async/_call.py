@@ -17,56 +17,16 @@ import anyio.lowlevel
 from ._bound import Bound
 from ._errors import CallCancelled
 from ._events import CallEvents, CallProgress, CallState, Feed
+from ._host import Host
 from ._limits import check_text
-from ._mailbox import OpenScopes
-from ._outcome import Outcome
+from ._outcome import SUCCESSES, Outcome
 from ._threads import Work
 from ._tool import KGASTool
 from ._waiting import wait_until
 
-__all__ = ["Call", "Host", "wait_for_end"]
+__all__ = ["Call", "wait_for_end"]
 
 R = TypeVar("R")
-
-
-class Host:
-    """Whatever a call runs in: a cancel scope, which a shared worker replaces after use, and whose turn it is.
-
-    Attributes:
-        owned: Whether the task is the manager's own, and not that of the caller.
-        on_wait: Called when a call begins to wait for something: others could work meanwhile.
-        has_waited: Whether that happened since somebody last looked: then others had their turn.
-        was_cancelled: Whether its scope was cancelled, by us; the scope itself takes long to say.
-        scopes: The scopes that it is in by rights.
-    """
-
-    __slots__ = ("call", "has_waited", "on_wait", "owned", "scope", "scopes", "was_cancelled")
-
-    def __init__(self, *, owned: bool, on_wait: Callable[[], object] | None = None) -> None:
-        self.on_wait = on_wait
-        self.has_waited = False
-        self.scope: anyio.CancelScope | None = None
-        self.call: Any = None
-        self.owned = owned
-        self.was_cancelled = False
-
-    def enter(self, scope: anyio.CancelScope) -> None:
-        """Its task has just entered this scope."""
-        self.scope = scope
-        self.was_cancelled = False
-        self.scopes = OpenScopes()
-
-    def cancel(self) -> None:
-        """Cancel what runs in it."""
-        if self.scope is not None:
-            self.was_cancelled = True
-            self.scope.cancel()
-
-    def waits(self) -> None:
-        """The call begins to wait."""
-        self.has_waited = True
-        if self.on_wait is not None:
-            self.on_wait()
 
 
 class Call(Generic[R]):
@@ -75,7 +35,7 @@ class Call(Generic[R]):
     Attributes:
         id: As in the evidence.
         status: ``waiting`` or ``running``, then how it ended: ``succeeded``, ``failed``, ``timed_out``,
-            ``cancelled``, ``rejected``, ``skipped``.
+            ``cancelled``, ``rejected``, ``skipped``, ``reused``.
         attempt: The number of the current attempt, from 1; 0 before the first.
         progress: The latest that its tool has told by `progress`, or None.
         reason: Why it was cancelled.
@@ -98,14 +58,17 @@ class Call(Generic[R]):
     cancel_requested = False
     announced = False  # has a call.started in the evidence
     deadline_at: float | None = None
-    begun_ns = 0
-    ended_ns = 0
-    run_ns = 0
+    begun_ns = ended_ns = run_ns = 0
+    answered_by: str | None = None  # the fallback whose value it has
+    reused = False  # its value is that of another call,
+    reused_from: str | None = None  # of this one, where it waited for it
+    is_cleaned_up = False  # its tool was told that it had failed
+    winner = 0  # the number of the attempt that gave the value, where two ran at once
     waited = False  # any of the following is above 0
-    wait_concurrency_ns = 0
-    wait_rate_ns = 0
-    wait_retry_ns = 0
-    wait_thread_ns = 0
+    wait_concurrency_ns = wait_rate_ns = wait_retry_ns = wait_thread_ns = 0
+    cpu_ns: int | None = None  # of its worker process, where it ran in one
+    rss_peak: int | None = None  # the same, in bytes
+    wait_service_ns = 0
     grace_end: float | None = None
     last_error: BaseException | None = None
     children: set[Any] | None = None
@@ -113,9 +76,12 @@ class Call(Generic[R]):
     paid: Sequence[tuple[Any, float]] = ()  # rate limits and what was taken of them
     replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
     given_name: str | None = None
+    given_priority: int | None = None
     context: Context | None = None
     attempt_context: Context | None = None  # of the latest attempt, where it is not the call's: what the tool bound
     on_end: Callable[[Any], object] | None = None
+    crash: Any = None  # the `Interruption` of its present attempt
+    attempt_scope: anyio.CancelScope | None = None  # where a crash ends the attempt, and not the call
     _host: Host | None = None
     _done: anyio.Event | None = None
     _feed: Feed | None = None
@@ -165,19 +131,27 @@ class Call(Generic[R]):
         return self.cancel_requested
 
     @property
+    def placed(self) -> Call[Any]:
+        """The call of a phase that it is, or is nested in; else the outermost. Its are pipeline, phase and item."""
+        call: Call[Any] = self
+        while call.bound.run_id is None and call.parent is not None:
+            call = call.parent
+        return call
+
+    @property
     def pipeline(self) -> str | None:
-        """The name of the pipeline it belongs to."""
-        return self.bound.pipeline
+        """The name of the pipeline it belongs to, by itself or by the call that it is nested in."""
+        return self.placed.bound.pipeline
 
     @property
     def phase(self) -> str | None:
-        """The name of the phase it belongs to."""
-        return self.bound.phase
+        """The name of the phase it belongs to, by itself or by the call that it is nested in."""
+        return self.placed.bound.phase
 
     @property
     def run_id(self) -> str | None:
-        """The id of the run it belongs to."""
-        return self.bound.run_id
+        """The id of the run it belongs to, by itself or by the call that it is nested in."""
+        return self.placed.bound.run_id
 
     def waits(self) -> None:
         """To be called before waiting for a token, a thread, a delay."""
@@ -204,6 +178,11 @@ class Call(Generic[R]):
         return self.ended_ns != 0
 
     @property
+    def ok(self) -> bool:
+        """Whether it has ended with a value."""
+        return self.status in SUCCESSES
+
+    @property
     def started(self) -> float | None:
         """Seconds between the making of the call and the begin of its first attempt; None before that."""
         return (self.begun_ns - self.created_ns) / 1e9 if self.begun_ns else None
@@ -215,8 +194,9 @@ class Call(Generic[R]):
 
     @property
     def wait_ns(self) -> int:
-        """Nanoseconds spent waiting for limits, retries and a thread."""
-        return self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
+        """Nanoseconds spent waiting for limits, retries, a thread and services that are started again."""
+        waits = self.wait_concurrency_ns + self.wait_rate_ns + self.wait_retry_ns + self.wait_thread_ns
+        return waits + self.wait_service_ns
 
     def cancel(self, reason: str = "") -> bool:
         """Cancel this call alone. From any thread.
@@ -322,7 +302,7 @@ class Call(Generic[R]):
 
     def unwrap(self) -> R:
         """The value of a call that has ended, or its error raised."""
-        if self.status == "succeeded":
+        if self.ok:
             result: R = self.value
             return result
         raise self.error or self.cancelled_error()
@@ -350,7 +330,7 @@ class Call(Generic[R]):
             self.error,
             self.item,
             self.index,
-            self.bound.name,
+            self.answered_by or self.bound.name,
             self.attempt,
             wait_ns,
             self.run_ns,
@@ -371,16 +351,19 @@ class Call(Generic[R]):
         state.ended[status] += 1
         state.run_ns += self.run_ns
         log = home.log
-        if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled")):
+        if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled", "reused")):
             log.append(self)
-        if self.context is not None and status == "succeeded":
+        if self.context is not None and status in SUCCESSES:
             self.context = self.attempt_context = None  # it refers to the call: both are freed at once
         if self._done is not None:
             self._done.set()
         if self.parent is not None and self.parent.children is not None:
             self.parent.children.discard(self)
         if self.on_end is not None:
-            self.on_end(self)
+            try:
+                self.on_end(self)
+            except BaseException as error:  # noqa: BLE001  (not the call's, which has ended)
+                home.crash(error)
 
 
 class WatchedCall(Call[R]):

@@ -41,6 +41,8 @@ class RunningCall(Protocol):
     @property
     def aborted(self) -> bool: ...
     @property
+    def placed(self) -> RunningCall: ...
+    @property
     def pipeline(self) -> str | None: ...
     @property
     def phase(self) -> str | None: ...
@@ -62,6 +64,7 @@ class Door(Protocol):
 
 class _Doors:
     sync: Door | None = None
+    imports_main = False  # this is a worker process that imports the program's main module again
 
 
 door = _Doors()

@@ -7,7 +7,7 @@ manager only as the `Employer` protocol.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from time import perf_counter_ns
@@ -16,25 +16,28 @@ from typing import Any, Final, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._call import Call, Host
+from ._call import Call
+from ._cancellation import breakdown_between, breakdown_of, failure_in
 from ._employer import Employer
 from ._errors import ManagerClosed, PipelineError, counted, shown
+from ._host import Host
 from ._limits import check_count
-from ._mailbox import Gate, absorb_own_cancel, cancels_pending, is_self_inflicted
-from ._on_error import OnError
+from ._mailbox import Gate, absorb_own_cancel, cancels_pending
 from ._outcome import Outcome
-from ._report import Pace, Progress
-from ._source import close_source, closed_for_open_scope, count_of, open_source
+from ._report import Progress
+from ._source import close_source, closed_for_open_scope, length_of, open_source
+from ._tally import Tally
 from ._waiting import wait_until
 
 __all__ = ["Crew"]
 
 T = TypeVar("T")
 
+_PULL: Final = object()
 YIELD_NS: Final = 1_000_000  # of units that end without suspending, after which a worker lets others run
 
 
-class Crew(ABC, Generic[T]):
+class Crew(Tally, Generic[T]):
     """Workers, their source, and the outcomes that wait to be taken.
 
     Args:
@@ -56,25 +59,22 @@ class Crew(ABC, Generic[T]):
         on_progress: Callable[[Progress], object] | None,
         parent: Call[Any] | None = None,
     ) -> None:
+        super().__init__(length_of(source), on_error, on_progress)
         self.home = home
         self.parent = parent
         self.in_flight = check_count("in_flight", in_flight)
         self.window = 4 * in_flight if window is None else check_count("ordered_window", window)
         self._ordered = ordered
-        self._on_error = OnError(on_error)
-        self._on_progress = on_progress
-        self._pace = Pace(count_of(source))
         self._iterator, self._async_iterator = open_source(source)
         self._puller: Host | None = None  # the worker that waits for an async source
         self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
         self.exhausted = False
         self.taken = 0  # by the consumer
-        self.pulled = self.done = self.failed = self.skipped = self._workers = 0
+        self.pulled = self._workers = 0
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
         self.drained = False  # told to pull no more
-        self.stopped = False  # told to stop
-        self.has_cancelled = False  # an outcome is that of a cancelled call
+        self.breakdown: BaseException | None = None  # what ended the session in one of its workers
         self.error: BaseException | None = None  # raised where the next outcome is taken
         self.last_error: BaseException | None = None  # raised after the last outcome
         self._ready: dict[int, Outcome[T]] = {}
@@ -84,15 +84,15 @@ class Crew(ABC, Generic[T]):
         self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
         self._hiring = False
-        self.left = anyio.Event()  # the last worker has gone
+        self.left = anyio.Event()  # the last worker is gone
         self.last_ended_ns = 0  # when the last call of any worker ended
 
     # --- for the manager and the public stream
 
     def start(self) -> None:
         """Hire the first worker."""
-        self.home.keep_crew(self)
         self._hire()
+        self.home.keep_crew(self)
 
     def drain(self) -> None:
         """Pull no more; what is in flight ends, and the outcomes end with it."""
@@ -155,11 +155,8 @@ class Crew(ABC, Generic[T]):
             if self.over:
                 await self.finished()
                 last, self.last_error = self.last_error, None
-                if last is not None:
-                    raise last
-                raise StopAsyncIteration
-            gate = self.home.mailbox.gate()
-            self._consumers.append(gate)
+                raise last or StopAsyncIteration
+            self._consumers.append(gate := self.home.mailbox.gate())
             try:
                 await gate.wait()
             finally:
@@ -170,8 +167,8 @@ class Crew(ABC, Generic[T]):
         """Called once all outcomes were taken; what is left to do for the run as a whole."""
 
     def _raised(self) -> BaseException:
+        assert self.error is not None
         error, self.error = self.error, StopAsyncIteration()  # what comes after it
-        assert error is not None
         self.over = True
         self.stop()
         return error
@@ -201,7 +198,7 @@ class Crew(ABC, Generic[T]):
         except StopIteration:
             self.exhausted = True
             return None
-        except Exception as error:  # noqa: BLE001  (the user's source)
+        except BaseException as error:  # noqa: BLE001  (raised again, or the user's source)
             self._source_failed(error)
             return None
         return self._counted(item)
@@ -216,7 +213,7 @@ class Crew(ABC, Generic[T]):
         self.open -= 1
         self.done += 1
         if outcome.status != "succeeded":
-            self._count_failure(outcome)
+            self.count_failure(outcome)
         if self._ordered:
             self._ready[index] = outcome
         else:
@@ -228,38 +225,26 @@ class Crew(ABC, Generic[T]):
                 while self.error is None and (ready := self.next_ready()) is not None:
                     self.on_outcome(ready)
         if self._on_progress is not None:
-            try:
-                self._on_progress(self._pace.progress(self.done, self.failed))
-            except Exception as error:  # noqa: BLE001
-                self.fail(error)
+            self.tell_progress()
 
-    def _count_failure(self, outcome: Outcome[T]) -> None:
-        if outcome.status == "skipped":
-            self.skipped += 1
-            return
-        self.failed += 1
-        if self.stopped:
-            return
-        if outcome.status == "cancelled":
-            self.has_cancelled = True
-        error = self._on_error.verdict(outcome, self.done, self.failed)
-        if error is not None:
-            self.fail(error)
-        elif self._on_error.is_early(self.done, self.failed):
-            self._on_progress = self._on_error.watched(self._on_progress, lambda: self.stopped)
+    def is_delivered(self, index: int) -> bool:
+        """Whether an item has its outcome, asked before anybody could have taken it."""
+        return index in self._ready or any(outcome.index == index for outcome in self._queue)
 
     def fail(self, error: BaseException) -> None:
         """End the whole: cancel what is in flight; the error is raised where outcomes are taken."""
         if self.error is None:
             self.error = error
         self.stop()
-        self._wake_consumers()
 
     def _source_failed(self, error: BaseException) -> None:
-        """What was pulled goes on to its end; the error is raised after the last outcome."""
+        """What was pulled goes on to its end; the error is raised after the last outcome. Others are raised at once."""
+        raised = failure_in(error)
+        if raised is None:
+            raise error
         self.exhausted = True
-        failure = PipelineError(f"the source of items raised after {counted(self.pulled, 'item')}: {shown(error)}")
-        failure.__cause__ = error
+        failure = PipelineError(f"the source of items raised after {counted(self.pulled, 'item')}: {shown(raised)}")
+        failure.__cause__ = raised
         self.last_error = failure
 
     def wake_one(self) -> None:
@@ -298,20 +283,35 @@ class Crew(ABC, Generic[T]):
                     finally:
                         if host.scopes.has_more():
                             await self.home.close_leaked(host.scopes)
-        except (KeyboardInterrupt, SystemExit) as error:  # in a source, an iterator, a callback: for the whole session
-            self.home.crash(error)
+        except BaseException as error:
+            if (broken := breakdown_between(error)) is None:
+                raise
+            self.break_down(broken)
         finally:
             self._hosts.discard(host)
             self._workers -= 1
             if self._workers == 0:
-                self._finish()
-                self.left.set()
+                try:
+                    self._finish()
+                finally:
+                    self.left.set()
+
+    def break_down(self, error: BaseException) -> None:
+        """An exit in the user's code, or an error that nobody foresaw: the whole session ends with it."""
+        self.breakdown = self.breakdown or error
+        self.home.crash(error)
+
+    def lose(self, host: Host, unit: Any, error: BaseException) -> None:
+        """A unit was left by such an error: what of it is open, and nobody else will end, is to be ended."""
 
     def end_open(self) -> None:
         """The last worker is gone: give outcomes to items that are nobody's now."""
 
     def _finish(self) -> None:
-        self.end_open()
+        try:
+            self.end_open()
+        except BaseException as error:  # noqa: BLE001
+            self.break_down(breakdown_of(error) or error)
         if not self.over:
             self.over = True
             if self.last_error is None and not self.stopped and (self.open or not self.exhausted):
@@ -327,16 +327,25 @@ class Crew(ABC, Generic[T]):
             unit = self.take()
             if unit is _PULL:
                 unit = await self._pull(host)
+                if unit is None and not host.was_cancelled:
+                    unit = self.take()  # the source has ended, and what waited for more of it may have become a unit
             if unit is None:
-                if self.exhausted and not self.open:
+                if self.exhausted and not self.open and self._puller is None:  # who pulls may yet be given one
                     self.over = True
                     self._wake_all()
                     return
                 await self._park(self.park_until())
                 continue
-            rest = self.process(host, unit)
-            if rest is not None:
-                await rest
+            try:
+                rest = self.process(host, unit)
+                if rest is not None:
+                    await rest
+            except BaseException as error:
+                if (broken := breakdown_of(error)) is None:
+                    raise
+                self.lose(host, unit, broken)
+                self.break_down(broken)
+                return
             if host.was_cancelled:
                 return
             if host.scopes.has_more():
@@ -355,8 +364,7 @@ class Crew(ABC, Generic[T]):
                 await log.caught_up()
 
     async def _park(self, until: float) -> None:
-        event = self.home.mailbox.gate()
-        self._parked.append(event)
+        self._parked.append(event := self.home.mailbox.gate())
         try:
             if until == float("inf"):
                 await event.wait()
@@ -378,12 +386,7 @@ class Crew(ABC, Generic[T]):
         except StopAsyncIteration:
             self.exhausted = True
             return None
-        except Exception as error:  # noqa: BLE001  (the user's source)
-            self._source_failed(error)
-            return None
-        except anyio.get_cancelled_exc_class() as error:
-            if not is_self_inflicted(owned=True):
-                raise
+        except BaseException as error:  # noqa: BLE001
             self._source_failed(error)  # else the next look would find an ended source, and nobody would miss the rest
             return None
         finally:
@@ -395,6 +398,3 @@ class Crew(ABC, Generic[T]):
             self._laid_aside.append(pulled)
             return None
         return pulled
-
-
-_PULL: Final = object()

@@ -18,6 +18,7 @@ from ._errors import CallAborted, ManagerClosed
 from ._hosting import in_order
 from ._mailbox import is_on_loop, leave_loop, nested_context
 from ._manager import ServiceManager
+from ._policy_checks import services_of
 from ._service import Service, service_name
 from ._session import Session
 from ._threads import Reply, current_ident
@@ -55,6 +56,8 @@ def open_door() -> None:
                 f"use 'await {manager}.execute(tool, ...)' here"
             )
         call: Any = current_call.get()
+        if hasattr(call, "nested"):  # in a worker process, far from any manager
+            return call.nested(tool)
         if call is not None:
             return _nested(call, tool, inputs)
         return _alone(tool, inputs)
@@ -112,7 +115,7 @@ def _nested(parent: Call[Any], tool: KGASTool, inputs: dict[str, Any]) -> Any:
 
 
 def _alone(tool: KGASTool, inputs: dict[str, Any]) -> Any:
-    for service in in_order(tool.requires):  # those that they require, too
+    for service in in_order(services_of(tool)):  # those that they require, too
         if isinstance(service, Service) and service._is_running:
             raise RuntimeError(
                 f"tool {tool.name!r}: its service {service_name(service)!r} runs on an event loop in another thread; "
@@ -120,7 +123,7 @@ def _alone(tool: KGASTool, inputs: dict[str, Any]) -> Any:
             )
 
     async def main() -> Any:
-        async with ServiceManager(*tool.requires) as manager:
+        async with ServiceManager(*services_of(tool)) as manager:
             return await manager.execute(tool, **inputs)
 
     context = copy_context()

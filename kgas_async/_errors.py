@@ -18,6 +18,7 @@ __all__ = [
     "CallRejected",
     "CallSkipped",
     "CallTimeout",
+    "CircuitOpen",
     "EvidenceError",
     "InvalidInputs",
     "KgasAsyncError",
@@ -147,6 +148,14 @@ class CallRejected(CallError):
         self.retry_after = retry_after
 
 
+class CircuitOpen(CallRejected):
+    """The call was refused without running: what it calls keeps failing (``Policy(breaker=...)``).
+
+    ``retry_after`` is the seconds until its circuit breaker lets probes through, None while one is under way. Where
+    attempts of this call were among those that failed, the last of their errors is the ``__cause__``.
+    """
+
+
 class CallAborted(BaseException):
     """Raised by ``check_cancelled()`` in a sync tool whose call was cancelled or has timed out.
 
@@ -178,7 +187,11 @@ class ServiceStartFailed(ServiceError):
 
 
 class ServiceCrashed(ServiceError):
-    """A running service ended by an exception (the ``__cause__``) or ended by itself."""
+    """A running service ended by an exception (the ``__cause__``) or ended by itself.
+
+    It is what ends the session; or the failure of an attempt that used the service, and of calls that need one which is
+    gone for good.
+    """
 
 
 class ServiceNotRunning(ServiceError):

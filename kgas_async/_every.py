@@ -13,6 +13,7 @@ from ._context import current_manager
 from ._errors import ManagerClosed
 from ._limits import check_seconds
 from ._outcome import Outcome
+from ._policy_checks import services_of
 from ._service import Service
 from ._suggest import nearest
 from ._tool import KGASTool
@@ -68,7 +69,7 @@ class Every(Service):
     @property
     def requires(self) -> tuple[Any, ...]:
         """The services of its tool."""
-        return tuple(self.tool.requires)
+        return services_of(self.tool)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -109,7 +110,7 @@ class Every(Service):
             return
         self.last = outcome
         self.runs += 1
-        if outcome.status not in ("succeeded", "cancelled"):
+        if not outcome.ok and outcome.status != "cancelled":
             self.failed += 1
 
 

@@ -14,7 +14,16 @@ from ._context import current_call
 from ._errors import EvidenceError
 from ._records import line_of
 
-__all__ = ["JsonlSink", "MemorySink", "StructlogSink", "as_sinks", "call_context", "open_sinks"]
+__all__ = [
+    "JsonlSink",
+    "MemorySink",
+    "StructlogSink",
+    "as_sinks",
+    "bind_fields",
+    "bound_fields",
+    "call_context",
+    "open_sinks",
+]
 
 
 class JsonlSink:
@@ -94,7 +103,7 @@ _QUIET = (
     *("call.started", "call.succeeded", "call.cancelled", "call.reused", "session.started", "session.ended"),
     *("block.succeeded", "block.cancelled", "resource.sampled"),
 )
-_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "slow", "abandoned")
+_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "slow", "abandoned", "fell_back")
 
 
 class StructlogSink:
@@ -123,7 +132,8 @@ class StructlogSink:
             if "stack" in fields:
                 fields["stack"] = "\n".join(fields["stack"])  # structlog's renderers take it for text
             suffix = event.rpartition(".")[2]
-            say = self._logger.warning if suffix in _ERRORS else self._logger.info
+            is_bad = suffix in _ERRORS or record.get("status") == "ill"
+            say = self._logger.warning if is_bad else self._logger.info
             call = getattr(record, "call", None)
             context = None if call is None else call.attempt_context or call.context
             if context is None:
@@ -148,7 +158,7 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             "run": call.run_id,
             "pipeline": call.pipeline,
             "phase": call.phase,
-            "item": call.item,
+            "item": call.placed.item,
             "tool": call.tool_name,
             "call": call.id,
             "attempt": call.attempt,
@@ -158,6 +168,16 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
             if value is not None:
                 event_dict.setdefault(name, value)
     return event_dict
+
+
+def bound_fields() -> dict[str, Any]:
+    """What structlog's context variables hold in this context."""
+    return structlog.contextvars.get_contextvars()
+
+
+def bind_fields(fields: Mapping[str, Any]) -> None:
+    """Bind fields to structlog's context variables in this context."""
+    structlog.contextvars.bind_contextvars(**fields)
 
 
 def open_sinks(sinks: Sequence[Any]) -> None:

@@ -2,7 +2,8 @@
 
 A list is walked on the loop. An iterator that a sync tool made in a worker thread is pulled in a worker thread, a few
 elements at a time, since its code is the tool's; each visit holds the tool's concurrency tokens. An async iterator is
-awaited. All of it runs in a context that knows the call, so that `current()` and log lines work in it.
+awaited. All of it runs in a context that knows the call, so that `current()` and log lines work in it, and each time
+for as long as the tool's timeout allows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextvars import Context, copy_context
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
@@ -19,13 +21,25 @@ from ._attempt import in_thread_of
 from ._call import Call
 from ._context import current_call
 from ._drive import drive
-from ._errors import shown
+from ._errors import CallTimeout, shown
+from ._mailbox import OpenScopes
+from ._source import closed_for_open_scope
+from ._tokens import give_back, take_again
 
 __all__ = ["Elements", "close_all"]
 
 PULL_MANY: Final = 64  # elements per visit to a thread, at the most
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque, range)
 PULL_S: Final = 0.005  # seconds per visit, so that the first elements are not held up by slow ones
+
+
+class _Visit:
+    """What a thread has pulled. Not the buffer itself: an abandoned thread goes on to pull."""
+
+    def __init__(self) -> None:
+        self.elements: list[Any] = []
+        self.error: Exception | None = None
+        self.is_last = self.is_late = False
 
 
 class Elements:
@@ -84,6 +98,9 @@ class Elements:
     async def pull(self) -> None:
         """Get at least one element into the buffer, or find that there is none.
 
+        Raises:
+            CallTimeout: It did not come within the tool's timeout.
+
         Cancellation: A thread that is pulling has its call's grace to end.
         """
         if self._error is not None:
@@ -91,40 +108,84 @@ class Elements:
         if self.exhausted or self.buffer:
             return
         if self._async is not None:
-            assert self._context is not None
             try:
-                self.buffer.append(await drive(self._async.__anext__(), self._context))
+                self.buffer.append(await self._next_of(self._async))
             except StopAsyncIteration:
                 self.exhausted = True
             return
         if self._direct:
             return
-        await self._visit(self._pull_some)
+        visit = _Visit()
+        if not await self._visit(partial(self._pull_some, visit)) or visit.is_late:
+            self._error = self._too_late()
+        else:
+            self._error, self.exhausted = visit.error, visit.is_last
+        self.buffer.extend(visit.elements)
         if self._error is not None and not self.buffer:
             raise self._error
 
-    async def _visit(self, function: Any) -> None:
-        await in_thread_of(self._call, function, _context_of(self._call))
+    async def _next_of(self, asynchronous: AsyncIterator[Any]) -> Any:
+        """The next of an async iterator, which runs here: its code is the tool's, so it holds the tool's tokens."""
+        assert self._context is not None
+        call = self._call
+        held: list[Any] = []
+        try:
+            await take_again(call, held)
+            call.holds = call.bound.holds
+            if call.bound.timeout is None:
+                return await self._step_of(asynchronous, self._context)
+            element = None
+            with anyio.move_on_after(call.bound.timeout) as scope:
+                element = await self._step_of(asynchronous, self._context)
+            if scope.cancel_called:  # late is late
+                raise self._too_late()
+            return element
+        finally:
+            call.holds = ()
+            give_back(held)
 
-    def _pull_some(self) -> None:
+    async def _step_of(self, asynchronous: AsyncIterator[Any], context: Context) -> Any:
+        scopes = OpenScopes()
+        element = await drive(asynchronous.__anext__(), context)
+        if scopes.has_more():
+            raise await closed_for_open_scope(asynchronous)
+        return element
+
+    def _too_late(self) -> CallTimeout:
+        call = self._call
+        return CallTimeout(
+            f"the next element of tool {call.tool_name!r} did not come within its timeout of {call.bound.timeout:g} s",
+            tool=call.tool_name,
+            call_id=call.id,
+            attempts=call.attempt,
+        )
+
+    async def _visit(self, function: Any) -> bool:
+        return await in_thread_of(self._call, function, _context_of(self._call))
+
+    def _pull_some(self, visit: _Visit) -> None:
         """In a worker thread. What came before an error is kept."""
-        until = perf_counter() + PULL_S
+        began = perf_counter()
+        timeout = self._call.bound.timeout
         try:
             if self._iterator is None:
                 assert self._iterable is not None
                 self._iterator = iter(self._iterable)
             for element in self._iterator:
-                self.buffer.append(element)
-                if len(self.buffer) >= PULL_MANY or perf_counter() > until:
+                passed = perf_counter() - began
+                if timeout is not None and passed > timeout:
+                    visit.is_late = True
+                    return
+                visit.elements.append(element)
+                if len(visit.elements) >= PULL_MANY or passed > PULL_S:
                     return
         except Exception as error:  # noqa: BLE001  (the tool's; raised where elements are taken)
-            self._error = error
-            return
+            visit.error = error
         except BaseException as error:  # noqa: BLE001  (SystemExit too is this call's failure, not the session's)
-            self._error = RuntimeError(shown(error))
-            self._error.__cause__ = error
-            return
-        self.exhausted = True
+            visit.error = RuntimeError(shown(error))
+            visit.error.__cause__ = error
+        else:
+            visit.is_last = True
 
     async def close(self) -> None:
         """Have a generator that is left early run its ``finally``, where it was made; in the manager's grace.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import types
 import typing
@@ -11,10 +12,45 @@ from typing_extensions import is_typeddict  # knows its own TypedDict too, the o
 
 from ._outcome import Outcome
 
-__all__ = ["cannot_expand", "cannot_fit", "element_type", "list_of", "outcome_type", "stream_type"]
+__all__ = [
+    "bare",
+    "cannot_expand",
+    "cannot_fit",
+    "element_type",
+    "is_made_whole",
+    "list_of",
+    "outcome_type",
+    "plain_class",
+    "stream_type",
+]
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _SCALARS = (str, bytes, int, float, bool, complex)
+
+
+def bare(kind: Any) -> Any:
+    """An annotation without what says nothing of its shape: ``Annotated``, a ``type`` alias, ``| None``."""
+    while True:
+        if typing.get_origin(kind) is typing.Annotated:
+            kind = typing.get_args(kind)[0]
+        elif hasattr(kind, "__value__"):
+            kind = kind.__value__
+        elif typing.get_origin(kind) in (typing.Union, types.UnionType):
+            members = [one for one in typing.get_args(kind) if one is not type(None)]
+            if len(members) != 1:
+                return kind
+            kind = members[0]
+        else:
+            return kind
+
+
+def is_made_whole(kind: Any) -> bool:
+    """Whether checking a value against this annotation runs through all of it."""
+    kind = bare(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(is_made_whole(one) for one in typing.get_args(kind))
+    origin = typing.get_origin(kind) or kind
+    return isinstance(origin, type) and issubclass(origin, (list, tuple, set, frozenset, collections.deque))
 
 
 def list_of(kind: Any) -> Any:
@@ -51,7 +87,7 @@ def outcome_type(kind: Any) -> Any:
 
 def cannot_expand(kind: Any) -> bool:
     """Whether no value of this annotation can be taken apart into elements: strings and mappings are not either."""
-    given = _plain_class(kind)
+    given = plain_class(kind)
     if given is None:
         return is_typeddict(kind)
     if issubclass(given, (str, bytes, collections.abc.Mapping)):
@@ -60,7 +96,7 @@ def cannot_expand(kind: Any) -> bool:
     return issubclass(given, (*_SCALARS, type(None))) and not issubclass(given, iterables)
 
 
-def _plain_class(kind: Any) -> type | None:
+def plain_class(kind: Any) -> type | None:
     """The class that values of this annotation are instances of, or None where that is not one class."""
     if kind is None or kind is type(None):
         return type(None)
@@ -79,7 +115,7 @@ def _plain_class(kind: Any) -> type | None:
 
 def cannot_fit(source: Any, target: Any) -> bool:
     """Whether no value of type ``source`` can be given where ``target`` is wanted, coercion included."""
-    given, wanted = _plain_class(source), _plain_class(target)
+    given, wanted = plain_class(source), plain_class(target)
     if given is None or wanted is None or issubclass(given, wanted) or issubclass(wanted, given):
         return False
     if given is type(None) or wanted is type(None):

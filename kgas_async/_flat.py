@@ -17,7 +17,7 @@ from ._attempt import in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
-from ._path import cancel_children, ended_by_tool, ending, perform_fully
+from ._path import ended_by_tool, ending, note_run, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
 from ._tokens import give_back, take_concurrency, take_rates, wanted_rates
 
@@ -180,10 +180,8 @@ def _ended(call: Call[Any], error: BaseException) -> bool:
     """End a call by an error; False for a cancellation that is to be passed on."""
     if call.holds:
         _let_go(call)
-    if call.begun_ns and not call.run_ns:
-        call.run_ns = perf_counter_ns() - call.begun_ns
     if isinstance(error, Exception):
+        note_run(call)
         call.end(*ending(call, error, None))
         return True
-    cancel_children(call)
     return ended_by_tool(call, error)

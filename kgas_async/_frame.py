@@ -7,7 +7,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 from ._call import Call
-from ._errors import CallCancelled, PipelineError, text_of
+from ._cancellation import failure_in
+from ._errors import CallCancelled, CallTimeout, PipelineError, text_of
 from ._expand import Elements
 from ._plan import PlannedPhase, Steps
 
@@ -116,9 +117,9 @@ class Frame:
             call.cancelled_error()
         self._failed(phase, call.status if call.ended_ns else "cancelled", call.error)
 
-    def fail_with(self, phase: str, error: BaseException) -> None:
+    def fail_with(self, phase: str, error: BaseException, status: str = "failed") -> None:
         """A phase failed outside of its tool."""
-        self._failed(phase, "failed", error)
+        self._failed(phase, status, error)
 
     def _failed(self, phase: str, status: str, error: BaseException | None) -> None:
         self.mark(phase, "bad")
@@ -214,6 +215,16 @@ class Frame:
             for frame in expansion.frames:
                 yield from frame.all_calls()
 
+    def end_lost(self) -> None:
+        """After a breakdown: no worker has its calls in hand any more; but those with a task of their own end there."""
+        for name, call in self.calls.items():
+            if not call.ended_ns and not call.bound.isolated:
+                call.end("cancelled")
+                self.fail(name, call)
+        for expansion in self.expansions:
+            for frame in expansion.frames:
+                frame.end_lost()
+
     def expansion_of(self, element: str) -> Expansion | None:
         """This frame's expansion into elements of that name."""
         for expansion in self.expansions:
@@ -252,9 +263,12 @@ class Expansion:
             except StopIteration:
                 elements.exhausted = True
                 return None if self.running or self.closed else self
-            except Exception as error:  # noqa: BLE001  (the user's iterator)
+            except BaseException as error:
+                failure = failure_in(error)
+                if failure is None:
+                    raise
                 elements.exhausted = True
-                self.broken(error)
+                self.broken(failure)
                 return None if self.running or self.closed else self
             index = len(self.frames)
             frame = Frame(
@@ -283,13 +297,14 @@ class Expansion:
         )
         failure.__cause__ = error
         self.error = failure
-        self.frame.fail_with(self.planned.phase.name, failure)
+        status = "timed_out" if isinstance(error, CallTimeout) else "failed"
+        self.frame.fail_with(self.planned.phase.name, failure, status)
 
     def cut_short(self) -> None:
         """End it here: what was not pulled or taken is no element."""
         self.closed = True
         self.error = CallCancelled(f"the elements of {self._name!r} were cancelled after {len(self.frames)}")
-        self.frame.cut(self.planned)
+        self.frame.fail_with(self.planned.phase.name, self.error, "cancelled")
 
     def failed(self) -> list[Frame]:
         """Elements that did not succeed."""

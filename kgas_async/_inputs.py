@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,10 +13,21 @@ from pydantic import BaseModel
 from ._errors import PipelineError, shown
 from ._frame import Expansion, Frame, Lack
 from ._item_outcome import phase_outcome
+from ._offload import refuse_coroutine
 from ._pipeline import Pipeline
-from ._plan import PlannedPhase
+from ._plan import Binding, PlannedPhase
+from ._suggest import nearest
 
-__all__ = ["collected_inputs", "follow", "inputs_for", "item_fields", "key_of"]
+__all__ = [
+    "as_pipeline_error",
+    "collected_inputs",
+    "follow",
+    "inputs_for",
+    "item_fields",
+    "key_of",
+    "taken",
+    "with_fields_read",
+]
 
 
 def follow(value: Any, path: tuple[str, ...]) -> Any:
@@ -27,10 +40,29 @@ def follow(value: Any, path: tuple[str, ...]) -> Any:
         try:
             value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         except (KeyError, AttributeError):
-            raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r})") from None
+            known = value if isinstance(value, Mapping) else getattr(value, "__dict__", ())
+            close = nearest(part, [name for name in known if isinstance(name, str)])
+            raise PipelineError(f"{type(value).__name__} has no {part!r} (of {'.'.join(path)!r}){close}") from None
         except Exception as error:
             of = f"{type(value).__name__} (of {'.'.join(path)!r})"
             raise PipelineError(f"{part!r} of {of} cannot be read: {shown(error)}") from error
+    return value
+
+
+def taken(binding: Binding, value: Any) -> Any:
+    """What an input takes of a value.
+
+    Raises:
+        PipelineError: There is no such thing below it; or it is lazy, and checking it would run it to its end.
+    """
+    if binding.path:
+        value = follow(value, binding.path)
+    if binding.whole and hasattr(value, "__next__"):
+        raise PipelineError(
+            f"input {binding.parameter!r} takes all of {'.'.join((binding.name, *binding.path))!r} at once, which is a "
+            f"{type(value).__name__}: it may be endless, and its code would run on the event loop; take it apart "
+            f"(expand=), or have the tool that makes it make a list of it: tool(returns=list)"
+        )
     return value
 
 
@@ -40,15 +72,13 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
     Raises:
         PipelineError: The item has no such field.
     """
-    inputs: dict[str, Any] = {}
     if planned.direct is not None:
-        try:
-            for parameter, is_result, name in planned.direct:
-                inputs[parameter] = (frame.results if is_result else frame.fields)[name]
-        except KeyError:
-            kind = "result" if is_result else "field"
-            raise PipelineError(_has_none(planned, frame, kind, name)) from None
-        return inputs
+        with suppress(KeyError):  # said below, with its name
+            return {
+                parameter: (frame.results if is_result else frame.fields)[name]
+                for parameter, is_result, name in planned.direct
+            }
+    inputs: dict[str, Any] = {}
     depth = len(planned.level)
     for binding in planned.bindings:
         if binding.collected:
@@ -63,13 +93,11 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
         except KeyError:
             if binding.optional:
                 continue
-            raise PipelineError(_has_none(planned, home, binding.kind, binding.name)) from None
-        inputs[binding.parameter] = follow(value, binding.path) if binding.path else value
+            raise PipelineError(
+                f"phase {planned.phase.name!r}: the item {home.key!r} has no {binding.kind} {binding.name!r}"
+            ) from None
+        inputs[binding.parameter] = taken(binding, value) if binding.path or binding.whole else value
     return inputs
-
-
-def _has_none(planned: PlannedPhase, home: Frame, kind: str, name: str) -> str:
-    return f"phase {planned.phase.name!r}: the item {home.key!r} has no {kind} {name!r}"
 
 
 def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) -> tuple[dict[str, Any], Lack]:
@@ -97,9 +125,7 @@ def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) 
             inputs[binding.parameter] = [phase_outcome(one, inner[binding.name]) for one in expansion.frames]
         else:
             inputs[binding.parameter] = [
-                follow(
-                    one.results[binding.name] if binding.kind == "result" else one.fields[binding.name], binding.path
-                )
+                taken(binding, one.results[binding.name] if binding.kind == "result" else one.fields[binding.name])
                 for one in whole
             ]
     return inputs, lack
@@ -130,9 +156,47 @@ def key_of(key: Any, item: Any, fields: Mapping[str, Any], index: int, pipeline:
     """The item's key, by the pipeline's ``key``: a field or a function.
 
     Raises:
-        PipelineError: The key field is missing, or the key is None.
+        PipelineError: The key field is missing, the key is None, or the user's function or ``__str__`` raises.
     """
-    value = fields.get(key) if isinstance(key, str) else key(item)
-    if value is None:
-        raise PipelineError(f"pipeline {pipeline!r}: item {index} has no key ({key!r} gives None)")
-    return str(value)
+    try:
+        value = (
+            fields.get(key) if isinstance(key, str) else refuse_coroutine(key(item), key, "key= is a plain function")
+        )
+        if value is not None:
+            return str(value)
+    except Exception as error:  # noqa: BLE001
+        failure = as_pipeline_error(f"pipeline {pipeline!r}: the key of item {index}", error, "made")
+        raise failure from failure.__cause__
+    raise PipelineError(f"pipeline {pipeline!r}: item {index} has no key ({key!r} gives None)")
+
+
+def with_fields_read(
+    pipeline: Pipeline, wanted: Mapping[str, bool], fields: Mapping[str, Any], key: str
+) -> Mapping[str, Any]:
+    """The fields with those read that run-level phases will want: what cannot be read is this item's fault, and now.
+
+    Args:
+        pipeline: For messages.
+        wanted: Names, and whether the item may lack them.
+        fields: Those of the item.
+        key: The item's.
+
+    Raises:
+        PipelineError: The item has no such field: their lists must be of one length.
+    """
+    read = {}
+    for name, optional in wanted.items():
+        if name in fields:
+            read[name] = fields[name]
+        elif not optional:
+            raise PipelineError(f"pipeline {pipeline.name!r}: the item {key!r} has no field {name!r}")
+    return fields if type(fields) is dict or not read else ChainMap(read, fields)  # type: ignore[arg-type]
+
+
+def as_pipeline_error(what: str, error: Exception, done: str = "read") -> PipelineError:
+    """An error of the user's code around tools, unless it is ours already."""
+    if isinstance(error, PipelineError):
+        return error
+    failure = PipelineError(f"{what} cannot be {done}: {shown(error)}")
+    failure.__cause__ = error
+    return failure

@@ -26,7 +26,7 @@ def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
         leaves = tuple(name for name in plan.leaves if not _is_skipped(frame, plan.phases[name]))
         values = {name: _leaf(frame, plan.phases[name]) for name in leaves}
         value = next(iter(values.values())) if len(plan.leaves) == 1 and values else values
-        if not leaves:
+        if plan.leaves and not leaves:
             status, value = "skipped", None
             error = CallSkipped(f"item {frame.key!r}: all its leaves were skipped")
     attempts = wait_ns = run_ns = 0
@@ -89,7 +89,7 @@ def phase_outcome(frame: Frame, planned: PlannedPhase) -> Outcome[Any]:
     """What came of one phase in one frame."""
     name = planned.phase.name
     call: Call[Any] | None = frame.calls.get(name)
-    failed_after = call is not None and call.status == "succeeded" and name in frame.failures  # its elements ended
+    failed_after = call is not None and call.ok and name in frame.failures  # its elements ended
     if call is not None and not failed_after:
         outcome: Outcome[Any] = call.to_outcome()
         outcome.value = frame.results.get(name)

@@ -170,12 +170,7 @@ class Ledger:
     def counted(
         self, function: Callable[..., Any], kind: str, tool: str, pipeline: str | None, phase: str | None
     ) -> Callable[..., Any]:
-        """A tool's function that is counted while it runs, wherever that is: on the loop, or in a thread.
-
-        What is to run elsewhere stays as it is: our locks do not travel.
-        """
-        if kind not in ("async", "inline", "thread"):
-            return function
+        """A tool's function that is counted while it runs: on the loop, or in a thread, which may have a process."""
         running = [stats.running for stats in self.places(tool, pipeline, phase)]
         lock = self.running
 
@@ -242,13 +237,13 @@ class Ledger:
         kept = self._slowest
         if len(kept) >= self._keep_slow and call.run_ns <= kept[0][0]:
             return
-        bound = call.bound
+        placed = call.placed
         known = SlowCall(
-            bound.name,
+            call.bound.name,
             call.id,
-            bound.pipeline,
-            bound.phase,
-            call.item,
+            placed.bound.pipeline,
+            placed.bound.phase,
+            placed.item,
             call.status,
             call.run_ns / 1e9,
             call.wait_ns / 1e9,

@@ -18,11 +18,11 @@ class Owner(Protocol):
 
 
 class LeftBehind:
-    """The works of abandoned threads that still run, with their calls."""
+    """The works of abandoned threads that still run, and whose they are."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._calls: dict[Work, Any] = {}
+        self._calls: dict[Work, Any] = {}  # the call, or the name of a service
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -31,29 +31,40 @@ class LeftBehind:
         return iter(self._calls)
 
     def ids(self) -> list[str]:
-        """The ids of their calls."""
-        return [call.id for call in self._calls.values()]
+        """The ids of their calls, the names of their services."""
+        return [whose if isinstance(whose, str) else whose.id for whose in self._calls.values()]
 
     def holds(self, state: object) -> bool:
         """Whether one of that tool name is among them."""
-        return any(call.bound.state is state for call in self._calls.values())
+        return any(not isinstance(call, str) and call.bound.state is state for call in self._calls.values())
 
     def add(self, call: Any, work: Work) -> None:
         """A thread was abandoned."""
-        self._calls[work] = call
-        work.on_done = lambda: self._ended(call, work)
         instance = "serial" if call.bound.execution.serial else None  # that blocks the tool's next calls
-        self._say("thread.abandoned", call, instance=instance)
+        self._add(call, work, instance=instance)
 
-    def _ended(self, call: Any, work: Work) -> None:
+    def add_errand(self, service: str, work: Work) -> None:
+        """A thread that ran no tool, but something for a service, was abandoned."""
+        self._add(service, work)
+
+    def _add(self, whose: Any, work: Work, **fields: Any) -> None:
+        self._calls[work] = whose
+        work.on_done = lambda: self._ended(whose, work)
+        self._say("thread.abandoned", whose, **fields)
+
+    def _ended(self, whose: Any, work: Work) -> None:
         self._calls.pop(work, None)
         self._say(
             "thread.ended",
-            call,
+            whose,
             run_us=(work.ended_ns - work.started_ns) // 1000,
             status="failed" if work.error is not None else "succeeded",
         )
 
-    def _say(self, event: str, call: Any, **fields: Any) -> None:
-        if self._owner.log is not None and not self._owner.is_closed:  # its evidence has had its last record then
-            self._owner.log.emit(event, call_id=call.id, tool=call.tool_name, attempt=call.attempt, **fields)
+    def _say(self, event: str, whose: Any, **fields: Any) -> None:
+        if self._owner.log is None or self._owner.is_closed:  # its evidence has had its last record then
+            return
+        if isinstance(whose, str):
+            self._owner.log.emit(event, service=whose, **fields)
+        else:
+            self._owner.log.emit(event, call_id=whose.id, tool=whose.tool_name, attempt=whose.attempt, **fields)

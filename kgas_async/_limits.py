@@ -1,29 +1,26 @@
-"""Limits on how many calls run at once. Their counts belong to no event loop.
-
-A `ConcurrencyLimit` may be made at import, shared by tools and managers, and used in one loop after another: the count
-is under a plain lock, a token is given back by whoever ends the work, a thread included, even when the loop has ended.
-Only waiters know their loop. Knows nothing of tools and calls.
-"""
+"""`ConcurrencyLimit`: at most so many calls at once, in all and of each key. Its counts belong to no event loop."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import count
-from threading import Lock
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from types import TracebackType
+from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
 
-from ._errors import shown
+from ._admission import Limit, Waiter, enter, leave
+from ._clearing import Clearing
+from ._errors import CallRejected, shown
+from ._keyed import KeyedLine, check_key, key_of
 from ._mailbox import Mailbox
+from ._priority import Priority, check_priority
 
-__all__ = ["ConcurrencyLimit", "LimitStatistics", "Waiter", "check_count", "check_seconds", "check_text"]
+__all__ = ["ConcurrencyLimit", "KeyTokens", "check_count", "check_seconds", "check_text", "named"]
 
-_serials = count(1)
+OPTIMISM: Final = 2  # nobody is turned away who would make it if tokens came so many times as fast as they lately did
+_NORMAL: Final = int(Priority.NORMAL)
 
 
 def check_count(what: str, value: object, least: int = 1) -> int:
@@ -57,146 +54,164 @@ def check_seconds(what: str, value: object, *, zero: bool = True) -> float:
     return seconds
 
 
-@dataclass(frozen=True, slots=True)
-class LimitStatistics:
-    """A limit at one moment.
-
-    Attributes:
-        total: Tokens there are.
-        borrowed: Tokens in use.
-        waiting: Waiters for one.
-        peak: The most that were ever in use at once.
-    """
-
-    total: int
-    borrowed: int
-    waiting: int
-    peak: int
-
-
-class Waiter:
-    """Somebody in some loop who waits for a token."""
-
-    __slots__ = ("event", "granted", "has_left", "mailbox")
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        self.mailbox = mailbox
-        self.event = mailbox.gate()
-        self.granted = False
-        self.has_left = False  # it was cancelled
-
-    def wake(self) -> bool:
-        """From any thread. False where its loop has ended: the token goes to the next."""
-        if self.mailbox.is_running_here():
-            self.event.set()  # on its loop already: no hand-over between threads
-            return True
-        return self.mailbox.put(self.event.set)
-
-
-class ConcurrencyLimit:
+class ConcurrencyLimit(Limit):
     """At most ``total`` calls at once, across all tools, managers and threads that it is given to.
 
+    A token is held for exactly as long as the work that it admitted runs, also by an abandoned thread. Waiters are
+    served by `Priority`, with keys in turns, first come first served. May be made at import and used in one event loop
+    after another.
+
     Args:
-        total: Tokens, at least 1.
-
-    A token is held for exactly as long as the work that it admitted runs, also by an abandoned thread. First come,
-    first served. May be made at import and used in one event loop after another.
-
-    Attributes:
-        serial: The order in which the limits of one policy are taken, by all alike.
+        total: Tokens, at least 1. ``limit.total = n`` changes it: more wake waiters, fewer let those that run end.
+        key: What tokens are counted apart by: the name of an input, or a function of the inputs (a mapping). Keys that
+            wait take turns, so that a busy one does not starve the others.
+        per_key: Tokens of one key at the most; ``total`` unless given.
+        max_queue: How many may wait, of each key where there are keys. One more is rejected at once, and so is a call
+            that would not get its token before its deadline if tokens came twice as fast as they lately did.
     """
 
-    def __init__(self, total: int) -> None:
-        self._total = check_count("ConcurrencyLimit(total)", total)
-        self.serial = next(_serials)
-        self._borrowed = 0
-        self._peak = 0
-        self._lock = Lock()
-        self._waiters: deque[Waiter] = deque()
+    def __init__(
+        self,
+        total: int,
+        *,
+        key: str | Callable[[Mapping[str, Any]], Hashable] | None = None,
+        per_key: int | None = None,
+        max_queue: int | None = None,
+    ) -> None:
+        super().__init__(check_count("ConcurrencyLimit(total)", total))
+        if key is not None:
+            check_key("ConcurrencyLimit(key)", key)
+            self._line = KeyedLine(total if per_key is None else check_count("ConcurrencyLimit(per_key)", per_key))
+            self.is_keyed = True
+        elif per_key is not None:
+            raise TypeError("ConcurrencyLimit(per_key) needs key=..., what the calls are told apart by")
+        self._key, self._per_key = key, per_key
+        self._max_queue = None
+        if max_queue is not None:
+            self._max_queue = check_count("ConcurrencyLimit(max_queue)", max_queue, 0)
+            self._clearing = Clearing()
 
     def __repr__(self) -> str:
-        return f"ConcurrencyLimit({self._total})"
+        given = {"key": self._key, "per_key": self._per_key, "max_queue": self._max_queue}
+        names = [f"{name}={named(value)}" for name, value in given.items() if value is not None]
+        return f"ConcurrencyLimit({', '.join([str(self._total), *names])})"
 
     def __reduce__(self) -> tuple[object, ...]:
         # By its arguments: the tokens that are out belong to this process.
-        return (type(self), (self._total,))
+        given: dict[str, Any] = {"key": self._key, "per_key": self._per_key, "max_queue": self._max_queue}
+        return (partial(type(self), **given), (self._total,))
 
     @property
     def total(self) -> int:
-        """How many tokens there are."""
+        """How many tokens there are; may be set, from any thread."""
         return self._total
 
-    def statistics(self) -> LimitStatistics:
-        """How it stands now."""
+    @total.setter
+    def total(self, total: int) -> None:
+        self._resize(check_count("ConcurrencyLimit.total", total))
+
+    @property
+    def key(self) -> str | Callable[[Mapping[str, Any]], Hashable] | None:
+        """What its tokens are counted apart by."""
+        return self._key
+
+    def of(self, inputs: Mapping[str, Any]) -> KeyTokens:
+        """What a call with these inputs takes its token of.
+
+        Raises:
+            FunctionFailed: The key function raised, or gave what cannot be a key.
+        """
+        assert self._key is not None
+        return KeyTokens(self, key_of(self, self._key, inputs))
+
+    def for_key(self, key: Hashable) -> KeyTokens:
+        """The tokens of one key, for code of your own: ``async with limit.for_key("example.org"):``.
+
+        Without it ``async with limit`` takes a token that only ``total`` bounds.
+        """
+        if self._key is None:
+            raise TypeError(f"{self!r} has no keys: 'async with limit' takes a token of it")
+        hash(key)
+        return KeyTokens(self, key)
+
+    def _give_key(self, key: Hashable) -> None:
         with self._lock:
-            return LimitStatistics(self._total, self._borrowed, len(self._waiters), self._peak)
+            line = self._line
+            assert isinstance(line, KeyedLine)
+            if not line.has_given(key):
+                raise RuntimeError(f"a token of key {key!r} was given back that was not taken")
+            self._give_back(key)
+            served = self._serve()
+        self._wake(served)
+
+    def _check_queue(self, waiter: Waiter) -> None:
+        clearing = self._clearing
+        if clearing is None:
+            return
+        line = self._line
+        crowd = line.crowd(waiter)
+        assert self._max_queue is not None
+        if crowd >= self._max_queue:
+            raise CallRejected(
+                f"{crowd} wait for {self!r} already (max_queue); try again later, or raise max_queue",
+                retry_after=clearing.seconds_for(1),
+            )
+        left = anyio.current_effective_deadline() - anyio.current_time()
+        needed = line.ahead_of(waiter) + 1 - self._total  # as if all that run now ended at once
+        seconds = clearing.seconds_for(needed)
+        if seconds is not None and seconds / OPTIMISM > left > -math.inf:
+            raise CallRejected(
+                f"{line.ahead_of(waiter)} wait for {self!r} before it, which will take some {seconds:.3g} s, and "
+                f"{left:.3g} s are left of its deadline",
+                retry_after=seconds - left,
+            )
+        if not line.size:
+            clearing.begin(waiter.mailbox.time)
+
+
+class KeyTokens:
+    """The tokens of one key of a `ConcurrencyLimit`; from `ConcurrencyLimit.for_key`."""
+
+    __slots__ = ("_limit", "key")
+
+    def __init__(self, limit: ConcurrencyLimit, key: Hashable) -> None:
+        self._limit = limit
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"{self._limit!r}.for_key({self.key!r})"
 
     def acquire_nowait(self) -> bool:
-        """Take a token if one is free and nobody waits; whether it did. From any thread."""
-        with self._lock:
-            if self._borrowed >= self._total or self._waiters:
+        """Take a token if one is free; whether it did. From any thread."""
+        limit = self._limit
+        with limit._lock:
+            if limit._borrowed >= limit._total or not limit._has_room(self.key):
                 return False
-            self._borrowed += 1
-            if self._borrowed > self._peak:
-                self._peak = self._borrowed
+            limit._take(self.key)
             return True
 
-    async def acquire(self) -> None:
-        """Take a token, waiting in line for it.
-
-        Cancellation: Leaves the line; a token that was granted at the same moment goes to the next.
-        """
+    async def acquire(self, priority: int = _NORMAL) -> None:
+        """Take a token, waiting in line for it; as of `ConcurrencyLimit.acquire`."""
         if not self.acquire_nowait():
-            await self.wait_for_token(Mailbox.here())
+            await self.wait_for_token(Mailbox.here(), check_priority("acquire(priority)", priority))
 
-    async def wait_for_token(self, mailbox: Mailbox) -> None:
-        """Take a token, waiting in line for it, on the loop of this mailbox.
-
-        Cancellation: As of `acquire`.
-        """
-        waiter = Waiter(mailbox)
-        with self._lock:
-            if self._borrowed < self._total and not self._waiters:  # given back meanwhile
-                self._borrowed += 1
-                self._peak = max(self._peak, self._borrowed)
-                return
-            self._waiters.append(waiter)
-        try:
-            await waiter.event.wait()
-        except BaseException:
-            with self._lock:
-                granted = waiter.granted
-                waiter.has_left = True
-                if not granted:
-                    with suppress(ValueError):  # its loop had ended, and it was passed over
-                        self._waiters.remove(waiter)
-            if granted:
-                self.release()
-            raise
+    async def wait_for_token(self, mailbox: Mailbox, priority: int) -> None:
+        """Take a token, waiting in line for it, on the loop of this mailbox; as of `acquire`."""
+        await self._limit._wait(Waiter(mailbox, priority, self.key))
 
     def release(self) -> None:
-        """Give a token back, to the first in line. From any thread, with any loop or none."""
-        while True:
-            with self._lock:
-                if not self._waiters:
-                    if self._borrowed <= 0:
-                        raise RuntimeError("a token was given back that was not taken")
-                    self._borrowed -= 1
-                    return
-                waiter = self._waiters.popleft()
-                waiter.granted = True
-            if waiter.wake():
-                return
-            with self._lock:  # its loop has ended; either it has given the token on when it was cancelled, or we do
-                if waiter.has_left:
-                    return
-                waiter.granted = False
+        """Give a token back. From any thread, with any loop or none."""
+        self._limit._give_key(self.key)
 
     async def __aenter__(self) -> None:
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        await self.acquire()
+        await enter(self._limit, self)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.release()
+        leave(self._limit, self, exc)
+
+
+def named(value: object) -> str:
+    """A function by its name, anything else by its repr."""
+    return getattr(value, "__qualname__", repr(value))

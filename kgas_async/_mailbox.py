@@ -141,6 +141,7 @@ class Mailbox:
         "offset",
         "on_busy",
         "serial",
+        "task",
         "time",
     )
 
@@ -159,6 +160,7 @@ class Mailbox:
             self._post = trio.lowlevel.current_trio_token().run_sync_soon
             home: object = trio.lowlevel.current_clock()
             self.gate = _TrioGate
+            self.task: Callable[[], object] = trio.lowlevel.current_task  # by which code on the loop knows itself
             self._running: Callable[[], object] = _running_trio
             self._home: object = trio.lowlevel.current_trio_token()
         else:
@@ -168,6 +170,7 @@ class Mailbox:
             context.run(_library.set, self.backend)
             self._post = lambda callback: loop.call_soon_threadsafe(callback, context=context)
             home = loop
+            self.task = asyncio.current_task
             self._running, self._home = asyncio._get_running_loop, loop
             self.gate = partial(_AsyncioGate, loop)
         # A clock that threads can read; virtual ones (kgas_async.testing) stand still while our threads work.
@@ -234,7 +237,7 @@ class Mailbox:
             queue.popleft()()
 
     def add_busy(self, change: int) -> None:
-        """Count works handed over (1) or ended (-1); on the loop only."""
+        """Count works handed over (1) or ended (-1), or say that one was told to end (0); on the loop only."""
         self.busy += change
         if self.on_busy is not None:
             self.on_busy(self.busy)

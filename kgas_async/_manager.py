@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from ._blocking import BlockingManager
 from ._book import CallBook
 from ._call import Call
+from ._context import door
 from ._errors import ManagerClosed
 from ._evidence import Sink
 from ._evidence_sinks import StructlogSink, as_sinks, open_sinks
+from ._health import HealthReport
 from ._hosting import lifetime_check
 from ._lifetime import Lifetime
 from ._limits import check_count, check_seconds, check_text
@@ -26,8 +28,9 @@ from ._options import CallOptions
 from ._report import ManagerStatistics
 from ._session import Session
 from ._single import SingleCalls
+from ._standing import statistics_of
 from ._suggest import suggests
-from ._system import default_threads
+from ._system import cpus, default_threads
 
 __all__ = ["ServiceManager"]
 
@@ -54,6 +57,10 @@ class ServiceManager(SingleCalls, ManyCalls):
             Either way a bare ``KeyboardInterrupt`` (SIGTERM: ``SystemExit(143)``) is raised on leaving.
         seed: Of the random numbers (waits of retries).
         threads: Worker threads at the most; ``min(32, cpus + 4)`` unless given.
+        processes: Worker processes at the most; as many as there are CPUs for us (affinity, cgroup) unless given.
+        on_crash: When a service crashes that its `RestartPolicy` does not start again (any more): ``"raise"`` takes the
+            session down, and leaving it raises `ServiceCrashed`; ``"continue"`` goes on without it and without those
+            that require it, and calls that use it get `ServiceCrashed`.
         max_abandoned: Abandoned threads above which new sync calls are rejected.
         on_sink_error: When evidence cannot be written: ``"stop"`` the session, or ``"continue"`` without it.
 
@@ -74,6 +81,8 @@ class ServiceManager(SingleCalls, ManyCalls):
         signals: bool = False,
         seed: int | None = None,
         threads: int | None = None,
+        processes: int | None = None,
+        on_crash: Literal["raise", "continue"] = "raise",
         max_abandoned: int = 100,
         on_sink_error: Literal["stop", "continue"] = "stop",
     ) -> None:
@@ -89,6 +98,8 @@ class ServiceManager(SingleCalls, ManyCalls):
             raise TypeError(f"signals= is True or False, not {signals!r}")
         if on_sink_error not in ("stop", "continue"):
             raise ValueError(f"on_sink_error= is 'stop' or 'continue', not {on_sink_error!r}")
+        if on_crash not in ("raise", "continue"):
+            raise ValueError(f"on_crash= is 'raise' or 'continue', not {on_crash!r}")
         self._services = services
         self._sinks = as_sinks(evidence)
         self._log = log
@@ -98,8 +109,10 @@ class ServiceManager(SingleCalls, ManyCalls):
             "abandoned": abandoned,
             "seed": seed,
             "threads": default_threads() if threads is None else check_count("threads", threads),
+            "processes": cpus() if processes is None else check_count("processes", processes),
             "max_abandoned": check_count("max_abandoned", max_abandoned),
             "on_sink_error": on_sink_error,
+            "on_crash": on_crash,
             "monitor": monitor,
         }
         self._session: Session | None = None
@@ -110,6 +123,11 @@ class ServiceManager(SingleCalls, ManyCalls):
     # --- lifetime
 
     async def __aenter__(self) -> Self:
+        if door.imports_main:
+            raise RuntimeError(
+                "a worker process imports this program's main module again, and that opened a manager; what is to run "
+                "only once stands under \"if __name__ == '__main__':\""
+            )
         if self._session is not None:
             raise RuntimeError("this manager is open already; use one per lifetime, or share this one")
         open_sinks(self._sinks)
@@ -183,6 +201,16 @@ class ServiceManager(SingleCalls, ManyCalls):
         session.check_open(session.parent())
         await session.hosting.start_all([service])
 
+    async def health(self) -> HealthReport:
+        """Ask the services that run how they are, all at once.
+
+        Returns:
+            The status of each, the time and the error of its latest check, how often it was started again.
+
+        Cancellation: Stops waiting; checks under way end by their time limits.
+        """
+        return await self._here("manager.health").hosting.health()
+
     async def drain(self) -> None:
         """Admit no new calls, let those in flight end for ``grace`` seconds, then cancel them.
 
@@ -192,18 +220,20 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     # --- calls
 
-    def options(self, *, name: str | None = None, replace: bool = False) -> CallOptions:
+    def options(self, *, name: str | None = None, replace: bool = False, priority: int | None = None) -> CallOptions:
         """How the next call is made: ``await manager.options(name="nightly").execute(tool, ...)``.
 
         Args:
             name: Of the call, in `Call.name`, evidence and log lines; `cancel` takes it. At most one call of a name is
                 open: a second one is refused (`CallRejected`), unless it replaces the first.
             replace: Cancel an open call of that name, and wait for its end before the new one begins.
+            priority: Whose turn it is among calls that wait for a concurrency token: a `Priority`, or a whole number
+                from 0 to 9. Without it the policy's.
 
         Returns:
             A view with ``execute``, ``outcome`` and ``submit``, as the manager's own.
         """
-        return CallOptions(self, name, replace)
+        return CallOptions(self, name, replace, priority)
 
     @property
     def calls(self) -> Mapping[str, Call[Any]]:
@@ -255,7 +285,7 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     def statistics(self) -> ManagerStatistics:
         """Counts per tool name, and what is open now. From any thread."""
-        return self._opened().statistics()
+        return statistics_of(self._opened())
 
     def blocking(self, backend: str = "asyncio", backend_options: dict[str, Any] | None = None) -> BlockingManager:
         """The same names, blocking, for scripts and notebooks: ``with ServiceManager().blocking() as manager:``.

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterable, Awaitable, Iterable
 from typing import Any
 
 from ._bound import Bound
-from ._call import Call, Host
+from ._call import Call
 from ._crew import Crew
 from ._employer import Employer
 from ._flat import begin
-from ._outcome import Outcome
+from ._host import Host
+from ._outcome import Outcome, lost_outcome
 
 __all__ = ["MapCrew"]
 
@@ -39,6 +40,14 @@ class MapCrew(Crew[Any]):
         call._host = host
         host.call = call
         return self.home.run_isolated(call) if self._bound.isolated else begin(call)
+
+    def lose(self, host: Host, unit: Any, error: BaseException) -> None:
+        """Its call is left open, or was not even made."""
+        outcome = lost_outcome(str(unit[0]), unit[0], error)
+        if host.call is not None:
+            host.call.end("failed", outcome.error)
+        elif not self.is_delivered(unit[0]):
+            self.deliver(unit[0], outcome)
 
     def _ended(self, call: Call[Any]) -> None:
         host = call._host

@@ -176,7 +176,7 @@ class PerformanceMonitor:
         calls = [call for one in list(self._attached) for call in islice(one.log.open_now(), ACTIVE_SHOWN)]
         calls.sort(key=lambda call: call.created_ns)
         return tuple(
-            ActiveCall(call.tool_name, call.id, call.pipeline, call.phase, call.item, call.status, call.duration)
+            ActiveCall(call.tool_name, call.id, call.pipeline, call.phase, call.placed.item, call.status, call.duration)
             for call in calls[:ACTIVE_SHOWN]
         )
 
@@ -238,7 +238,7 @@ class Attached:
                 monitor._stalls_ns[0] += 1
                 monitor._stalls.append(stall)
             self._open_stall = stall
-        place = {} if call is None else {"pipeline": call.pipeline, "phase": call.phase, "item": call.item}
+        place = {} if call is None else {"pipeline": call.pipeline, "phase": call.phase, "item": call.placed.item}
         self.log.emit(
             "loop.stalled", tool=tool, call_id=call_id, stack=list(look.stack), stalled_us=so_far_ns // 1000, **place
         )
@@ -311,7 +311,7 @@ class Block:
             with monitor._lock:
                 monitor._unrecorded += 1
             return
-        place = {} if call is None else {"tool": call.tool_name, "call_id": call.id, "item": call.item}
+        place = {} if call is None else {"tool": call.tool_name, "call_id": call.id, "item": call.placed.item}
         shown = None if error is None else error_fields(error)
         log.emit(f"block.{status}", block=self._name, status=status, run_us=run_ns // 1000, error=shown, **place)
 

@@ -5,6 +5,7 @@ Runs inside worker threads (or inline). Knows nothing of calls.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from types import CoroutineType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ._errors import text_of
 from ._threads import instances_here
 
-__all__ = ["LegacyFunction", "ReturnedError", "refuse_coroutine"]
+__all__ = ["LegacyFunction", "ReturnedError", "gives_coroutine", "refuse_coroutine"]
 
 
 class ReturnedError(Exception):
@@ -30,8 +31,17 @@ class ReturnedError(Exception):
         self.error = error if isinstance(error, BaseException) else RuntimeError(error)
         self.result = result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ReturnedError, (self.error if self.was_exception else str(self), self.result))
 
-def refuse_coroutine(raw: Any, function: object) -> Any:
+
+def gives_coroutine(function: Any) -> bool:
+    """Whether calling it gives a coroutine, as far as can be seen; also of an object with an async ``__call__``."""
+    call = getattr(function, "__call__", None)  # noqa: B004  (the method itself is wanted)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def refuse_coroutine(raw: Any, function: object, mend: str = "declare it with 'async def'") -> Any:
     """What a sync function returned, unless it is a coroutine: then it was async in disguise.
 
     Raises:
@@ -39,7 +49,7 @@ def refuse_coroutine(raw: Any, function: object) -> Any:
     """
     if raw.__class__ is CoroutineType:
         raw.close()
-        raise TypeError(f"{function!r} returned a coroutine, so it is async: declare it with 'async def'")
+        raise TypeError(f"{function!r} returned a coroutine, so it is async: {mend}")
     return raw
 
 
@@ -97,6 +107,20 @@ class LegacyFunction:
             if error is not None:
                 raise ReturnedError(error, raw)
         return raw if self.returns is None else self.returns(raw)
+
+    def builds_here(self) -> bool:
+        """Whether this thread has to build the instance first, its own or that of the tool that is wrapped."""
+        if isinstance(self.function, LegacyFunction):
+            return self.function.builds_here()
+        return self.factory is not None and self.function is None and self not in instances_here()
+
+    def build_here(self) -> None:
+        """Build the instance of this thread, if there is none."""
+        if isinstance(self.function, LegacyFunction):
+            self.function.build_here()
+        elif self.builds_here():
+            assert self.factory is not None
+            instances_here()[self] = self.factory()
 
     def _bound_method(self) -> Callable[..., Any]:
         assert self.factory is not None

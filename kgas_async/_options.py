@@ -10,6 +10,7 @@ from typing import Any
 from ._book import CallBook
 from ._call import Call
 from ._limits import check_text
+from ._priority import check_priority
 from ._session import Session
 from ._single import SingleCalls
 
@@ -19,7 +20,7 @@ __all__ = ["CallOptions"]
 class CallOptions(SingleCalls):
     """How one call is made; from `ServiceManager.options`. Its methods are the manager's own."""
 
-    def __init__(self, manager: SingleCalls, name: str | None, replace: bool) -> None:
+    def __init__(self, manager: SingleCalls, name: str | None, replace: bool, priority: int | None = None) -> None:
         if name is not None:
             check_text("options(name=...)", name)
         if not isinstance(replace, bool):
@@ -29,9 +30,10 @@ class CallOptions(SingleCalls):
         self._manager = manager
         self._name = name
         self._replace = replace
+        self._priority = None if priority is None else check_priority("options(priority)", priority)
 
     def __repr__(self) -> str:
-        return f"CallOptions(name={self._name!r}, replace={self._replace})"
+        return f"CallOptions(name={self._name!r}, replace={self._replace}, priority={self._priority})"
 
     def _opened(self) -> Session:
         return self._manager._opened()
@@ -46,4 +48,5 @@ class CallOptions(SingleCalls):
         call = session.admit(tool, args, inputs)
         if self._name is not None:
             self._book.give(call, self._name)
+        call.given_priority = self._priority
         return call

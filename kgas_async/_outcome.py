@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from ._errors import CallCancelled, shown
+from ._errors import CallCancelled, PipelineError, shown
 
-__all__ = ["Outcome"]
+__all__ = ["SUCCESSES", "Outcome", "lost_outcome"]
 
 R = TypeVar("R")
+
+SUCCESSES: Final = ("succeeded", "reused")  # the statuses of those that have a value
 
 
 class Outcome(Generic[R]):
     """What came of one call, or of one source item of a pipeline.
 
     Attributes:
-        status: ``succeeded``, ``failed``, ``timed_out``, ``cancelled``, ``rejected``, ``skipped``.
-        value: The result, None unless succeeded. For an item: that of the only leaf among its phases, else a dict by
+        status: ``succeeded``, ``reused`` (the value of another call), ``failed``, ``timed_out``, ``cancelled``,
+            ``rejected``, ``skipped``.
+        value: The result, None unless there is one. For an item: that of the only leaf among its phases, else a dict by
             leaf.
         error: The error, None if succeeded.
         key: The item's key; for a call of a map its index as a string.
         index: The place in the source, from 0; -1 for a single call.
-        tool: The tool that gave the value.
-        attempts: Attempts begun.
+        tool: The tool that gave the value: a fallback, where that was used.
+        attempts: Attempts begun, hedges among them.
         wait_s: Seconds spent waiting for limits, retries and a thread.
         run_s: Seconds spent running.
         phases: For items: the outcomes of its phases by name; of an expanded phase a list in order.
@@ -90,8 +93,8 @@ class Outcome(Generic[R]):
 
     @property
     def ok(self) -> bool:
-        """Whether it succeeded."""
-        return self.status == "succeeded"
+        """Whether it has a value."""
+        return self.status in SUCCESSES
 
     @property
     def phases(self) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class Outcome(Generic[R]):
 
     def unwrap(self) -> R:
         """The value, or the error raised."""
-        if self.status == "succeeded":
+        if self.ok:
             return self.value  # type: ignore[return-value]
         raise self.error or CallCancelled(f"{self.tool or 'item'} {self.key}: {self.status}")
 
@@ -112,3 +115,12 @@ class Outcome(Generic[R]):
             what = what[:117] + "..."
         where = f" {self.key!r}" if self.key else ""
         return f"<Outcome{where} {self.status} {what}>"
+
+
+def lost_outcome(key: str, index: int, error: BaseException) -> Outcome[Any]:
+    """What came of an item that was lost to what ended the session outside of its tools: an exit, or an error."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return Outcome("cancelled", None, CallCancelled(f"item {key!r} was cut off by {shown(error)}"), key, index)
+    lost = PipelineError(f"item {key!r} was lost to an error outside of its tools: {shown(error)}")
+    lost.__cause__ = error
+    return Outcome("failed", None, lost, key, index)

@@ -15,17 +15,22 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
+from ._alternatives import fall_back, may_fall_back
 from ._attempt import attempt_once, contained
 from ._call import Call
+from ._cancellation import exit_in, parted
+from ._cleanup import clean_up
 from ._context import current_call
-from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, shown, text_of
-from ._mailbox import NativeCancels, cancels_pending, is_self_inflicted
+from ._errors import CallAborted, CallFailed, CallRejected, CallTimeout, InvalidInputs, add_note, text_of
+from ._hedge import hedged
+from ._keyed import FunctionFailed
+from ._mailbox import NativeCancels, is_self_inflicted
 from ._offload import ReturnedError
-from ._rate import CostFailed
-from ._tokens import DeadlinePassed
-from ._waiting import wait_until
+from ._reuse import FlightFailed, reused_or_run
+from ._served import attempt_served
+from ._tokens import DeadlinePassed, deadline_of, pause_rates
 
-__all__ = ["cancel_children", "ended_by_tool", "ending", "perform_fully"]
+__all__ = ["ended_by_tool", "ending", "note_run", "perform_fully"]
 
 
 async def perform_fully(call: Call[Any]) -> None:
@@ -43,21 +48,22 @@ async def perform_fully(call: Call[Any]) -> None:
         error = await _after_replaced(call) if call.replaces else None
         error = error or await _validated(call)
         if error is None:
-            error = await _attempts(call)
+            run = _tried if bound.fallbacks else _attempts
+            error = await (run(call) if bound.cache is None else reused_or_run(call, bound.cache, run))
         if error is None:
-            call.end("succeeded")
+            call.end("reused" if call.reused else "succeeded")
             return
         status, ended = ending(call, error, call.last_error)
-        native = await _clean_up(call, ended)
+        native = await clean_up(call, ended)
         call.end(status, ended)
         if native is not None:
             raise native
     except BaseException as error:
-        cancel_children(call)
+        _cancel_children(call)
         if not call.ended_ns:
             native = None
             try:
-                native = await _clean_up(call, error)
+                native = await clean_up(call, error)
             finally:
                 is_tools_own = ended_by_tool(call, error)
             if native is not None:
@@ -70,7 +76,7 @@ async def perform_fully(call: Call[Any]) -> None:
 async def _after_replaced(call: Call[Any]) -> BaseException | None:
     """Wait until those that it replaces have ended."""
     call.waits()
-    with anyio.CancelScope(deadline=_deadline(call)) as scope:
+    with anyio.CancelScope(deadline=deadline_of(call)) as scope:
         for replaced in call.replaces:
             await replaced.wait()
     call.replaces = ()
@@ -86,7 +92,7 @@ async def _validated(call: Call[Any]) -> BaseException | None:
             if not isinstance(call.inputs, Mapping):
                 return bound.signature.no_mapping(call.inputs)
             call.waits()
-            with anyio.CancelScope(deadline=_deadline(call)) as scope:
+            with anyio.CancelScope(deadline=deadline_of(call)) as scope:
                 call.inputs = await contained(call, bound.hooks.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
                 return DeadlinePassed()
@@ -95,13 +101,22 @@ async def _validated(call: Call[Any]) -> BaseException | None:
     return None
 
 
-def _deadline(call: Call[Any]) -> float:
-    return math.inf if call.deadline_at is None else call.deadline_at
-
-
 def _context(call: Call[Any]) -> Context:
     assert call.context is not None
     return call.context
+
+
+async def _tried(call: Call[Any]) -> BaseException | None:
+    """Attempts, then fallbacks, until one gives a value (None); or the call's error."""
+    error = await _attempts(call)
+    if error is None or not may_fall_back(call, error):
+        return error
+    native = await clean_up(call, error)  # before others are called: it may hold what they need
+    if native is not None:
+        raise native from error
+    call.is_cleaned_up = True
+    call.grace_end = None  # a later cancellation has its own
+    return await fall_back(call, error)
 
 
 async def _attempts(call: Call[Any]) -> BaseException | None:
@@ -109,10 +124,15 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
     bound = call.bound
     retry = bound.retry
     native = None if retry is None or call.host_is_ours else NativeCancels()
+    if retry is not None and retry.budget is not None:
+        retry.budget.count_call(bound.home.mailbox)
+    tries = 0  # a hedged one is one
     while True:
+        tries += 1
         call.attempt += 1
-        error = await attempt_once(call)
-        if error is None or retry is None or isinstance(error, (DeadlinePassed, CostFailed)):
+        make = attempt_once if bound.hedge_after is None else hedged
+        error = await (attempt_served(call, make) if bound.supervised else make(call))
+        if error is None or retry is None or isinstance(error, (DeadlinePassed, FunctionFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
             return error
@@ -120,7 +140,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             raise lost from error  # the tool has made this error of it
         asked = _as_seen_by_retry(call, error)
         if call.work is not None and call.work.abandoned and not call.work.ended_ns and not retry.while_running:
-            if call.attempt < retry.attempts:
+            if tries < retry.attempts:
                 error.add_note(
                     "not tried again: its abandoned thread still runs, and two at once surprise most tools; "
                     "Retry(..., while_running=True) tries all the same"
@@ -128,16 +148,18 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
             return error
         left = None if call.deadline_at is None else call.deadline_at - anyio.current_time()
         try:
-            delay, told = retry.delay(call.attempt, asked, left=left, draw=bound.home.random)
+            delay, told = retry.delay(tries, asked, left=left, draw=bound.home.random)
         except Exception as broken:  # noqa: BLE001  (a user's function in the policy)
             broken.__context__ = error
             return broken
         if delay is None:
             return error
+        if retry.budget is not None and not retry.budget.take_retry(bound.home.mailbox):
+            add_note(error, f"not tried again: the retries of its {retry.budget!r} are used up")
+            return error
         if told:
-            for limit in bound.rates:
-                limit.pause(delay)
-        call.last_error = asked
+            pause_rates(call, delay)
+        call.last_error, call.crash = asked, None
         bound.state.retried += 1
         if bound.home.log is not None:
             bound.home.log.retried(call, asked, delay)
@@ -166,6 +188,8 @@ def _is_cancelled(call: Call[Any]) -> bool:
 
 def ending(call: Call[Any], error: BaseException, last: BaseException | None) -> tuple[str, BaseException]:
     """How the call ends after this error, unless it was cancelled and its tool has made an error of that."""
+    if call.crash is not None and not isinstance(error, DeadlinePassed):
+        return _failure(call, call.crash.error, last)
     status, ended = _failure(call, error, last)
     if status == "failed" and call.attempt and _is_cancelled(call):
         status, cause = "cancelled", ended.__cause__
@@ -196,13 +220,17 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
         return "timed_out", error
     if isinstance(error, CallRejected) and _is_own_rejection(call, error):
         error.tool, error.call_id, error.attempts = call.tool_name, call.id, call.attempt
+        if error.__cause__ is None:
+            error.__cause__ = last
         return "rejected", error
+    if isinstance(error, FlightFailed):
+        return error.status, error.error or error
     if isinstance(error, ReturnedError):
         failed = CallFailed(f"tool {call.tool_name!r} returned an error: {error}", result=error.result, **known)
         failed.__cause__ = error.error if error.was_exception else None
         _annotate(error.error, call)
         return "failed", failed
-    if isinstance(error, CostFailed):
+    if isinstance(error, FunctionFailed):
         failed = CallFailed(f"tool {call.tool_name!r}: {error}", **known)
         failed.__cause__ = error.__cause__
         return "failed", failed
@@ -215,77 +243,59 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
 
 
 def _given_deadline(call: Call[Any]) -> str:
-    given = call.bound.deadline
-    return f"{given:g} s" if given is not None else "the call that it is nested in"
+    return "the call that it is nested in" if call.bound.deadline is None else f"{call.bound.deadline:g} s"
 
 
 def _annotate(error: BaseException, call: Call[Any]) -> None:
     place = [f"tool {call.tool_name!r}"]
     if call.phase is not None:
         place.append(f"phase {call.phase!r}")
-    if call.item is not None:
-        place.append(f"item {call.item!r}")
+    if call.placed.item is not None:
+        place.append(f"item {call.placed.item!r}")
     place.append(f"attempt {call.attempt}")
     add_note(error, "in " + ", ".join(place))
 
 
 def ended_by_tool(call: Call[Any], error: BaseException) -> bool:
     """End a call that a `BaseException` left. True if it was the tool's own doing, so that nothing is to be raised."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+    note_run(call)
+    _cancel_children(call)
+    if (leaving := exit_in(error)) is not None:
         # On the loop's own thread this is meant for the whole session, not for one call.
-        call.end("failed", _failure(call, error, None)[1])
-        call.bound.home.crash(error)
+        call.end("failed", _failure(call, leaving, None)[1])
+        call.bound.home.crash(leaving)
         return True
-    if isinstance(error, CallAborted) and not call.cancel_requested:
-        call.end("failed", _failure(call, error, None)[1])
+    if isinstance(error, (CallAborted, GeneratorExit)):
+        if isinstance(error, CallAborted) and not call.cancel_requested and call.crash is None:
+            call.end("failed", _failure(call, error, None)[1])
+        _end_cancelled(call)
+        return isinstance(error, CallAborted)
+    cancellation, rest = parted(error)
+    if cancellation is None or is_self_inflicted(owned=call.host_is_ours):
+        call.end(*ending(call, error, None))
         return True
-    if not isinstance(error, (GeneratorExit, CallAborted)) and is_self_inflicted(owned=call.host_is_ours):
-        call.end("failed", _failure(call, error, None)[1])
-        return True
-    call.end("cancelled")
-    return isinstance(error, CallAborted)
+    if rest is not None:
+        call.cancelled_error().__cause__ = rest
+    _end_cancelled(call)
+    if cancellation is not error:
+        raise cancellation  # bare: a scope would let the rest of the group out
+    return False
 
 
-def cancel_children(call: Call[Any]) -> None:
+def _end_cancelled(call: Call[Any]) -> None:
+    """It was told to stop: by whoever cancelled it, or since a service that it uses has crashed."""
+    if call.crash is not None:
+        call.end("failed", _failure(call, call.crash.error, None)[1])
+    else:
+        call.end("cancelled")
+
+
+def note_run(call: Call[Any]) -> None:
+    """How long it ran, where nobody has said it yet."""
+    if call.begun_ns and not call.run_ns:
+        call.run_ns = perf_counter_ns() - call.begun_ns
+
+
+def _cancel_children(call: Call[Any]) -> None:
     for child in list(call.children or ()):
         child.cancel("the call that it is nested in has ended")
-
-
-async def _clean_up(call: Call[Any], error: BaseException) -> BaseException | None:
-    """Let the tool clean up.
-
-    Returns:
-        A native cancellation that came meanwhile, to be raised again: it goes through shields, so that in a task which
-        is not ours the clean-up is given one that is.
-    """
-    if not call.bound.cleans_up or not call.begun_ns:
-        return None
-    if call.host_is_ours or cancels_pending() is None:
-        await _cleaned_up(call, error)
-        return None
-    ended = anyio.Event()
-    exits: list[BaseException] = []
-
-    async def clean_up() -> None:
-        try:
-            await _cleaned_up(call, error)
-        except (KeyboardInterrupt, SystemExit) as caught:
-            exits.append(caught)
-        finally:
-            ended.set()
-
-    call.bound.home.spawn(clean_up)
-    native = await wait_until(ended)
-    if exits:
-        raise exits[0]
-    return native
-
-
-async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
-    with anyio.CancelScope(deadline=call.grace_deadline(), shield=True) as scope:
-        try:
-            await contained(call, call.bound.hooks.cleanup_resources(call), _context(call))
-        except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
-            add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
-    if scope.cancelled_caught:
-        add_note(error, f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")

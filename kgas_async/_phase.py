@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from ._limits import check_count, check_seconds
+from ._offload import gives_coroutine
 from ._policy import Policy
+from ._policy_checks import check_policy
 from ._suggest import nearest
 from ._tool import KGASTool
 
@@ -73,6 +74,8 @@ class Phase:
             raise TypeError(f"phase {name!r}: collect= is the name of an expansion or True, not {collect!r}")
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"phase {name!r}: policy= is a Policy(...), not {policy!r}")
+        if policy is not None:
+            check_policy(tool, policy)
         if missing is not None and collect is None:
             raise TypeError(f"phase {name!r}: missing= belongs to a collect")
         if missing is not None and missing not in _MISSING:
@@ -90,7 +93,7 @@ class Phase:
             raise TypeError(f"phase {self.name!r}: batch_wait= belongs to a batch: say how many, batch=...")
         if self.batch is not None and self.collect is True:
             raise TypeError(f"phase {self.name!r}: runs once per run (collect=True), so it has nothing to batch")
-        if self.when is not None and (not callable(self.when) or inspect.iscoroutinefunction(self.when)):
+        if self.when is not None and (not callable(self.when) or gives_coroutine(self.when)):
             raise TypeError(f"phase {self.name!r}: when= is a sync function of the phase's inputs, not {self.when!r}")
 
     def __repr__(self) -> str:
@@ -116,5 +119,10 @@ def _checked_bind(phase: str, bind: object) -> dict[str, str]:
             raise TypeError(
                 f"phase {phase!r}: bind={{{parameter!r}: ...}} names a source (a field, a phase, an element), "
                 f"not {source!r}"
+            )
+        if not all(source.split(".")):
+            raise ValueError(
+                f"phase {phase!r}: bind={{{parameter!r}: {source!r}}} names a source, and after each dot an attribute "
+                f"or a key below it; one of them is empty"
             )
     return dict(bind)

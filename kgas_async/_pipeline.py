@@ -10,8 +10,11 @@ from typing import Any
 from pydantic import BaseModel
 from typing_extensions import is_typeddict  # knows its own TypedDict too, which pydantic wants below Python 3.12
 
+from ._errors import shown
+from ._offload import gives_coroutine
 from ._phase import Phase
 from ._planner import Planner
+from ._policy_checks import services_of
 from ._suggest import nearest
 
 __all__ = ["Pipeline"]
@@ -49,6 +52,8 @@ class Pipeline:
                 raise TypeError(f"pipeline {name!r} takes phases, not {phase!r}: Phase('name', tool)")
         if key is not None and not isinstance(key, str) and not callable(key):
             raise TypeError(f"pipeline {name!r}: key= is a field or a function of the item, not {key!r}")
+        if gives_coroutine(key):
+            raise TypeError(f"pipeline {name!r}: key= is a plain function: nobody would await {key!r}")
         if source is not None and not callable(source):
             raise TypeError(f"pipeline {name!r}: source= is a function that gives the items, not {source!r}")
         self.name = name
@@ -61,8 +66,7 @@ class Pipeline:
                 f"pipeline {name!r}: key {key!r} is no item field; there are {', '.join(self.fields)}"
                 f"{nearest(key, self.fields)}"
             )
-        for phase in phases:
-            phase.tool.signature.checker()  # a type without a schema is said here, not at the first call
+        _check_tools(name, phases)
         self.plan = Planner(name, self.fields, phases).plan()
 
     def __repr__(self) -> str:
@@ -70,11 +74,36 @@ class Pipeline:
 
     @property
     def services(self) -> tuple[Any, ...]:
-        """The services that its tools require, each once."""
+        """The services that its tools and their fallbacks require, each once."""
         found: list[Any] = []
         for phase in self.phases:
-            found.extend(service for service in phase.tool.requires if not any(service is one for one in found))
+            found.extend(
+                service for service in services_of(phase.tool, phase.policy) if not any(service is one for one in found)
+            )
         return tuple(found)
+
+
+def _check_tools(pipeline: str, phases: Sequence[Phase]) -> None:
+    """What would go wrong at a tool's first call: types without a schema, two tools of one name."""
+    first: dict[str, Phase] = {}
+    for phase in phases:
+        tool = phase.tool
+        try:
+            tool.signature.checker()
+        except TypeError as error:
+            raise TypeError(f"pipeline {pipeline!r}, phase {phase.name!r}: {error}") from error
+        except Exception as error:  # a class of the user's that makes its schema itself
+            raise TypeError(
+                f"pipeline {pipeline!r}, phase {phase.name!r}: no schema can be made of the inputs of tool "
+                f"{tool.name!r}: {shown(error)}"
+            ) from error
+        other = first.setdefault(tool.name, phase)
+        one, another = tool._origin(), other.tool._origin()
+        if one is not another and one != another:
+            raise ValueError(
+                f"pipeline {pipeline!r}, phase {phase.name!r}: its tool and another one, of phase {other.name!r}, are "
+                f"both named {tool.name!r}; limits, statistics and evidence go by name: tool.using(name=...)"
+            )
 
 
 def _fields(pipeline: str, item: Any) -> dict[str, Any] | None:

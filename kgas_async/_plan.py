@@ -29,6 +29,7 @@ class Binding:
         collected: A list of it over the expansion that the phase collects, or over the items.
         outcomes: The list is of outcomes, those of what failed among them.
         live: Not a list but a stream of what there is so far, in source order.
+        whole: Checking a value runs through all of it, so that it may not be a lazy one.
     """
 
     parameter: str
@@ -40,9 +41,10 @@ class Binding:
     collected: bool = False
     outcomes: bool = False
     live: bool = False
+    whole: bool = False
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False, repr=False)
 class PlannedPhase:
     """A phase with all its names resolved.
 
@@ -73,9 +75,12 @@ class PlannedPhase:
     direct: tuple[tuple[str, bool, str], ...] | None = dataclasses.field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        plain = [one for one in self.bindings if not (one.path or one.optional or one.collected)]
+        plain = [one for one in self.bindings if not (one.path or one.optional or one.collected or one.whole)]
         if len(plain) == len(self.bindings) and all(one.level == self.level for one in plain):
             self.direct = tuple((one.parameter, one.kind == "result", one.name) for one in plain)
+
+    def __repr__(self) -> str:  # not what follows it: that would be each way through the graph, of which there are many
+        return f"<PlannedPhase {self.phase.name!r}>"
 
 
 @dataclasses.dataclass(slots=True)
@@ -102,6 +107,7 @@ class Plan:
         leaves: The per-item phases that nothing takes further.
         phases: All by name, as declared.
         batches: Those that run many items in one call, upstream first.
+        taken_per_run: The item fields that run-level phases take, and whether an item may lack them.
     """
 
     item: Steps
@@ -110,3 +116,4 @@ class Plan:
     leaves: tuple[str, ...]
     phases: dict[str, PlannedPhase]
     batches: tuple[PlannedPhase, ...]
+    taken_per_run: Mapping[str, bool]

@@ -43,8 +43,11 @@ class Planner:
         for steps in by_level.values():
             self._connect(steps)
         batches = [one for one in resolver.planned.values() if one.phase.batch is not None]
+        taken: dict[str, bool] = {}
+        for binding in (one for planned in by_level[RUN].phases for one in planned.bindings if one.kind == "field"):
+            taken[binding.name] = taken.get(binding.name, True) and binding.optional
         return Plan(
-            by_level[ITEM], by_level[RUN], tuple(resolver.assumed), self._leaves(phases), phases, tuple(batches)
+            by_level[ITEM], by_level[RUN], tuple(resolver.assumed), self._leaves(phases), phases, tuple(batches), taken
         )
 
     def _at(self, phase: Phase, what: str) -> str:
@@ -105,7 +108,7 @@ class Planner:
         while len(done) < len(names):
             ready = next((name for name in names if name not in done and waits[name] <= done.keys()), None)
             if ready is None:
-                self._refuse_circle([planned for name, planned in names.items() if name not in done])
+                self._refuse_circle(waits, [name for name in names if name not in done])
             assert ready is not None
             done[ready] = names[ready]
             above[ready] = waits[ready].union(*(above[name] for name in waits[ready]))
@@ -118,14 +121,27 @@ class Planner:
         steps.phases[:] = done.values()
         steps.starts = tuple(planned for planned in steps.phases if not planned.waits)
 
-    def _refuse_circle(self, stuck: list[PlannedPhase]) -> None:
-        planned = next((one for one in stuck if one.phase.expand is not None), stuck[0])
+    def _refuse_circle(self, waits: Mapping[str, set[str]], stuck: list[str]) -> None:
+        """Phases of one level wait for each other, since an expansion has all that runs per element in it."""
+        circle = [stuck[0]]
+        while (following := next(name for name in waits[circle[-1]] if name in stuck)) not in circle:
+            circle.append(following)
+        circle = circle[circle.index(following) :]
+        phases = [self.resolver.planned[name] for name in circle]
+        collected = [planned.phase.collect for planned in phases]
+        for planned in phases:
+            if planned.phase.expand is not None and planned.phase.expand in collected:
+                raise ValueError(
+                    self._at(
+                        planned.phase,
+                        f"what runs per {planned.phase.expand!r} needs {sorted(self._subtree_needs(planned))}, of "
+                        f"which one collects {planned.phase.expand!r} itself: expand again after it",
+                    )
+                )
+        round_ = " -> ".join([*circle, circle[0]])
         raise ValueError(
-            self._at(
-                planned.phase,
-                f"what runs per {planned.phase.expand!r} needs {sorted(self._subtree_needs(planned))}, of which one "
-                f"collects {planned.phase.expand!r} itself: expand again after it",
-            )
+            f"pipeline {self.name!r}: phases need each other in a circle: {round_}; a phase that is expanded has ended "
+            f"when all that runs per element has"
         )
 
     def _subtree_needs(self, planned: PlannedPhase) -> set[str]:

@@ -6,14 +6,23 @@ Knows the limits and the retry; nothing of tools and calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
+from ._adaptive import AdaptiveLimit
+from ._admission import Limit
+from ._breaker import CircuitBreaker
+from ._cache import Cache
 from ._limits import ConcurrencyLimit, check_count, check_seconds
+from ._memory_limit import MemoryLimit
+from ._priority import check_priority
 from ._rate import RateLimit
 from ._resilience import Retry
 from ._suggest import nearest
 
 __all__ = ["DEFAULTS", "POLICY_FIELDS", "UNSET", "Policy"]
+
+
+AnyLimit: TypeAlias = ConcurrencyLimit | AdaptiveLimit | MemoryLimit
 
 
 class _Unset:
@@ -26,7 +35,10 @@ class _Unset:
 
 UNSET: Final[Any] = _Unset()
 
-POLICY_FIELDS: Final = ("timeout", "deadline", "retry", "concurrency", "rate", "grace", "isolated")
+POLICY_FIELDS: Final = (
+    "timeout", "deadline", "retry", "breaker", "concurrency", "rate", "priority", "fallback", "hedge_after", "cache",
+    "grace", "isolated",
+)  # fmt: skip
 
 
 class Policy:
@@ -39,9 +51,18 @@ class Policy:
             that comes later is thrown away: `CallTimeout`.
         deadline: Seconds for the whole call, waits and retries included. A nested call inherits what is left.
         retry: `Retry`, or a number of attempts.
-        concurrency: Calls at once: a number (per tool name and manager), a `ConcurrencyLimit` (shared wherever the
-            object is passed), or a list of limits.
+        breaker: Refuse calls at once while the tool keeps failing: a `CircuitBreaker` (shared wherever the object is
+            passed), a number of failures in a row, or True for the defaults (these per tool name and manager).
+        concurrency: Calls at once: a number (per tool name and manager), a `ConcurrencyLimit`, `AdaptiveLimit` or
+            `MemoryLimit` (shared wherever the object is passed), or a list of limits.
         rate: Starts per second: a number (per tool name and manager), a `RateLimit` (shared), or a list of them.
+        priority: Whose turn it is among calls that wait for a concurrency token: a `Priority`, or a whole number from
+            0 to 9. None is that of the call that it is nested in, else `Priority.NORMAL`.
+        fallback: A tool, or several in order, that is called with the same inputs, by name, when the last attempt has
+            failed. Each is a call of its own within the same deadline.
+        hedge_after: Seconds after which a second attempt is started beside one that still runs; the first value
+            counts, the other attempt is cancelled. For idempotent tools.
+        cache: Use results again: a `Cache`, or a number of seconds (per tool name and manager).
         grace: Seconds that a cancelled call's thread and clean-up have to end; None takes the manager's.
         isolated: Give each call a task of its own, for tools that need their task's identity.
 
@@ -71,21 +92,39 @@ class Policy:
         timeout: float | None = UNSET,
         deadline: float | None = UNSET,
         retry: Retry | int | None = UNSET,
-        concurrency: int | ConcurrencyLimit | Sequence[ConcurrencyLimit] | None = UNSET,
+        breaker: CircuitBreaker | int | None = UNSET,
+        concurrency: int | AnyLimit | Sequence[AnyLimit] | None = UNSET,
         rate: float | RateLimit | Sequence[RateLimit] | None = UNSET,
+        priority: int | None = UNSET,
+        fallback: Any = UNSET,
+        hedge_after: float | None = UNSET,
+        cache: Cache | float | None = UNSET,
         grace: float | None = UNSET,
         isolated: bool = UNSET,
     ) -> None:
         given: dict[str, Any] = {}
-        for name, value in (("timeout", timeout), ("deadline", deadline), ("grace", grace)):
+        for name, value in (
+            ("timeout", timeout),
+            ("deadline", deadline),
+            ("hedge_after", hedge_after),
+            ("grace", grace),
+        ):
             if value is not UNSET:
                 given[name] = None if value is None else check_seconds(f"Policy({name})", value)
         if retry is not UNSET:
             given["retry"] = _checked_retry(retry)
+        if breaker is not UNSET:
+            given["breaker"] = _checked_breaker(breaker)
         if concurrency is not UNSET:
-            given["concurrency"] = _checked_limits("concurrency", concurrency, ConcurrencyLimit)
+            given["concurrency"] = _checked_limits("concurrency", concurrency, Limit)
         if rate is not UNSET:
             given["rate"] = _checked_limits("rate", rate, RateLimit)
+        if priority is not UNSET:
+            given["priority"] = None if priority is None else check_priority("Policy(priority)", priority)
+        if fallback is not UNSET:
+            given["fallback"] = _checked_fallback(fallback)
+        if cache is not UNSET:
+            given["cache"] = _checked_cache(cache)
         if isolated is not UNSET:
             if not isinstance(isolated, bool):
                 raise TypeError(f"Policy(isolated) must be True or False, not {isolated!r}")
@@ -145,6 +184,43 @@ def _checked_retry(retry: object) -> Retry | None:
     raise TypeError(f"Policy(retry) is a Retry, a number of attempts or None, not {retry!r}")
 
 
+def _checked_breaker(breaker: object) -> CircuitBreaker | int | None:
+    if breaker is None or isinstance(breaker, CircuitBreaker):
+        return breaker
+    if breaker is True:
+        return 5
+    if isinstance(breaker, int) and breaker is not False:
+        return check_count("Policy(breaker)", breaker)
+    raise TypeError(
+        f"Policy(breaker) is a CircuitBreaker, a number of failures in a row, True for the defaults, or None, not "
+        f"{breaker!r}"
+    )
+
+
+def _checked_fallback(fallback: object) -> tuple[Any, ...] | None:
+    """None, or a tuple of tools: what a tool is, the layer above knows."""
+    if fallback is None:
+        return None
+    tools = tuple(fallback) if isinstance(fallback, (list, tuple)) else (fallback,)
+    for one in tools:
+        if isinstance(one, type) or not (hasattr(one, "execute_async") and hasattr(one, "signature")):
+            raise TypeError(f"Policy(fallback) is a tool or a list of tools, not {one!r}; wrap it: tool(...)")
+    if not tools:
+        raise TypeError("Policy(fallback) is an empty list; None is no fallback")
+    return tools
+
+
+def _checked_cache(cache: object) -> Cache | float | None:
+    if cache is None or isinstance(cache, Cache):
+        return cache
+    if isinstance(cache, bool) or not isinstance(cache, (int, float)):
+        raise TypeError(f"Policy(cache) is a Cache, a number of seconds or None, not {cache!r}")
+    return check_seconds("Policy(cache)", cache)
+
+
+_NAMES: Final = {"concurrency": "ConcurrencyLimit, AdaptiveLimit or MemoryLimit", "rate": "RateLimit"}
+
+
 def _checked_limits(field: str, value: object, kind: type) -> Any:
     """None, a checked number, or a tuple of limits."""
     if value is None:
@@ -154,15 +230,26 @@ def _checked_limits(field: str, value: object, kind: type) -> Any:
     if isinstance(value, (list, tuple)):
         for one in value:
             if not isinstance(one, kind):
-                raise TypeError(f"Policy({field}) as a list takes {kind.__name__} objects, not {one!r}")
+                raise TypeError(f"Policy({field}) as a list takes {_NAMES[field]} objects, not {one!r}")
         if len({id(one) for one in value}) < len(value):  # a call would wait for the token that it holds itself
-            raise ValueError(f"Policy({field}) names a limit twice; give each {kind.__name__} once")
+            raise ValueError(f"Policy({field}) names a limit twice; give each {_NAMES[field]} once")
         return tuple(value)
-    if kind is ConcurrencyLimit:
+    if kind is Limit:
         return check_count(f"Policy({field})", value)
     return check_seconds(f"Policy({field})", value, zero=False)
 
 
 DEFAULTS: Final = Policy(
-    timeout=None, deadline=None, retry=None, concurrency=None, rate=None, grace=None, isolated=False
+    timeout=None,
+    deadline=None,
+    retry=None,
+    breaker=None,
+    concurrency=None,
+    rate=None,
+    priority=None,
+    fallback=None,
+    hedge_after=None,
+    cache=None,
+    grace=None,
+    isolated=False,
 )

@@ -8,26 +8,26 @@ carried over. Knows nothing of tools and calls.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import anyio
 import anyio.lowlevel
 
+from ._admission import Waiter
 from ._errors import CallRejected, text_of
-from ._limits import Waiter, check_seconds
+from ._keyed import FunctionFailed, check_key, key_of
+from ._limits import check_seconds, named
 from ._mailbox import Mailbox
 
-__all__ = ["CostFailed", "RateLimit", "RateStatistics", "acquire_rates"]
-
-
-class CostFailed(Exception):
-    """The cost function of a rate limit raised (the ``__cause__``) or gave no number: the tool was not run."""
+__all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class RateStatistics:
         burst: Tokens that may be taken at once after a pause.
         waiting: Waiters for a token.
         taken: Tokens taken so far.
+        keys: Keys whose tokens are not all back; 0 for a limit without ``key``.
     """
 
     rate: float
@@ -47,6 +48,7 @@ class RateStatistics:
     burst: float
     waiting: int
     taken: float
+    keys: int = 0
 
 
 class RateLimit:
@@ -63,6 +65,11 @@ class RateLimit:
         burst: Tokens that may be taken at once, at least 1. The default of 1 spaces all calls evenly.
         cost: A function of the call's inputs (a mapping) that gives its tokens; 1 unless given. A call that costs
             more than ``burst`` can never start and is rejected.
+        key: What has a rate of its own: the name of an input, or a function of the inputs. Memory is kept for keys
+            whose tokens are not all back.
+
+    Attributes:
+        is_keyed: Whether a call takes its tokens of what `of` gives.
     """
 
     def __init__(
@@ -71,6 +78,8 @@ class RateLimit:
         per: float = 1.0,
         burst: float = 1.0,
         cost: Callable[[Mapping[str, Any]], float] | None = None,
+        *,
+        key: str | Callable[[Mapping[str, Any]], Hashable] | None = None,
     ) -> None:
         self._rate = check_seconds("RateLimit(rate)", rate, zero=False)
         self._per = check_seconds("RateLimit(per)", per, zero=False)
@@ -80,6 +89,11 @@ class RateLimit:
         if cost is not None and not callable(cost):
             raise TypeError(f"RateLimit(cost) must be a function of the inputs, not {cost!r}")
         self.cost = cost
+        self.is_keyed = key is not None
+        self._buckets: _Buckets | None = None
+        if key is not None:
+            check_key("RateLimit(key)", key)
+            self._buckets = _Buckets(self, key)
         self._interval = self._per / self._rate
         self._due = -math.inf  # when the bucket would be full again, in the time of the clock below
         self._paused = -math.inf  # until when nothing is given, in the same time
@@ -91,10 +105,12 @@ class RateLimit:
         self._taken = 0.0
 
     def __repr__(self) -> str:
-        return f"RateLimit({self._rate:g}, per={self._per:g}, burst={self._burst:g})"
+        key = "" if self._buckets is None else f", key={named(self._buckets.key)}"
+        return f"RateLimit({self._rate:g}, per={self._per:g}, burst={self._burst:g}{key})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self._rate, self._per, self._burst, self.cost))
+        made: Any = type(self) if self._buckets is None else partial(type(self), key=self._buckets.key)
+        return (made, (self._rate, self._per, self._burst, self.cost))
 
     @property
     def rate(self) -> float:
@@ -103,15 +119,42 @@ class RateLimit:
 
     def statistics(self) -> RateStatistics:
         """How it stands now."""
+        waiting, keys = len(self._waiters), 0
+        if self._buckets is not None:
+            waiting, keys = self._buckets.waiting(), len(self._buckets.kept)
         with self._lock:
-            return RateStatistics(self._rate, self._per, self._burst, len(self._waiters), self._taken)
+            return RateStatistics(self._rate, self._per, self._burst, waiting, self._taken, keys)
+
+    @property
+    def key(self) -> str | Callable[[Mapping[str, Any]], Hashable] | None:
+        """What has a rate of its own."""
+        return None if self._buckets is None else self._buckets.key
+
+    def of(self, inputs: Mapping[str, Any]) -> RateLimit:
+        """What a call with these inputs takes its tokens of: the rate of its key. On a loop.
+
+        Raises:
+            FunctionFailed: The key function raised, or gave what cannot be a key.
+        """
+        buckets = self._buckets
+        if buckets is None:
+            return self
+        bucket = buckets.get(key_of(self, buckets.key, inputs))
+        buckets.forget_some(anyio.current_time(), Mailbox.here().serial)
+        return bucket
+
+    def for_key(self, key: Hashable) -> RateLimit:
+        """The rate of one key, for code of your own: ``async with limit.for_key("example.org"):``."""
+        if self._buckets is None:
+            raise TypeError(f"{self!r} has no keys: 'async with limit' takes a token of it")
+        return self._buckets.get(key)
 
     def tokens(self, inputs: Mapping[str, Any]) -> float:
         """What a call with these inputs costs.
 
         Raises:
             CallRejected: More than ``burst``.
-            CostFailed: The cost function raised, or gave no sensible number.
+            FunctionFailed: The cost function raised, or gave no sensible number.
         """
         if self.cost is None:
             return 1.0
@@ -119,7 +162,7 @@ class RateLimit:
             tokens = check_seconds("what RateLimit(cost) returns", self.cost(inputs))
         except Exception as error:
             what = f"the cost function of its {self!r} failed, and the tool was not run"
-            raise CostFailed(f"{what}: {type(error).__name__}: {text_of(error)}") from error
+            raise FunctionFailed(f"{what}: {type(error).__name__}: {text_of(error)}") from error
         return self._possible(tokens)
 
     def _possible(self, tokens: float) -> float:
@@ -171,7 +214,7 @@ class RateLimit:
                     self._waiters.popleft()
 
     def pause(self, seconds: float) -> None:
-        """Give no token for so long, since a server said so (Retry-After). On a loop."""
+        """Give no token for so long, since a server said so (Retry-After). On a loop; of keys: of one's bucket."""
         now = anyio.current_time()
         with self._lock:
             self._delay(0.0, now, Mailbox.here().serial)
@@ -194,6 +237,8 @@ class RateLimit:
 
         Cancellation: Leaves the line; nothing was taken.
         """
+        if self.is_keyed:
+            raise TypeError(f"{self!r} has a rate for each key: say whose, as in 'async with limit.for_key(key)'")
         await acquire_rates([(self, self._possible(check_seconds("acquire(tokens)", tokens)))])
 
     async def __aenter__(self) -> None:
@@ -204,6 +249,79 @@ class RateLimit:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         return None
+
+
+class _Bucket(RateLimit):
+    """The rate of one key."""
+
+    def __init__(self, parent: RateLimit, key: Hashable, keep: Callable[[_Bucket], None]) -> None:
+        super().__init__(parent._rate, parent._per, parent._burst)
+        self._parent = parent
+        self.name = key
+        self._keep = keep
+
+    def __repr__(self) -> str:
+        return f"{self._parent!r}.for_key({self.name!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (RateLimit.for_key, (self._parent, self.name))
+
+    def _take(self, tokens: float, at: float) -> None:
+        super()._take(tokens, at)
+        self._keep(self)
+        with self._parent._lock:
+            self._parent._taken += tokens
+
+    def pause(self, seconds: float) -> None:
+        super().pause(seconds)
+        self._keep(self)
+
+    def refund(self, tokens: float = 1.0) -> None:
+        super().refund(tokens)
+        with self._parent._lock:
+            self._parent._taken -= tokens
+
+    def is_as_new(self, now: float, clock: int) -> bool:
+        """Whether a fresh one would give the same."""
+        with self._lock:
+            return not self._waiters and self._delay(self._burst, now, clock) <= 0
+
+
+class _Buckets:
+    """The buckets of a limit's keys. One that is as new is forgotten, but not while anybody has it in hand."""
+
+    LOOKED_AT: Final = 2  # each time one is asked for: more than are added, so that memory follows use
+
+    def __init__(self, limit: RateLimit, key: str | Callable[[Mapping[str, Any]], Hashable]) -> None:
+        self.key = key
+        self._limit = limit
+        self._lock = Lock()
+        self._known: WeakValueDictionary[Hashable, _Bucket] = WeakValueDictionary()
+        self.kept: OrderedDict[Hashable, _Bucket] = OrderedDict()  # those of which tokens were taken
+
+    def get(self, key: Hashable) -> _Bucket:
+        with self._lock:
+            bucket = self._known.get(key)
+            if bucket is None:
+                bucket = self._known[key] = _Bucket(self._limit, key, self._keep)
+            return bucket
+
+    def _keep(self, bucket: _Bucket) -> None:
+        with self._lock:
+            self.kept[bucket.name] = bucket
+
+    def waiting(self) -> int:
+        with self._lock:
+            return sum(len(bucket._waiters) for bucket in self._known.values())
+
+    def forget_some(self, now: float, clock: int) -> None:
+        for _ in range(self.LOOKED_AT):
+            with self._lock:
+                if not self.kept:
+                    return
+                _, bucket = self.kept.popitem(last=False)
+            if not bucket.is_as_new(now, clock):  # asked after it is out: who takes a token meanwhile keeps it
+                self._keep(bucket)
 
 
 def acquire_rates_nowait(wanted: Sequence[tuple[RateLimit, float]]) -> bool:

@@ -52,12 +52,15 @@ def quoted(text: str) -> str:
 
 
 def _wait_us(call: Any) -> dict[str, int]:
-    return {
+    waits = {
         "concurrency": call.wait_concurrency_ns // 1000,
         "rate": call.wait_rate_ns // 1000,
         "retry": call.wait_retry_ns // 1000,
         "thread": call.wait_thread_ns // 1000,
     }
+    if call.wait_service_ns:
+        waits["service"] = call.wait_service_ns // 1000
+    return waits
 
 
 def error_fields(error: BaseException) -> dict[str, Any]:
@@ -100,12 +103,14 @@ def call_fields(call: Any, event: str, error: BaseException | None) -> dict[str,
         "version": str(bound.tool.version),
         "attempt": call.attempt,
     }
-    if bound.pipeline is not None:
-        fields.update(pipeline=bound.pipeline, phase=bound.phase)
-    if bound.run_id is not None:
-        fields["run_id"] = bound.run_id
-    if call.item is not None:
-        fields["item"] = call.item
+    placed = call.placed
+    where = placed.bound
+    if where.pipeline is not None:
+        fields.update(pipeline=where.pipeline, phase=where.phase)
+    if where.run_id is not None:
+        fields["run_id"] = where.run_id
+    if placed.item is not None:
+        fields["item"] = placed.item
     if call.parent is not None:
         fields["parent_id"] = call.parent.id
     if call.batch_id is not None:
@@ -124,8 +129,16 @@ def end_fields(call: Any) -> dict[str, Any]:
     # A cancelled call gets an error only if somebody asks for its result, at whatever time; its reason is recorded.
     fields = call_fields(call, _EVENTS[call.status], None if call.status == "cancelled" else call.error)
     fields.update(status=call.status, run_us=call.run_ns // 1000, wait_us=_wait_us(call), at_ns=call.ended_ns)
+    if call.cpu_ns is not None:  # it had a process of its own
+        fields.update(cpu_us=call.cpu_ns // 1000, rss_peak_bytes=call.rss_peak)
     if call.abandoned:
         fields["abandoned"] = True
+    if call.answered_by is not None:
+        fields["answered_by"] = call.answered_by
+    if call.reused_from is not None:
+        fields["reused_from"] = call.reused_from
+    if call.winner:
+        fields["winner"] = call.winner
     if call.reason:
         fields["reason"] = _bounded(call.reason)
     return fields
@@ -160,9 +173,14 @@ def valid_unicode(value: Any) -> Any:
     return [valid_unicode(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _template(call: Any) -> tuple[str, str, str]:
-    """The constant parts of a success: what stands between the fields that differ from call to call."""
-    bound = call.bound
+def _template_of(bound: Any) -> tuple[str, str, str]:
+    """The constant parts of a success: what stands between the fields that differ from call to call; its place."""
+    if bound.template is None:
+        bound.template = _made_template(bound)
+    return bound.template  # type: ignore[no-any-return]
+
+
+def _made_template(bound: Any) -> tuple[str, str, str]:
     place = ""
     if bound.pipeline is not None:
         place += f',"phase":{quoted(bound.phase)},"pipeline":{quoted(bound.pipeline)}'
@@ -176,7 +194,7 @@ def _template(call: Any) -> tuple[str, str, str]:
     return (
         plain + '"wait_us":{"concurrency":0,"rate":0,"retry":0,"thread":0}}\n',
         plain + '"wait_us":{"concurrency":%d,"rate":%d,"retry":%d,"thread":%d}}\n',
-        "",
+        place,
     )
 
 
@@ -189,17 +207,25 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         or call.batch_id
         or call.batch_size
         or call.given_name
+        or call.answered_by
+        or call.winner
+        or call.cpu_ns is not None
+        or call.wait_service_ns
     ):
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
     bound = call.bound
-    template = bound.template
-    if template is None:
-        template = bound.template = _template(call)
+    template = _template_of(bound)
     who = ""
-    if call.item is not None:
-        who = ',"item":' + quoted(call.item)
-    if call.parent is not None:
+    if call.parent is None:
+        if call.item is not None:
+            who = ',"item":' + quoted(call.item)
+    else:
+        placed = call.placed
+        if placed.item is not None:
+            who = ',"item":' + quoted(placed.item)
         who += ',"parent_id":' + quoted(call.parent.id)
+        if placed.bound is not bound:  # its template says nothing of the phase that it is a part of
+            who += _template_of(placed.bound)[2]
     seconds, rest = divmod(call.ended_ns + anchor_ns, 1_000_000_000)
     second = _second
     date = second[1] if second[0] == seconds else _formatted(seconds)
@@ -214,7 +240,7 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         )
     else:
         line = template[0] % values
-    return line.encode()  # type: ignore[no-any-return]
+    return line.encode()
 
 
 class Record(Mapping[str, Any]):

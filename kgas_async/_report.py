@@ -81,7 +81,7 @@ class ToolStatistics:
 
     Attributes:
         calls: Ended calls.
-        succeeded, failed, timed_out, cancelled, rejected, skipped: How they ended.
+        succeeded, failed, timed_out, cancelled, rejected, skipped, reused: How they ended.
         retried: Attempts that were followed by another.
         threads_used: Sync attempts handed to worker threads.
         run_s: Seconds spent running, all attempts together.
@@ -100,6 +100,7 @@ class ToolStatistics:
     threads_used: int
     run_s: float
     figures: CallFigures | None = None
+    reused: int = 0
 
     @property
     def success_rate(self) -> float | None:
@@ -109,8 +110,8 @@ class ToolStatistics:
 
     @property
     def mean_s(self) -> float:
-        """Mean seconds spent running of calls that were not rejected or skipped; 0 if there are none."""
-        ran = self.calls - self.rejected - self.skipped
+        """Mean seconds spent running of calls that were not rejected, skipped or reused; 0 if there are none."""
+        ran = self.calls - self.rejected - self.skipped - self.reused
         return self.run_s / ran if ran else 0.0
 
 
@@ -123,8 +124,9 @@ class ManagerStatistics:
         calls_open: Calls that have not ended.
         threads: Worker threads that exist.
         threads_abandoned: Abandoned ones that still run.
-        threads_queued: Sync calls that wait for a thread.
+        threads_queued: Sync calls that wait for a thread or a process.
         services: Names of the services that run.
+        processes: Worker processes that exist.
     """
 
     tools: dict[str, ToolStatistics]
@@ -133,6 +135,7 @@ class ManagerStatistics:
     threads_abandoned: int
     threads_queued: int
     services: list[str]
+    processes: int = 0
 
 
 @dataclass(slots=True)

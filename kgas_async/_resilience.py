@@ -9,13 +9,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from ._budget import RetryBudget
 from ._errors import CallAborted, InvalidInputs
 from ._limits import check_count, check_seconds
+from ._matching import ErrorMatch, checked_match, matches
 from ._suggest import suggests
 
-__all__ = ["Retry", "exponential"]
-
-type_or_types = type[Exception] | tuple[type[Exception], ...]
+__all__ = ["Retry", "exponential", "linear"]
 
 
 class exponential:  # noqa: N801  (reads as the function that it stands for; a class, so that it pickles and prints)
@@ -34,9 +34,7 @@ class exponential:  # noqa: N801  (reads as the function that it stands for; a c
         self.first = check_seconds("exponential(first)", first)
         self.factor = check_seconds("exponential(factor)", factor, zero=False)
         self.cap = check_seconds("exponential(cap)", cap)
-        self.jitter = check_seconds("exponential(jitter)", jitter)
-        if self.jitter > 1:
-            raise ValueError(f"exponential(jitter) is a share of the wait, from 0 to 1, not {jitter}")
+        self.jitter = _checked_jitter("exponential(jitter)", jitter)
 
     def __repr__(self) -> str:
         return f"exponential({self.first:g}, {self.factor:g}, cap={self.cap:g}, jitter={self.jitter:g})"
@@ -55,52 +53,87 @@ class exponential:  # noqa: N801  (reads as the function that it stands for; a c
         return full * (1 - self.jitter * draw())
 
 
+class linear:  # noqa: N801
+    """Waits that grow by the same step: ``first + step * (n - 1)`` before retry n, at most ``cap``, with full jitter.
+
+    Args:
+        first: Seconds before the first retry.
+        step: Seconds by which each next one is longer; ``first`` unless given. 0 makes a fixed wait with jitter.
+        cap: The longest wait in seconds.
+        jitter: The share of each wait that is drawn at random: 1.0 draws from all of it, 0.0 from none.
+    """
+
+    def __init__(self, first: float = 0.1, step: float | None = None, cap: float = 30.0, jitter: float = 1.0) -> None:
+        self.first = check_seconds("linear(first)", first)
+        self.step = self.first if step is None else check_seconds("linear(step)", step)
+        self.cap = check_seconds("linear(cap)", cap)
+        self.jitter = _checked_jitter("linear(jitter)", jitter)
+
+    def __repr__(self) -> str:
+        return f"linear({self.first:g}, {self.step:g}, cap={self.cap:g}, jitter={self.jitter:g})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, linear) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.step, self.cap, self.jitter))
+
+    def __call__(self, attempt: int, draw: Callable[[], float]) -> float:
+        return min(self.cap, self.first + self.step * (attempt - 1)) * (1 - self.jitter * draw())
+
+
+def _checked_jitter(what: str, jitter: float) -> float:
+    checked = check_seconds(what, jitter)
+    if checked > 1:
+        raise ValueError(f"{what} is a share of the wait, from 0 to 1, not {jitter}")
+    return checked
+
+
 class Retry:
     """When a failed attempt is tried again.
 
     Args:
         attempts: How many attempts at the most, the first included.
         on: Which errors are worth another attempt: a type, a tuple of types, or a function of the error. It is asked
-            about the tool's own exception, and about `CallTimeout` for a timeout. Cancellation and `InvalidInputs`
-            are never retried.
-        wait: Seconds between attempts: a number, `exponential(...)`, or a function of the number of the failed
-            attempt (from 1).
+            about the tool's own exception, and about `CallTimeout` for a timeout. ``OSError`` does not mean timeouts,
+            though Python's ``TimeoutError`` is one: name `CallTimeout` or ``TimeoutError`` too. Cancellation and
+            `InvalidInputs` are never retried.
+        wait: Seconds between attempts: a number, `exponential(...)` (the default), `linear(...)`, or a function of the
+            number of the failed attempt (from 1).
         after: A function that takes the delay from the error (a Retry-After header), or None to leave it to
             ``wait``. When it gives one, the call's rate limits pause for as long.
         while_running: Whether to try again while an abandoned attempt still runs in its thread. Off, since two
             copies of a tool at once surprise most tools.
+        budget: A `RetryBudget`, shared by all whose retries together are to be bounded.
     """
 
     @suggests
     def __init__(
         self,
         attempts: int = 3,
-        on: type_or_types | Callable[[BaseException], bool] = Exception,
-        wait: float | exponential | Callable[[int], float] | None = None,
+        on: ErrorMatch = Exception,
+        wait: float | exponential | linear | Callable[[int], float] | None = None,
         *,
         after: Callable[[BaseException], float | None] | None = None,
         while_running: bool = False,
+        budget: RetryBudget | None = None,
     ) -> None:
         self.attempts = check_count("Retry(attempts)", attempts)
-        types = on if isinstance(on, tuple) else (on,)
-        is_function = callable(on) and not isinstance(on, type)
-        if not is_function and not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in types):
-            ends = [kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseException)]
-            why = "; what ends a program or a task is not retried" if len(ends) == len(types) else ""
-            raise TypeError(
-                f"Retry(on) is a type of Exception, a tuple of them, or a function of the error, not {on!r}{why}"
-            )
         if isinstance(wait, (int, float)) or not (wait is None or callable(wait)):
             wait = check_seconds("Retry(wait)", wait)
         if after is not None and not callable(after):
             raise TypeError(f"Retry(after) is a function of the error, not {after!r}")
-        self.on = on
+        if budget is not None and not isinstance(budget, RetryBudget):
+            raise TypeError(f"Retry(budget) is a RetryBudget(...), which others may share, not {budget!r}")
+        self.on = checked_match("Retry(on)", on)
         self.wait: Any = exponential() if wait is None else wait
         self.after = after
         self.while_running = bool(while_running)
+        self.budget = budget
 
     def __repr__(self) -> str:
-        return f"Retry({self.attempts}, on={self.on!r}, wait={self.wait!r})"
+        budget = "" if self.budget is None else f", budget={self.budget!r}"
+        return f"Retry({self.attempts}, on={self.on!r}, wait={self.wait!r}{budget})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Retry) and vars(self) == vars(other)
@@ -112,9 +145,7 @@ class Retry:
         """Whether this error is worth another attempt."""
         if isinstance(error, (InvalidInputs, CallAborted)):
             return False
-        if isinstance(self.on, (type, tuple)):
-            return isinstance(error, self.on)
-        return bool(self.on(error))
+        return matches(self.on, error)
 
     def delay(
         self,
@@ -141,7 +172,7 @@ class Retry:
         seconds = self.after(error) if self.after is not None else None
         told = seconds is not None
         if seconds is None:
-            if isinstance(self.wait, exponential):
+            if isinstance(self.wait, (exponential, linear)):
                 seconds = self.wait(attempt, draw)
             else:
                 seconds = self.wait(attempt) if callable(self.wait) else self.wait

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ._fit import cannot_expand, cannot_fit, element_type, list_of, outcome_type, stream_type
+from ._fit import bare, cannot_expand, cannot_fit, element_type, is_made_whole, list_of, outcome_type, stream_type
+from ._offload import refuse_coroutine
 from ._phase import Phase
 from ._plan import ITEM, RUN, Binding, Level, PlannedPhase
 from ._suggest import nearest
@@ -29,6 +30,8 @@ class Resolver:
         self.name = pipeline
         self.fields = fields
         self.places = {phase.name: place for place, phase in enumerate(phases)}
+        elements = {phase.expand: place for place, phase in enumerate(phases) if phase.expand is not None}
+        self._declared = elements | self.places
         self.planned: dict[str, PlannedPhase] = {}
         self.expansions: dict[str, PlannedPhase] = {}
         self.assumed: list[str] = []
@@ -43,10 +46,10 @@ class Resolver:
         return [*names, *phase.after, *([phase.collect] if isinstance(phase.collect, str) else ())]
 
     def _is_left_alone(self, phase: Phase, parameter: str) -> bool:
-        """Whether an input keeps its default: nobody bound it, and the phase of its name is declared later."""
+        """Whether an input keeps its default: nobody bound it, and the phase or element of its name comes later."""
         if parameter in phase.bind or parameter in phase.tool.signature.required:
             return False
-        return self.places.get(parameter, -1) >= self.places[phase.name]
+        return self._declared.get(parameter, -1) >= self.places[phase.name]
 
     def add(self, phase: Phase) -> None:
         """Resolve a phase whose sources were all added.
@@ -182,20 +185,25 @@ class Resolver:
                     self._at(phase, f"{binding.name!r} is one of each {binding.level[-1]!r}: collect that before "
                     f"{phase.collect!r}")
                 )  # fmt: skip
-        if binding.collected:
-            binding = self._shape(phase, binding, kind)
-        given = source = self._type_of(binding)
+        given = self._type_of(binding)
         declared = kind
+        own = kind if phase.batch is None else element_type(bare(kind))  # of one item: a batch has a list of them
         if binding.collected:
-            if binding.live:
-                kind = stream_type(kind)
+            own = bare(own)
+            binding = self._shape(phase, binding, own)
+            part = stream_type(own) if binding.live else element_type(own)
+            if binding.live or binding.outcomes:
+                own = kind = outcome_type(part) if binding.outcomes else part
             else:
-                given = list_of(source)
-            if binding.outcomes:
-                given, kind = source, outcome_type(kind if binding.live else element_type(kind))
-        if phase.batch is not None:
+                given = list_of(given)
+        is_list = binding.collected and not (binding.live or binding.outcomes)
+        if binding.kind != "field":  # what an item has, its source made on the loop anyway
+            binding = replace(binding, whole=is_made_whole(element_type(own) if is_list else own))
+        misfit = cannot_fit(given, own)
+        if phase.batch is not None and not binding.outcomes:
             given = list_of(given)
-        if not binding.path and cannot_fit(given, kind):
+            misfit = misfit or cannot_fit(given, kind)
+        if misfit and not binding.path:
             raise TypeError(
                 self._at(phase, f"input {binding.parameter!r} is a {_shown(declared)}, but {binding.name!r} gives "
                 f"{_shown(given)}{self._mend_of_shape(phase, binding, given, kind)}")
@@ -312,7 +320,7 @@ class Resolver:
         except (TypeError, ValueError) as error:
             raise TypeError(self._at(phase, f"the signature of when={when!r} cannot be read: {error}")) from None
         if any(one.kind is one.VAR_KEYWORD for one in parameters):
-            return lambda inputs: bool(when(**inputs))
+            return lambda inputs: _said(when, inputs)
         names = [one.name for one in parameters]
         bound = [binding.parameter for binding in bindings]
         for one in parameters:
@@ -323,7 +331,12 @@ class Resolver:
                     self._at(phase, f"when= takes {one.name!r}, which is no bound input of the phase; there are "
                     f"{', '.join(bound) or 'none'}{nearest(one.name, bound)}")
                 )  # fmt: skip
-        return lambda inputs: bool(when(**{name: inputs[name] for name in names if name in inputs}))
+        return lambda inputs: _said(when, {name: inputs[name] for name in names if name in inputs})
+
+
+def _said(when: Callable[..., object], inputs: Mapping[str, Any]) -> bool:
+    """What ``when`` says; a coroutine would be true whatever it is to say."""
+    return bool(refuse_coroutine(when(**inputs), when, "when= is a plain function, use a phase for what must wait"))
 
 
 def _shown(kind: Any) -> str:

@@ -5,20 +5,20 @@ How an item gets from phase to phase is `_walk`'s; what runs once per run is `_r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping, Sequence
 from time import perf_counter_ns
 from typing import Any, Final
 
 from ._batch import Batch, Batches, Seat, give_out
 from ._bound import Bound
-from ._call import Host
 from ._employer import Employer
-from ._errors import PipelineError, shown
+from ._errors import CallCancelled, PipelineError
 from ._expand import Elements, close_all
 from ._frame import Frame
-from ._inputs import item_fields, key_of
+from ._host import Host
+from ._inputs import as_pipeline_error, item_fields, key_of, with_fields_read
 from ._item_outcome import item_outcome
-from ._outcome import Outcome
+from ._outcome import Outcome, lost_outcome
 from ._pipeline import Pipeline
 from ._plan import PlannedPhase
 from ._records import error_fields
@@ -55,18 +55,14 @@ class RunCrew(WalkCrew):
         self.pipeline = pipeline
         self.run_id = run_id
         self.level = RunLevel(home, pipeline, bound, run_id, self.parent)
+        self.level.check_limits()
         self._batches = Batches(pipeline.plan, bound) if pipeline.plan.batches else None
         self._unclosed: list[Elements] = []  # lazy ones that were left early
         self._keys: set[str] = set()
+        self._frames: dict[int, Frame] = {}  # of the items that are open
         self._verified = False
         self._finished = False
         self._feeds: list[Any] = []
-        self._needed = [  # of each item, by run-level phases: their lists must be of one length
-            binding.name
-            for planned in self._plan.run.phases
-            for binding in planned.bindings
-            if binding.kind == "field" and not binding.optional
-        ]
         for batch in self._batches.all if self._batches is not None else ():
             if batch.size > self.in_flight:
                 raise ValueError(
@@ -76,33 +72,39 @@ class RunCrew(WalkCrew):
 
     def start(self) -> None:
         """Begin with the phases that read live, and hire the first worker."""
-        super().start()
         self._feeds = self.level.start_live(self.wake_one)
+        super().start()
 
     # --- units
 
     def take(self) -> Any:
         """Who goes on, a branch, an element of the newest open expansion, an item, a batch."""
+        if self._batches is not None and not self.stopped and (batch := self._batches.overdue()) is not None:
+            return batch
         if self._ended:
             return (_RESUME, self._ended.pop())
         if self._branches:
             return self._branches.popleft()
-        for expansion in reversed(self._open_expansions):
-            unit = expansion.take()
+        giving = self._giving
+        for place in range(len(giving) - 1, -1, -1):
+            unit = giving[place].take()
             if unit is not None:
                 return unit
+            if not giving[place].has_more:
+                del giving[place]
         unit = self.next_item()
         if unit is None and self._batches is not None and not self.stopped:
-            return self._batches.ready(self._open_expansions, pulling=self._puller is not None)
+            return self._batches.ready(giving, pulling=self._puller is not None)
         return unit
 
     def next_item(self) -> Any:
         """The next ``(index, item)``, as far as items may be open and live readers keep up."""
-        if self._batches is not None and self.open >= self.in_flight:
-            return None
-        for feed in self._feeds:
-            if self.pulled - feed.position >= self.window:
+        if not self._laid_aside:  # else there is one that counts as open and pulled already
+            if self._batches is not None and self.open >= self.in_flight:
                 return None
+            for feed in self._feeds:
+                if self.pulled - feed.position >= self.window:
+                    return None
         return super().next_item()
 
     def park_until(self) -> float:
@@ -142,22 +144,15 @@ class RunCrew(WalkCrew):
                         f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in "
                         f"flight; keys must differ"
                     )
-            for name in self._needed:
-                if name not in fields:
-                    raise PipelineError(f"pipeline {self.pipeline.name!r}: the item {key!r} has no field {name!r}")
-        except PipelineError as error:
-            self._at_fault(index, key, error)
-            return None
-        except Exception as error:  # noqa: BLE001  (the user's key function)
-            failure = PipelineError(
-                f"pipeline {self.pipeline.name!r}: the key of item {index} cannot be made: {shown(error)}"
-            )
-            failure.__cause__ = error
-            self._at_fault(index, key, failure)
+            if self._plan.taken_per_run:
+                fields = with_fields_read(self.pipeline, self._plan.taken_per_run, fields, key)
+        except Exception as error:  # noqa: BLE001  (a mapping or a property of the user's, if not ours)
+            self._at_fault(index, key, as_pipeline_error(f"pipeline {self.pipeline.name!r}: item {index}", error))
             return None
         if self.pipeline.key is not None:
             self._keys.add(key)
-        return self._entered(Frame(None, self._plan.item, index, key, fields))
+        frame = self._frames[index] = Frame(None, self._plan.item, index, key, fields)
+        return self._entered(frame)
 
     def _at_fault(self, index: int, key: str, error: PipelineError) -> None:
         self._say_failed(key, None, error)
@@ -187,20 +182,44 @@ class RunCrew(WalkCrew):
             self.fail(error)
             raise error
 
+    def lose(self, host: Host, unit: Any, error: BaseException) -> None:
+        """What is left of it, `end_open` ends; but an item that was not admitted yet nobody would know of."""
+        index = unit[0] if isinstance(unit, tuple) else None
+        if isinstance(index, int) and index not in self._frames and not self.is_delivered(index):
+            self._lost(str(index), index, error)
+
+    def _lost(self, key: str, index: int, error: BaseException) -> None:
+        outcome = lost_outcome(key, index, error)
+        try:
+            self.level.take_failed(index, outcome)
+        finally:
+            self.deliver(index, outcome)
+
     def end_open(self) -> None:
         """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
+        try:
+            for batch in self._batches.all if self._batches is not None else ():
+                while batch.seats:
+                    self._unseat(batch.seats[0])
+            if self.breakdown is not None:
+                for frame in self._frames.values():
+                    frame.end_lost()
+            self._cut_open()
+        finally:
+            # What was in the hands of a worker that broke down, wherever it stood.
+            for index, frame in list(self._frames.items()):
+                if not self.is_delivered(index):
+                    self._lost(frame.key, index, self.breakdown or CallCancelled("its worker was cancelled"))
+
+    def _cut_open(self) -> None:
         work: Step | None
         while True:
-            seats = [seat for batch in self._batches.all for seat in batch.seats] if self._batches is not None else []
             if self._ended:
                 work = self._after(*self._ended.pop())
             elif self._branches:
                 work = self._branches.popleft()
-            elif seats:
-                self._unseat(seats[0])
-                continue
             elif self._open_expansions:
-                expansion = self._open_expansions.pop()
+                expansion, _ = self._open_expansions.popitem()
                 expansion.cut_short()
                 self._unclosed.append(expansion.elements)
                 work = self._after(expansion.frame, expansion.planned)
@@ -224,6 +243,7 @@ class RunCrew(WalkCrew):
         self.last_ended_ns = perf_counter_ns()  # as for an item: it makes no call
         is_first = not batch.seats
         batch.add(Seat(frame, planned, call, inputs, self._unseat))
+        self._batches.boarded(planned)
         self._passed(planned)
         if len(batch.seats) >= batch.size:
             return self._run_batch(host, batch)
@@ -238,6 +258,7 @@ class RunCrew(WalkCrew):
         seat.call._host = None
         seat.call.end("cancelled")
         seat.frame.fail(seat.planned.phase.name, seat.call)
+        self._batches.unboarded(seat.planned)
         self._ended.append((seat.frame, seat.planned))
         self.wake_one()
 
@@ -245,6 +266,9 @@ class RunCrew(WalkCrew):
         """Run a batch, and have its items go on."""
         seats = batch.leave()
         while seats:
+            if host.was_cancelled:  # for the call before, which has ended all the same: it must not hit the next one
+                batch.take_back(seats)
+                break
             inputs = {name: [seat.inputs[name] for seat in seats] for name in seats[0].inputs}
             call = self.home.new_call(batch.bound, inputs, self.parent)
             call.batch_size = len(seats)
@@ -255,24 +279,33 @@ class RunCrew(WalkCrew):
                 rest = self._begin(host, call)
                 if rest is not None:
                     await rest
+            except BaseException as error:
+                self._broke(call, error)
+                if not call.ended_ns:
+                    call.end("cancelled")
+                self._unboard(seats, give_out(call, seats, is_last=True))
+                raise
             finally:
                 host.call = None
                 self.last_ended_ns = call.ended_ns
-                if not call.ended_ns:
-                    call.end("cancelled")
-                again = give_out(call, seats)
-                for seat in seats:
-                    if seat not in again:
-                        self._unboard(seat)
+            again = give_out(call, seats)
+            self._unboard(seats, again)
             seats = again
         for _ in range(len(self._ended) - 1):
             self.wake_one()
         return self._after(*self._ended.pop()) if self._ended else None
 
-    def _unboard(self, seat: Seat) -> None:
-        expansion = self._take_result(seat.frame, seat.planned, seat.call)
-        if expansion is None:
-            self._ended.append((seat.frame, seat.planned))
+    def _unboard(self, seats: Sequence[Seat], staying: Sequence[Seat]) -> None:
+        """A batch's call has ended: who was in it has its result, but for those who go again."""
+        assert self._batches is not None
+        left = set(staying)
+        for seat in seats:
+            if seat in left:
+                continue
+            expansion = self._take_result(seat.frame, seat.planned, seat.call)
+            self._batches.unboarded(seat.planned)
+            if expansion is None:
+                self._ended.append((seat.frame, seat.planned))
 
     def _begun(self, frame: Frame) -> None:
         if self._batches is not None:
@@ -302,6 +335,7 @@ class RunCrew(WalkCrew):
         outcome = item_outcome(frame, self._plan)
         self.level.take_item(frame)
         self.deliver(frame.index, outcome)
+        del self._frames[frame.index]
 
     # --- once per run
 
@@ -321,9 +355,9 @@ class RunCrew(WalkCrew):
                 await close_all(self._unclosed)
 
     async def finished(self) -> None:
-        """Run the run-level phases, once all items have ended."""
+        """Run the run-level phases, once all items have ended; if there are all, and the source has not broken off."""
         if self._finished:
             return
         self._finished = True
         self.level.end_live()
-        await self.level.finish(lambda: not (self.stopped or self.drained))
+        await self.level.finish(lambda: not (self.stopped or self.drained or self.last_error))

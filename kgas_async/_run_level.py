@@ -10,8 +10,9 @@ from ._call import Call, wait_for_end
 from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
 from ._frame import Frame
-from ._inputs import follow
+from ._inputs import taken
 from ._item_outcome import phase_outcome
+from ._limits import ConcurrencyLimit
 from ._live import NOTHING, LiveFeed
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -77,6 +78,27 @@ class RunLevel:
 
     # --- live ones
 
+    def check_limits(self) -> None:
+        """
+        Raises:
+            ValueError: A live reader holds its tokens to the end of the run, so that what it reads would never get one.
+        """
+        held: dict[ConcurrencyLimit, list[str]] = {}
+        for planned in self._plan.phases.values():
+            if planned.live is not None:
+                limits = self._bound[planned.phase.name].limits
+                for limit in (one for one in limits if isinstance(one, ConcurrencyLimit)):
+                    held.setdefault(limit, []).append(planned.phase.name)
+        for limit, readers in held.items():
+            others = (name for name, one in self._plan.phases.items() if one.level != RUN)
+            wanting = [name for name in others if limit in self._bound[name].limits]
+            if len(readers) > limit.total or (wanting and len(readers) == limit.total):
+                raise ValueError(
+                    f"pipeline {self._pipeline.name!r}: phase {readers[0]!r} reads live, and so holds a token of "
+                    f"{limit!r} until the run ends, for which phase {(wanting or readers[1:])[0]!r} would wait: give "
+                    f"one of them another limit"
+                )
+
     def start_live(self, on_read: Any) -> list[LiveFeed]:
         """Begin the phases that read while the run goes on; ``on_read`` is called when one of them did."""
         feeds = []
@@ -91,7 +113,7 @@ class RunLevel:
         return feeds
 
     def _reader(self, binding: Binding) -> Any:
-        return lambda value: follow(value, binding.path)
+        return lambda value: taken(binding, value)
 
     def end_live(self) -> None:
         """There are no more items."""
@@ -147,7 +169,7 @@ class RunLevel:
         name = planned.phase.name
         del self._open[name]
         self.outcomes[name] = call.to_outcome()
-        if call.status == "succeeded":
+        if call.ok:
             self.results[name] = call.value
         collect = self._by_name.get(name)
         if collect is not None and collect.feed is not None:
@@ -166,8 +188,8 @@ class RunLevel:
         Cancellation: Waited out; asyncio's own is raised again.
         """
         native: BaseException | None = None
-        while self._open:
-            native = await wait_for_end(next(iter(self._open.values())), float("inf")) or native
+        for call in list(self._open.values()):
+            native = await wait_for_end(call, float("inf")) or native
         if native is not None:
             raise native
 
@@ -257,7 +279,7 @@ class RunLevel:
             if binding.collected:
                 assert collect is not None
                 by_index = collect.values[binding.parameter]
-                inputs[binding.parameter] = [follow(by_index[index], binding.path) for index in sorted(by_index)]
+                inputs[binding.parameter] = [taken(binding, by_index[index]) for index in sorted(by_index)]
             else:
-                inputs[binding.parameter] = follow(self.results[binding.name], binding.path)
+                inputs[binding.parameter] = taken(binding, self.results[binding.name])
         return inputs

@@ -27,6 +27,7 @@ async def running(
     if not isinstance(pipeline, Pipeline):
         raise TypeError(f"run and stream take a Pipeline, not {pipeline!r}; for a single tool there is map")
     await session.hosting.start_all(pipeline.services)
+    session.check_open(parent)  # it may have been drained meanwhile
     run_id = session.next_run_id()
     bound = {
         phase.name: session.bind(phase.tool, phase.policy, pipeline=pipeline.name, phase=phase.name, run_id=run_id)

@@ -6,13 +6,14 @@ What a service is; starting and stopping them is the manager's (`_hosting`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
 from ._errors import ServiceNotRunning
+from ._restart import RestartPolicy
 
-__all__ = ["Service", "service_name"]
+__all__ = ["Service", "may_restart", "restart_policy", "service_name"]
 
 
 class Service:
@@ -20,7 +21,16 @@ class Service:
 
     Constructed without I/O, re-enterable, usable by its own methods only while running (`ensure_running` in them
     says so). ``requires`` names the services to start before; unless given, those among the attributes.
+
+    Attributes:
+        restart: What the manager does when it crashes; None: see ``ServiceManager(on_crash=)``.
+        health_every: Seconds between two health checks; None: only when somebody asks (``manager.health()``).
+        health_timeout: Seconds that a health check has.
     """
+
+    restart: RestartPolicy | None = None
+    health_every: float | None = None
+    health_timeout: float = 5.0
 
     _is_running: bool = False
     _held_by: object = None  # the manager that starts or runs it
@@ -64,7 +74,7 @@ class Service:
         yield
 
     async def health(self) -> None:
-        """Raise when ill."""
+        """Raise when ill. Asked only while it runs; a plain ``def`` is called in a thread reserved for such."""
 
     def ensure_running(self) -> None:
         """To be called by the service's own methods.
@@ -73,10 +83,11 @@ class Service:
             ServiceNotRunning: No manager runs this service now.
         """
         if not self._is_running:
+            mend = "give it to ServiceManager(...), or start it: await manager.start(service)"
+            if self._held_by is not None:
+                mend = "its manager is about to start it, to start it again, or to stop it"
             raise ServiceNotRunning(
-                f"service {service_name(self)!r} is not running; give it to ServiceManager(...), or start it: "
-                f"await manager.start(service)",
-                service=service_name(self),
+                f"service {service_name(self)!r} is not running; {mend}", service=service_name(self)
             )
 
 
@@ -88,6 +99,25 @@ def service_name(service: object) -> str:
     """The name of a service in messages and evidence: its ``name``, else its class's."""
     name = getattr(service, "name", None)
     return name if isinstance(name, str) and name else type(service).__name__
+
+
+def restart_policy(service: object) -> RestartPolicy | None:
+    """The restart policy of a service; a plain context manager has none, since few can be entered twice."""
+    return service.restart if isinstance(service, Service) else None
+
+
+def may_restart(services: Iterable[Any]) -> bool:
+    """Whether one of them, or of those that they require, has a restart policy."""
+    seen: set[int] = set()
+    waiting = list(services)
+    while waiting:
+        service = waiting.pop()
+        if id(service) not in seen:
+            if restart_policy(service) is not None:
+                return True
+            seen.add(id(service))
+            waiting.extend(getattr(service, "requires", ()))
+    return False
 
 
 def lifetime(service: object) -> AbstractAsyncContextManager[Any]:

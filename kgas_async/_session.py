@@ -5,35 +5,35 @@ What calls, crews and services see as their home. The public methods are `_manag
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import anyio
 
-from ._bound import Bound, ToolState
-from ._call import Call, Host
+from ._bindings import Bindings
+from ._bound import Bound
+from ._call import Call
+from ._cancellation import breakdown_between
 from ._context import current_call
 from ._errors import ManagerClosed, shown
 from ._evidence import EvidenceLog
 from ._flat import perform
+from ._host import Host
 from ._hosting import Hosting
 from ._left import LeftBehind
-from ._limits import check_text
 from ._mailbox import Mailbox, OpenScopes
-from ._misuse import no_tool
 from ._monitor import PerformanceMonitor
-from ._policy import DEFAULTS, Policy
+from ._processes import ProcessPool
 from ._recording import Recording
-from ._report import ManagerStatistics
+from ._reserved import Reserved
 from ._threads import ThreadPool
 from ._tool import KGASTool
 from ._waiting import wait_until
 
 __all__ = ["Session"]
-
-BOUND_TOOLS_KEPT: Final = 512  # tools whose look-ups are kept; programs may make one per request
 
 
 class Session:
@@ -52,28 +52,36 @@ class Session:
         manager: Any,
         *,
         threads: int,
+        processes: int,
         grace: float,
         max_abandoned: int,
         abandoned: Literal["leave", "join"],
         seed: int | None,
         on_sink_error: Literal["stop", "continue"],
+        on_crash: Literal["raise", "continue"],
         monitor: PerformanceMonitor | None,
     ) -> None:
         self.manager = manager
         self.session = secrets.token_hex(6)
         self.mailbox = Mailbox.here()
         self.pool = ThreadPool(threads, f"kgas-{self.session}")
+        self.processes = ProcessPool(processes, f"kgas-{self.session}-process")
         self.grace = grace
         self.max_abandoned = max_abandoned
         self.abandoned = abandoned
         self.on_sink_error = on_sink_error
+        self.on_crash: Literal["raise", "continue"] = on_crash
+        self.services_down = False  # some that ran do not run now
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None
         self.monitor = monitor
         self.calls_open: dict[int, Call[Any]] = {}
-        self.states: dict[str, ToolState] = {}
+        self.cache_waits: dict[Call[Any], Any] = {}  # calls that wait for another's result, and what they share with it
+        bindings = Bindings(self)
+        self.states, self.bind = bindings.states, bindings.bind
         self.crews: set[Any] = set()
         self.left = LeftBehind(self)
+        self.reserved = Reserved(self)
         self.hosting = Hosting(self)
         self.recording = Recording(self)
         self.closing_at = float("inf")
@@ -82,7 +90,6 @@ class Session:
         self.closed = anyio.Event()
         self.is_draining = self.is_cancelled = self.is_closed = False
         self._serial = self._runs = 0
-        self._bounds: dict[int, Bound] = {}
         self.starting: set[Call[Any]] = set()  # their tasks have not begun; asyncio may cancel them before they do
 
     @property
@@ -91,40 +98,6 @@ class Session:
         return self._serial
 
     # --- binding and owning
-
-    def state_of(self, tool: KGASTool) -> ToolState:
-        """What all uses of the tool's name share here; `ValueError` where another tool has that name."""
-        state = self.states.get(tool.name)
-        if state is None:
-            check_text(f"the name of the tool {shown(tool)}", tool.name)
-            state = self.states[tool.name] = ToolState(tool.name, tool._origin())
-        else:
-            state.check_origin(tool._origin())
-        return state
-
-    def bind(
-        self,
-        tool: KGASTool,
-        policy: Policy | None = None,
-        *,
-        pipeline: str | None = None,
-        phase: str | None = None,
-        run_id: str | None = None,
-    ) -> Bound:
-        """The tool with everything looked up: policies are laid over each other in their one order."""
-        if phase is None:
-            bound = self._bounds.get(id(tool))
-            if bound is not None and bound.tool is tool:
-                return bound
-        if not isinstance(tool, KGASTool):
-            raise no_tool(tool)
-        resolved = DEFAULTS.overlaid(tool.policy).overlaid(policy).overlaid(tool._using)
-        bound = Bound(self, tool, resolved, self.state_of(tool), pipeline=pipeline, phase=phase, run_id=run_id)
-        if phase is None:
-            if len(self._bounds) >= BOUND_TOOLS_KEPT:
-                del self._bounds[next(iter(self._bounds))]
-            self._bounds[id(tool)] = bound
-        return bound
 
     def parent(self) -> Call[Any] | None:
         """The call of this session that the code runs in."""
@@ -144,6 +117,14 @@ class Session:
         if parent is None and (self.is_draining or self.is_cancelled):
             raise ManagerClosed("the manager is draining; no new calls are admitted")
 
+    def check_services(self, bound: Bound) -> None:
+        """
+        Raises:
+            ServiceNotRunning: A service of the tool does not run here.
+        """
+        if bound.requires:
+            self.hosting.check_running(bound.requires, bound.name)
+
     def new_call(
         self, bound: Bound, inputs: Mapping[str, Any], parent: Call[Any] | None = None, item: str | None = None
     ) -> Call[Any]:
@@ -155,6 +136,8 @@ class Session:
         if parent is not None:
             call.parent = parent
             call.deadline_at = parent.deadline_at
+        if self.services_down and bound.supervised and call.deadline_at is None:
+            call.deadline_at = math.inf  # no limit, but no short path either: it does not wait
         self.calls_open[serial] = call  # complete: the evidence's thread may announce it at once
         log = self.log
         if log is not None and log.announces and not log.armed:
@@ -173,15 +156,26 @@ class Session:
         parent = parent or self.parent()
         self.check_open(parent)
         bound = self.bind(tool)
-        if bound.requires:
-            self.hosting.check_running(bound.requires, bound.name)
+        self.check_services(bound)
         if args:
             inputs = bound.signature.named(args, inputs)
         return self.new_call(bound, inputs, parent)
 
+    async def until_served(self, call: Call[Any]) -> Exception | None:
+        """Wait until the services that a call uses run; the error if they will not."""
+        return await self.hosting.until_served(call)
+
     def spawn(self, function: Callable[..., Any], *args: Any) -> None:
-        """A task of the session's own."""
-        self.task_group.start_soon(function, *args)
+        """A task of the session's own. What it raises ends the session."""
+        self.task_group.start_soon(self._guarded, function, args, name=f"{function.__module__}.{function.__qualname__}")
+
+    async def _guarded(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        except BaseException as error:
+            if (broken := breakdown_between(error)) is None:
+                raise
+            self.crash(broken)
 
     async def host_call(self, call: Call[Any], *, owned: bool = False) -> None:
         """Run a call in this task, under a scope of its own.
@@ -258,7 +252,9 @@ class Session:
     # --- threads
 
     def pool_of(self, bound: Bound) -> ThreadPool:
-        """The threads that this tool's sync code runs in."""
+        """The threads that this tool's sync code runs in, or that have the processes which it runs in."""
+        if bound.execution.kind == "process":
+            return self.processes
         if not bound.execution.dedicated:
             return self.pool
         state = bound.state
@@ -268,7 +264,12 @@ class Session:
 
     def pools(self) -> list[ThreadPool]:
         """All thread pools of the session."""
-        return [self.pool, *(state.dedicated for state in self.states.values() if state.dedicated is not None)]
+        return [
+            self.pool,
+            self.processes,
+            *self.reserved.pools,
+            *(state.dedicated for state in self.states.values() if state.dedicated is not None),
+        ]
 
     def next_run_id(self) -> str:
         """The id of a new run."""
@@ -282,20 +283,6 @@ class Session:
     def drop_crew(self, crew: Any) -> None:
         """A map or a run has ended."""
         self.crews.discard(crew)
-
-    def statistics(self) -> ManagerStatistics:
-        """Counts per tool name, and what is open now."""
-        of = self.monitor._figures_of if self.monitor is not None else lambda name: None
-        tools = {name: state.statistics(of(name)) for name, state in list(self.states.items())}
-        pools = self.pools()
-        return ManagerStatistics(
-            tools,
-            len(self.calls_open),
-            sum(pool.alive for pool in pools),
-            len(self.left),
-            sum(pool.queued for pool in pools),
-            self.hosting.names(),
-        )
 
     # --- ending
 
@@ -368,11 +355,15 @@ class Session:
         return [crew for crew in self.crews if crew.parent is None and not crew.left.is_set()]
 
     async def _until_idle(self, but: set[int]) -> None:
-        while True:
-            waited = next((call for serial, call in self.calls_open.items() if serial not in but), None)
-            if waited is None:
-                return
+        while (waited := self._in_motion(but)) is not None:
             await waited.wait()
+
+    def _in_motion(self, but: set[int]) -> Any:
+        """What has not ended and can be waited for: a call; a map or a run, which may be between two calls."""
+        waited = next((call for serial, call in self.calls_open.items() if serial not in but), None)
+        if waited is not None or but:  # who asks inside of a call may be a part of any of the crews
+            return waited
+        return next((crew.left for crew in self.crews if not crew.left.is_set()), None)
 
     async def close(self, error: BaseException | None) -> None:
         """End everything, in order: calls (at once where an error left the body), threads, services, evidence.

@@ -9,7 +9,7 @@ import copy
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, BaseModel, TypeAdapter, ValidationError
@@ -300,12 +300,11 @@ def result_type(function: Callable[..., Any]) -> Any:
 
 def request_builder(model: type[BaseModel]) -> Callable[..., BaseModel]:
     """What makes a request object of inputs that a `Signature.of_model` has checked, without checking them again."""
-    names = {_asked_as(name, field): name for name, field in model.model_fields.items()}
+    return partial(_built, model, {_asked_as(name, field): name for name, field in model.model_fields.items()})
 
-    def build(**inputs: Any) -> BaseModel:
-        return model.model_construct(**{names.get(asked_as, asked_as): value for asked_as, value in inputs.items()})
 
-    return build
+def _built(model: type[BaseModel], names: dict[str, str], /, **inputs: Any) -> BaseModel:
+    return model.model_construct(**{names.get(asked_as, asked_as): value for asked_as, value in inputs.items()})
 
 
 def _asked_as(name: str, field: FieldInfo) -> str:

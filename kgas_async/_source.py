@@ -8,15 +8,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["close_source", "closed_for_open_scope", "count_of", "open_source"]
-
-
-def count_of(source: object) -> int | None:
-    """How many items it has; None where it does not say, or has more than Python can count."""
-    try:
-        return len(source) if isinstance(source, Sized) else None
-    except OverflowError:  # range(10**30), say
-        return None
+__all__ = ["close_source", "closed_for_open_scope", "length_of", "open_source"]
 
 
 def open_source(source: object) -> tuple[Iterator[Any] | None, AsyncIterator[Any] | None]:
@@ -30,6 +22,14 @@ def open_source(source: object) -> tuple[Iterator[Any] | None, AsyncIterator[Any
     if isinstance(source, Iterable):
         return iter(source), None
     raise TypeError(f"items is an iterable or an async iterable, not {source!r}")
+
+
+def length_of(source: object) -> int | None:
+    """How many items it has, None where it does not say, or where Python cannot: a range may be too long for `len`."""
+    try:
+        return len(source) if isinstance(source, Sized) else None
+    except Exception:  # noqa: BLE001  (some have the method only to raise)
+        return None
 
 
 async def close_source(iterator: Iterator[Any] | None, asynchronous: AsyncIterator[Any] | None, grace: float) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar
 
 from ._crew import Crew
+from ._offload import gives_coroutine
 from ._outcome import Outcome
 
 __all__ = ["LEFT", "Opening", "OutcomeStream", "Unentered", "check_crew_options", "not_taken"]
@@ -124,8 +124,7 @@ def check_crew_options(on_progress: Callable[..., object] | None, *, ordered: ob
         return
     if not callable(on_progress):
         raise TypeError(f"on_progress= is a function of the Progress, not {on_progress!r}")
-    call: Any = getattr(on_progress, "__call__", None)  # noqa: B004  (the method itself is wanted: it may be async)
-    if inspect.iscoroutinefunction(on_progress) or inspect.iscoroutinefunction(call):
+    if gives_coroutine(on_progress):
         raise TypeError(f"on_progress= is a plain function: nobody would await {on_progress!r}")
 
 

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from time import sleep
 
 import psutil
 
-_CGROUP_V2_CPU = Path("/sys/fs/cgroup/cpu.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def cpus() -> int:
@@ -21,11 +26,20 @@ def cpus() -> int:
 
 
 def _cgroup_cpus(default: int) -> int:
+    """The least quota (cgroup v2) of our own group and of those that it is in; the default where there is none."""
     try:
-        quota, period = _CGROUP_V2_CPU.read_text().split()
-    except (OSError, ValueError):
-        return default
-    return default if quota == "max" else math.ceil(int(quota) / int(period))
+        own = next(line[3:] for line in _OWN_CGROUP.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        own = "/"
+    group = _CGROUPS / own.strip("/")
+    allowed = [default]
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(_CGROUPS):
+            break
+        with suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            allowed.append(default if quota == "max" else math.ceil(int(quota) / int(period)))
+    return min(allowed)
 
 
 def default_threads() -> int:
@@ -44,3 +58,85 @@ def process_usage() -> tuple[float, int, int]:
     with process.oneshot():
         times = process.cpu_times()
         return times.user + times.system, int(process.memory_info().rss), int(process.num_threads())
+
+
+def tree_rss_bytes() -> int:
+    """The resident set sizes of this process and of all that it started, in bytes; shared pages count for each."""
+    this = psutil.Process()
+    total = int(this.memory_info().rss)
+    for child in this.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            total += int(child.memory_info().rss)
+    return total
+
+
+def memory_bytes() -> int:
+    """The memory that this process may use, in bytes: the machine's, bounded by its cgroups' limits."""
+    limits = [int(psutil.virtual_memory().total)]
+    for path in _cgroup_memory_files():
+        with suppress(OSError, ValueError):  # no such file; "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def _cgroup_memory_files() -> Iterator[Path]:
+    """Where the limits of our cgroup and of those that it is in may stand, in both versions of cgroups."""
+    try:
+        lines = _OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
+        place = root / own.lstrip("/")
+        while True:
+            yield place / name
+            if place == root or root not in place.parents:
+                break
+            place = place.parent
+
+
+def peak_rss_bytes(pid: int) -> int | None:
+    """The largest resident set size that a process has had since it was last reset; None where nobody tells."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return None if line is None else int(line.split()[1]) * 1024
+
+
+def kill_session(session: int, mark: str) -> int:
+    """Kill what a process has started, which leads a session and has ``mark`` as a variable of its environment.
+
+    The session's processes, also of other groups, and those that have left it but inherited the environment. Not the
+    leader itself. Blocks until they are dead.
+
+    Returns:
+        How many there were.
+    """
+    known: dict[int, psutil.Process] = {}
+    while True:
+        is_all = True
+        for pid in psutil.pids():
+            if pid in (session, os.getpid()):
+                continue
+            with suppress(OSError, psutil.Error):
+                # One that dies has no environment any more before it is dead: it is known by then.
+                if pid in known or os.getsid(pid) == session or _has_mark(pid, mark):
+                    process = known.setdefault(pid, psutil.Process(pid))
+                    if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # a zombie is dead
+                        is_all = False
+                        process.send_signal(signal.SIGKILL)
+        if is_all:
+            return len(known)
+        sleep(0.001)
+
+
+def _has_mark(pid: int, mark: str) -> bool:
+    proc = Path(f"/proc/{pid}/environ")
+    with suppress(OSError):
+        return mark.encode() in proc.read_bytes()
+    return False

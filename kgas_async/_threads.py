@@ -9,14 +9,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import Context
 from time import perf_counter_ns
 from typing import Any, Final
 
-import anyio
-
 from ._mailbox import Gate, Mailbox, leave_loop
-from ._waiting import wait_until
 
 __all__ = [
     "JOIN_S",
@@ -27,7 +24,6 @@ __all__ = [
     "current_ident",
     "instances_here",
     "is_main_thread",
-    "run_bare",
     "start_daemon",
     "would_block_exit",
 ]
@@ -129,6 +125,14 @@ class Work:
         self.mailbox.add_busy(-1)
         return True
 
+    def abort(self) -> None:
+        """Nobody waits for it any more (on the loop): its next ``check_cancelled()`` raises."""
+        self.aborted = True
+        self.mailbox.add_busy(0)  # it has yet to hear of this: a virtual clock stands still for it anew
+
+    def prepare(self) -> None:
+        """In the thread that is about to claim it: get ready what it needs, while it can still be withdrawn."""
+
     def run(self) -> None:
         """Run the function, in the thread that has claimed it."""
         self.ident = threading.get_ident()
@@ -214,7 +218,7 @@ class ThreadPool:
         self.name = name
         self._lock = threading.Lock()
         self._queue: deque[Work] = deque()
-        self._idle: list[threading.Semaphore] = []
+        self._idle: list[threading.Lock] = []  # held; whoever wakes a thread takes its lock out and releases it
         self._threads = 0  # those that count against slots
         self._lent = 0  # slots of threads that wait in nested calls
         self._abandoned: set[Work] = set()
@@ -282,7 +286,8 @@ class ThreadPool:
         return None
 
     def _loop(self) -> None:
-        parked = threading.Semaphore(0)
+        parked = threading.Lock()
+        parked.acquire()
         while True:
             work = None
             with self._lock:
@@ -293,22 +298,31 @@ class ThreadPool:
                 if self._queue:
                     work = self._queue.popleft()
                 else:
-                    self._idle.append(parked)
+                    self._park(parked)
             if work is None:
                 parked.acquire()
-            elif work.claim():
+                continue
+            work.prepare()
+            if work.claim():
                 work.run()
                 is_replaced = self._leave(work)
                 work.finish()
                 if is_replaced:
                     break
 
-        instances_here().clear()  # what lives in this thread ends in it, before anybody is told that it has ended
+        self._retire()  # what lives in this thread ends in it, before anybody is told that it has ended
         with self._lock:
             self._alive -= 1
             if self._closed:
                 self._leaving.append(threading.current_thread())
             self._tell_if_ended()
+
+    def _park(self, parked: threading.Lock) -> None:
+        """Under the lock: this thread waits for work; the last that came to wait is the first to be woken."""
+        self._idle.append(parked)
+
+    def _retire(self) -> None:
+        instances_here().clear()
 
     def _tell_if_ended(self) -> None:
         """Under the lock."""
@@ -366,29 +380,3 @@ class ThreadPool:
                 self._idle.pop().release()
             self._tell_if_ended()
         return ended
-
-
-async def run_bare(function: Callable[[], Any], grace: float = 10.0) -> Any:
-    """Run a function in a daemon thread made for it, outside any manager.
-
-    Cancellation: Waits for the thread, ``grace`` seconds at the most, then leaves it.
-    """
-    work = Work(function, copy_context(), Mailbox.here())
-    leave_loop(work.context)
-    work.claim()
-    work.mailbox.add_busy(1)
-
-    def run() -> None:
-        work.run()
-        work.finish()
-
-    start_daemon(run, "kgas-bare")
-    try:
-        await work.done.wait()
-    except BaseException:
-        work.aborted = True
-        await wait_until(work.done, anyio.current_time() + grace)
-        raise
-    if work.error is not None:
-        raise work.error
-    return work.value

@@ -109,7 +109,7 @@ class Together:
 
     def _ended(self, call: Call[Any]) -> None:
         self._open -= 1
-        if self._decider is None and self._decides(call.status == "succeeded"):
+        if self._decider is None and self._decides(call.ok):
             self._decider = call
         if not self._open or self._decider is not None:
             self._news.set()

@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from threading import Lock
+from contextlib import suppress
 from time import perf_counter_ns
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import anyio
 
+from ._admission import Limit
 from ._call import Call
 from ._errors import CallRejected
-from ._limits import ConcurrencyLimit
+from ._keyed import FunctionFailed
+from ._order import held_by, taken_against
+from ._priority import priority_of
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
-__all__ = ["DeadlinePassed", "deadline_of", "give_back", "refund", "take_concurrency", "take_rates", "wanted_rates"]
+__all__ = [
+    "DeadlinePassed",
+    "deadline_of",
+    "give_back",
+    "pause_rates",
+    "refund",
+    "refuse_own_chain",
+    "take_again",
+    "take_concurrency",
+    "take_now",
+    "take_rates",
+    "tell_news",
+    "wanted_rates",
+]
 
 
 class DeadlinePassed(Exception):
@@ -30,47 +45,120 @@ class DeadlinePassed(Exception):
         self.cause = cause
 
 
-def give_back(held: Sequence[ConcurrencyLimit]) -> None:
-    for limit in reversed(held):
-        limit.release()
+def give_back(held: Sequence[Any]) -> None:
+    for token in reversed(held):
+        token.release()
 
 
-async def take_concurrency(call: Call[Any], held: list[ConcurrencyLimit]) -> None:
-    """Take the tokens that follow those in ``held``, and add them to it."""
+def _token_of(call: Call[Any], limit: Limit) -> Any:
+    """What the call takes its token of: the limit, or one key of it.
+
+    Raises:
+        FunctionFailed: The key function raised, or gave what cannot be a key.
+    """
+    return limit.of(call.bound.signature.defaults | dict(call.inputs)) if limit.is_keyed else limit
+
+
+async def take_concurrency(call: Call[Any], held: list[Any]) -> None:
+    """Take the tokens that follow those in ``held``, and add them to it.
+
+    Raises:
+        CallRejected: It would wait for itself, or the limit does not let it wait.
+        DeadlinePassed: It waited for as long as it could.
+        FunctionFailed: As of `_token_of`.
+    """
     if call.parent is not None and call.bound.holds:
         _refuse_deadlock(call)
-    mailbox = call.bound.home.mailbox
     for limit in call.bound.limits[len(held) :]:
-        if not limit.acquire_nowait():
-            began = perf_counter_ns()
-            call.waits()
-            try:
-                if call.deadline_at is None:  # a scope costs more than the rest
-                    await limit.wait_for_token(mailbox)
-                else:
-                    with anyio.CancelScope(deadline=deadline_of(call)) as scope:
-                        await limit.wait_for_token(mailbox)
-                    if scope.cancelled_caught:
-                        raise DeadlinePassed
-            finally:
-                call.wait_concurrency_ns += perf_counter_ns() - began
-        held.append(limit)
+        token = _token_of(call, limit)
+        if limit.is_reentrant and _holds(call, limit):
+            limit.join()
+        elif not token.acquire_nowait():
+            tell_news(call, limit)
+            await _wait(call, token)
+        held.append(token)
+        if limit.news:
+            tell_news(call, limit)
+
+
+async def take_again(call: Call[Any], held: list[Any]) -> None:
+    """Take the tokens of a call that has ended, for more of its tool's code; they are added to ``held``."""
+    for limit in call.bound.limits:
+        token = _token_of(call, limit)
+        if limit.is_reentrant and _holds(call, limit):
+            limit.join()
+        else:
+            await token.acquire(priority_of(call))
+        held.append(token)
+
+
+async def _wait(call: Call[Any], token: Any) -> None:
+    mailbox = call.bound.home.mailbox
+    began = perf_counter_ns()
+    call.waits()
+    try:
+        if call.deadline_at is None:  # a scope costs more than the rest
+            await token.wait_for_token(mailbox, priority_of(call))
+            return
+        with anyio.CancelScope(deadline=deadline_of(call)) as scope:
+            await token.wait_for_token(mailbox, priority_of(call))
+        if scope.cancelled_caught:
+            raise DeadlinePassed
+    finally:
+        call.wait_concurrency_ns += perf_counter_ns() - began
+
+
+def tell_news(call: Call[Any], limit: Limit) -> None:
+    """Record what the limit has to tell, in the evidence of the session that made it do so."""
+    log = call.bound.home.log
+    with suppress(IndexError):  # another session has told it
+        while limit.news:
+            event, fields = limit.news.popleft()
+            if log is not None:
+                log.emit(event, tool=call.tool_name, **fields)
+
+
+def _holds(call: Call[Any], limit: Limit) -> bool:
+    """Whether the chain of calls that this one is nested in holds a token, by policy or by ``async with``."""
+    ancestor = call.parent
+    while ancestor is not None:
+        if limit in ancestor.holds:
+            return True
+        ancestor = ancestor.parent
+    return any(one.limit is limit for one in held_by(call.bound.home.mailbox.task()))
+
+
+def refuse_own_chain(call: Call[Any]) -> CallRejected | None:
+    """The error of a call that would wait for one that it is nested in, were it to wait for tokens of its limits."""
+    if call.parent is None or not call.bound.holds:
+        return None
+    try:
+        _refuse_deadlock(call)
+    except CallRejected as refused:
+        return refused
+    return None
 
 
 def _refuse_deadlock(call: Call[Any]) -> None:
     """Refuse what a call of its own chain holds, and what others have taken in the other order."""
+    _refuse_held(call, call.parent, [one.limit for one in held_by(call.bound.home.mailbox.task())])
     ancestor = call.parent
     while ancestor is not None:
-        for held in ancestor.holds:
-            for wanted in call.bound.holds:
-                if wanted is held:
-                    raise CallRejected(_own_chain(call, ancestor, held))
-                if (others := _taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
-                    raise CallRejected(_other_order(call, ancestor, held, wanted, others))
+        _refuse_held(call, ancestor, ancestor.holds)
         ancestor = ancestor.parent
 
 
-def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) -> str:
+def _refuse_held(call: Call[Any], ancestor: Call[Any], holds: Sequence[Any]) -> None:
+    for held in holds:
+        for wanted in call.bound.holds:
+            if wanted is held:
+                if not held.is_reentrant:
+                    raise CallRejected(_own_chain(call, ancestor, held))
+            elif (others := taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
+                raise CallRejected(_other_order(call, ancestor, held, wanted, others))
+
+
+def _own_chain(call: Call[Any], ancestor: Call[Any], limit: Limit) -> str:
     if limit not in call.bound.limits:
         return (
             f"tool {call.tool_name!r} has one instance in one thread (instances='dedicated'), which waits for this "
@@ -90,9 +178,7 @@ def _own_chain(call: Call[Any], ancestor: Call[Any], limit: ConcurrencyLimit) ->
     )
 
 
-def _other_order(
-    call: Call[Any], ancestor: Call[Any], held: ConcurrencyLimit, wanted: ConcurrencyLimit, others: tuple[str, str]
-) -> str:
+def _other_order(call: Call[Any], ancestor: Call[Any], held: Limit, wanted: Limit, others: tuple[str, str]) -> str:
     return (
         f"tool {call.tool_name!r} wants a token of {wanted!r} while tool {ancestor.tool_name!r}, which it is nested "
         f"in, holds one of {held!r}; tools {others[0]!r} and {others[1]!r} have taken them in the other order, so that "
@@ -100,37 +186,43 @@ def _other_order(
     )
 
 
-# Which limits were wanted while another was held, and by which tools; of all managers, as the limits are.
-_wanted_after: WeakKeyDictionary[ConcurrencyLimit, WeakKeyDictionary[ConcurrencyLimit, tuple[str, str]]]
-_wanted_after = WeakKeyDictionary()
-_lock = Lock()
-
-
-def _taken_against(held: ConcurrencyLimit, wanted: ConcurrencyLimit, tools: tuple[str, str]) -> tuple[str, str] | None:
-    """The tools that took ``held`` while they held ``wanted``, at once or in steps; else this order is remembered."""
-    with _lock:
-        after = _wanted_after.setdefault(held, WeakKeyDictionary())
-        if wanted in after:
-            return None
-        reached, left = {wanted}, [wanted]
-        while left:
-            for limit, others in _wanted_after.get(left.pop(), {}).items():
-                if limit is held:
-                    return others
-                if limit not in reached:
-                    reached.add(limit)
-                    left.append(limit)
-        after[wanted] = tools
-        return None
+def take_now(call: Call[Any]) -> tuple[list[Any], list[tuple[RateLimit, float]]] | None:
+    """All tokens of an attempt, if they are there without waiting; None too where a user's function raises."""
+    held: list[Any] = []
+    try:
+        for limit in call.bound.limits:
+            token = _token_of(call, limit)
+            if not token.acquire_nowait():
+                break
+            held.append(token)
+        else:
+            wanted = wanted_rates(call)
+            if not wanted or acquire_rates_nowait(wanted):
+                return held, wanted
+    except (CallRejected, FunctionFailed):
+        pass
+    give_back(held)
+    return None
 
 
 def wanted_rates(call: Call[Any]) -> list[tuple[RateLimit, float]]:
     """What the call costs of each of its rate limits.
 
     Raises:
-        CallRejected, CostFailed: As of `RateLimit.tokens`.
+        CallRejected, FunctionFailed: As of `RateLimit.tokens` and `RateLimit.of`.
     """
-    return [(limit, limit.tokens(call.inputs)) for limit in call.bound.rates]
+    return [(_rate_of(call, limit), limit.tokens(call.inputs)) for limit in call.bound.rates]
+
+
+def _rate_of(call: Call[Any], limit: RateLimit) -> RateLimit:
+    return limit.of(call.bound.signature.defaults | dict(call.inputs)) if limit.is_keyed else limit
+
+
+def pause_rates(call: Call[Any], seconds: float) -> None:
+    """A server said when to come back: its rate limits give nothing until then, for the call's key where it has one."""
+    for limit in call.bound.rates:
+        with suppress(FunctionFailed):  # which gave a key before
+            _rate_of(call, limit).pause(seconds)
 
 
 async def take_rates(call: Call[Any], wanted: list[tuple[RateLimit, float]]) -> None:

@@ -16,6 +16,7 @@ from ._context import door
 from ._errors import UnknownTool
 from ._limits import ConcurrencyLimit, check_text
 from ._policy import Policy
+from ._policy_checks import check_policy
 from ._service import Service
 from ._signature import Signature
 from ._suggest import nearest
@@ -37,25 +38,39 @@ class SupportsExecute(Protocol[P, R_co]):
 R = TypeVar("R")
 
 
+class Travels(Protocol):
+    """What runs in another process."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            TypeError: It cannot go there.
+        """
+
+
 @dataclass(slots=True)
 class Execution:
     """How a tool wants to be run.
 
     Attributes:
-        kind: In the call's task, in a worker thread, or as a plain call on the event loop's thread.
+        kind: In the call's task, in a worker thread or process, or as a plain call on the event loop's thread.
         function: What is called with the inputs; it takes the instance first where there is a factory.
         factory: Builds the instance, where each thread has its own.
         dedicated: Built and called in one thread of its own.
         serial: One call at a time: the token of the one instance, which goes where it goes, under whatever name.
         abandon: Leave a thread behind at once when its call ends before it.
+        kill: Kill a process at once when its call ends before it.
+        remote: The function as it travels to processes.
     """
 
-    kind: Literal["async", "thread", "inline"]
+    kind: Literal["async", "thread", "process", "inline"]
     function: Callable[..., Any]
     factory: Callable[[], Any] | None = None
     dedicated: bool = False
     serial: ConcurrencyLimit | None = None
     abandon: bool = False
+    kill: bool = False
+    remote: Travels | None = None
 
 
 class KGASTool:
@@ -202,7 +217,11 @@ class KGASTool:
     def using(self, *, name: str | None = None, **policy_fields: Any) -> Self:
         """A copy with some policy fields laid over, and another name if one is given.
 
-        A copy that keeps its name shares limits, instances and statistics with the original.
+        A copy that keeps its name shares limits, breaker, cache, instances and statistics with the original.
+
+        Raises:
+            TypeError, ValueError: A policy that this tool cannot have, such as ``hedge_after`` where it is not
+                idempotent.
         """
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
@@ -212,6 +231,7 @@ class KGASTool:
         if name is not None:
             own["name"] = check_text("using(name=...)", name)
             own["_signature_cache"] = None  # messages name the tool
+        check_policy(copy, over)
         return copy
 
 

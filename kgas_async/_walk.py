@@ -11,20 +11,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-import anyio
-
 from ._bound import Bound
-from ._call import Call, Host
+from ._call import Call
+from ._cancellation import breakdown_of, failure_in
 from ._crew import Crew
 from ._employer import Employer
-from ._errors import CallSkipped, PipelineError, shown
+from ._errors import CallSkipped, CallTimeout, PipelineError, shown
 from ._expand import Elements
 from ._flat import begin
 from ._frame import Expansion, Frame, Lack
+from ._host import Host
 from ._inputs import collected_inputs, inputs_for
-from ._mailbox import is_self_inflicted
 from ._plan import Plan, PlannedPhase
 
 __all__ = ["Pending", "Step", "WalkCrew"]
@@ -55,7 +55,8 @@ class WalkCrew(Crew[Any]):
         super().__init__(home, source, **options)
         self._plan = plan
         self._bound = bound
-        self._open_expansions: list[Expansion] = []
+        self._open_expansions: dict[Expansion, None] = {}
+        self._giving: list[Expansion] = []  # those that may have more elements
         self._branches: deque[Step] = deque()  # that nobody has begun
         self._ended: list[Step] = []  # phases after which somebody has to go on
 
@@ -113,8 +114,8 @@ class WalkCrew(Crew[Any]):
                     call = self._registered(frame, planned, self._bound[planned.phase.name], inputs)
                     try:
                         ending = self._begin(host, call)
-                    except BaseException:
-                        self._cut_off(work, call)
+                    except BaseException as error:
+                        self._cut_off(work, call, error)
                         raise
                     if ending is not None:
                         return work, call, ending
@@ -141,15 +142,16 @@ class WalkCrew(Crew[Any]):
                 continue
             try:
                 await rest
-            except BaseException:
-                self._cut_off(work, call)
+            except BaseException as error:
+                self._cut_off(work, call, error)
                 raise
             finally:
                 host.call = None
             pending = self._advance(host, work, call)
 
-    def _cut_off(self, work: Step, call: Call[Any]) -> None:
+    def _cut_off(self, work: Step, call: Call[Any], error: BaseException) -> None:
         """A cancellation came out of a step's call: it was for this call only, unless we are all to stop."""
+        self._broke(call, error)
         frame, planned = work
         frame.fail(planned.phase.name, call)
         self._passed(planned)
@@ -198,7 +200,7 @@ class WalkCrew(Crew[Any]):
         if not expansion.is_done or expansion.closed:
             return False
         expansion.closed = True
-        self._open_expansions.remove(expansion)
+        del self._open_expansions[expansion]
         if isinstance(expansion.error, PipelineError):  # its call has ended long ago, and well
             self._say_failed(expansion.frame.key, expansion.planned.phase.name, expansion.error)
         return True
@@ -269,7 +271,7 @@ class WalkCrew(Crew[Any]):
     def _take_result(self, frame: Frame, planned: PlannedPhase, call: Call[Any]) -> Expansion | None:
         """What came of a phase's call; the expansion that it opens, if it does."""
         name = planned.phase.name
-        if call.status != "succeeded":
+        if not call.ok:
             frame.fail(name, call)
         elif planned.phase.expand is not None:
             return self._expand(frame, planned, call)
@@ -289,6 +291,11 @@ class WalkCrew(Crew[Any]):
         host.call = call
         return self.home.run_isolated(call) if call.bound.isolated else begin(call)
 
+    def _broke(self, call: Call[Any], error: BaseException) -> None:
+        """Something came out of a call: where nobody foresaw it, the call ends by it."""
+        if not call.ended_ns and (broken := breakdown_of(error)) is not None:
+            call.end("failed", broken)
+
     # --- expansions
 
     def _expand(self, frame: Frame, planned: PlannedPhase, call: Any) -> Expansion | None:
@@ -303,7 +310,8 @@ class WalkCrew(Crew[Any]):
         call.value = None
         expansion = Expansion(frame, planned, elements)
         frame.expansions = (*frame.expansions, expansion)
-        self._open_expansions.append(expansion)
+        self._open_expansions[expansion] = None
+        self._giving.append(expansion)
         return expansion
 
     async def _refill(self, expansion: Expansion) -> Step | None:
@@ -312,14 +320,15 @@ class WalkCrew(Crew[Any]):
         self.wake_one()
         try:
             await expansion.elements.pull()
-        except Exception as error:  # noqa: BLE001  (the user's iterator)
-            expansion.elements.exhausted = True
-            expansion.broken(error)
-        except anyio.get_cancelled_exc_class() as error:
-            if not is_self_inflicted(owned=True):
+        except BaseException as error:
+            failure = failure_in(error)
+            if failure is None:
                 raise
-            expansion.elements.exhausted = True  # as with a source: it has not come to its end
-            expansion.broken(error)
+            expansion.broken(failure)
+            if isinstance(failure, CallTimeout):  # others have ended by what they raised
+                with suppress(Exception):
+                    await expansion.elements.close()
+            expansion.elements.exhausted = True
         finally:
             expansion.elements.pulling = False
         self.wake_one()

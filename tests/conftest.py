@@ -8,7 +8,6 @@ tests run in virtual time and in an order of tasks that the seed chooses; leave 
 from __future__ import annotations
 
 import functools
-import os
 import signal
 from collections.abc import Awaitable, Callable, Generator
 from inspect import iscoroutinefunction
@@ -19,35 +18,21 @@ import pytest
 
 from kgas_async.testing import virtual_backends
 
+from .loops import BACKENDS, SEED, chosen
+
 GUARD_SECONDS = 60.0
 SLOW_GUARD_SECONDS = 600.0
-
-BACKENDS: dict[str, str | tuple[str, dict[str, Any]]] = {
-    "asyncio": "asyncio",
-    "trio": "trio",
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-}
-
-
-def _chosen_backends() -> list[str]:
-    chosen = [name.strip() for name in os.environ.get("KGAS_TEST_BACKENDS", "asyncio,trio").split(",")]
-    if unknown := [name for name in chosen if name not in BACKENDS]:
-        raise pytest.UsageError(f"KGAS_TEST_BACKENDS: {unknown[0]!r} is none of {', '.join(BACKENDS)}")
-    return chosen
-
-
-SEED = os.environ.get("KGAS_TEST_SEED")
 
 if SEED is None:
     # Session scope, so that async fixtures of any scope can request it. They must: AnyIO reuses one that does not on
     # the next backend, silently.
-    @pytest.fixture(scope="session", params=[pytest.param(BACKENDS[name], id=name) for name in _chosen_backends()])
+    @pytest.fixture(scope="session", params=[pytest.param(BACKENDS[name], id=name) for name in chosen()])
     def anyio_backend(request: pytest.FixtureRequest) -> Any:
         return request.param
 
 else:
 
-    @pytest.fixture(params=virtual_backends(_chosen_backends(), seed=int(SEED)))
+    @pytest.fixture(params=virtual_backends(chosen(), SEED))
     def anyio_backend(request: pytest.FixtureRequest) -> Any:
         return request.param()  # a clock of its own for each test
 
@@ -59,8 +44,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _is_loopless(item: pytest.Item) -> bool:
+    """Whether it is one of a module in virtual time, and only loops without it were chosen."""
+    return any("set for (anyio_backend)" in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skip"))
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if loopless := [item for item in items if _is_loopless(item)]:
+        config.hook.pytest_deselected(items=loopless)
+        items[:] = [item for item in items if not _is_loopless(item)]
     # AnyIO's auto mode runs async tests without marking them; with the mark, `-m anyio` is what differs between loops.
     for item in items:
         if "anyio_backend" in getattr(item, "fixturenames", ()):

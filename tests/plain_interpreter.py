@@ -295,7 +295,7 @@ class Interpreter:
             there = [step for step in leaves if not self._is_skipped(frame, step)]
             values = {step.name: self._leaf(frame, step) for step in there}
             wanted.value = next(iter(values.values())) if len(leaves) == 1 and values else values
-            if not there:
+            if leaves and not there:
                 wanted.status, wanted.value = "skipped", None
         self._items.append((frame, wanted))
         return wanted

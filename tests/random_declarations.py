@@ -62,7 +62,10 @@ class Maker:
     def may_come_after(self, source: str, level: Level) -> bool:
         """Whether what runs on that level can need this: what it rests on must not be open then."""
         at = next((step.level for step in self.steps if step.name == source), self.levels.get(source, ()))
-        return at != RUN and not (set(level) - set(at)) & self.rests_on(source)
+        common = sum(1 for one, other in zip(at, level, strict=False) if one == other)
+        tree = [step.name for step in self.steps if set(at[common : common + 1]) & set(step.level)]
+        rests = set().union(*(self.rests_on(name) for name in (source, *tree)))
+        return at != RUN and not (set(level) - set(at)) & rests
 
     def at(self, level: Level, *, above: bool = False) -> list[str]:
         names = [

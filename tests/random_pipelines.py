@@ -67,6 +67,9 @@ class Step:
         given = ((one.name, getattr(self, one.name), one.default) for one in fields(self))
         return f"Step({', '.join(f'{name}={value!r}' for name, value, default in given if value != default)})"
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # else Hypothesis prints what is default too
+        printer.text(repr(self))
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -189,10 +192,11 @@ class Body:
             await anyio.sleep(1_000)
 
 
-async def later(elements: Iterator[int]) -> AsyncIterator[int]:
+async def later(elements: Iterator[Any]) -> AsyncIterator[Any]:
     for element in elements:
         await checkpoint()
         yield element
+    await checkpoint()
 
 
 def tool_of(step: Step, rarity: int, log: Log, shared: ConcurrencyLimit) -> KGASTool:

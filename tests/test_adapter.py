@@ -121,8 +121,11 @@ async def run(adapted: KGASTool, **inputs: Any) -> Any:
         (lambda: ToolAdapter(loose, inputs=dict), "inputs= is a pydantic model class"),
         (lambda: ToolAdapter(free, returns=3), "returns= is a function of the result"),
         (lambda: ToolAdapter(free, error_when="error"), "error_when= is a function of the result"),
-        (lambda: ToolAdapter(free, offload="threads"), "use 'thread' or 'inline'; did you mean 'thread'"),
-        (lambda: ToolAdapter(free, offload="process"), "use 'thread' or 'inline'"),
+        (
+            lambda: ToolAdapter(free, offload="threads"),
+            "use one of 'thread', 'process', 'inline'; did you mean 'thread'",
+        ),
+        (lambda: ToolAdapter(Legacy(), offload="process"), "does not travel to worker processes.*factory=Legacy"),
         (lambda: ToolAdapter(free, on_cancel="kill"), "use 'wait' or 'abandon'"),
         (lambda: ToolAdapter(free, offload="inline", on_cancel="wait"), "takes no on_cancel"),
         (lambda: ToolAdapter(free_async, offload="thread"), "is async: offload= and on_cancel= do not apply"),

@@ -81,6 +81,21 @@ async def test_a_batch_leaves_when_it_is_full_or_nothing_can_add_to_it(count: in
     assert sorted(doubler.sizes, reverse=True) == [size] * full + ([rest] if rest else [])
 
 
+@pytest.mark.parametrize("pauses", [True, False])
+async def test_a_batch_that_is_not_full_leaves_as_an_async_source_ends(*, pauses: bool) -> None:
+    doubler = Doubler()
+
+    async def source() -> AsyncIterator[dict[str, int]]:
+        yield {"x": 4}
+        if pauses:
+            await checkpoint()
+
+    pipeline = Pipeline("p", Phase("double", doubler.tool, bind={"xs": "x"}, batch=2))  # no call waits: one worker
+    with anyio.fail_after(5):
+        (outcome,) = await run(pipeline, source())
+    assert outcome.value == 8
+
+
 async def test_a_batch_does_not_wait_for_what_runs_downstream_of_it() -> None:
     doubler = Doubler()
     let_go = anyio.Event()

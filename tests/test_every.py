@@ -22,10 +22,12 @@ from kgas_async import (
     current,
     tool,
 )
-from kgas_async.testing import assert_clean, explore, virtual_backends
+from kgas_async.testing import assert_clean, explore
+
+from .loops import virtual
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 

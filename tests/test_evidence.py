@@ -355,6 +355,38 @@ async def test_nested_calls_name_the_call_that_made_them(sink: MemorySink) -> No
     }
 
 
+async def test_nested_calls_belong_to_the_phase_and_the_item_of_the_call_that_made_them(sink: MemorySink) -> None:
+    @tool
+    async def fails(x: int) -> None:
+        raise ValueError(x)
+
+    @tool
+    def in_a_thread(x: int) -> int:
+        return double.execute(x=x)
+
+    @tool
+    async def outer(x: int) -> int:
+        manager = current()
+        await manager.execute(in_a_thread, x=x)
+        await manager.outcome(fails, x=x)
+        async with manager.map(double, [x], arg="x") as outcomes:
+            assert [one.key async for one in outcomes] == ["0"]  # the item of the map is another matter
+        await manager.run(Pipeline("inner", Phase("again", double), item=["x"], key="x"), [{"x": 5}])
+        return x
+
+    pipeline = Pipeline("p", Phase("outer", outer), item=["x"], key="x")
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        await manager.run(pipeline, [{"x": 7}])
+        await manager.execute(outer, x=7)
+    records = ends(sink.records)
+    places = Counter((one["tool"], one.get("pipeline"), one.get("phase"), one.get("item")) for one in records)
+    nested = {("double", "p", "outer", "7"): 2, ("in_a_thread", "p", "outer", "7"): 1, ("fails", "p", "outer", "7"): 1}
+    alone = {("double", None, None, None): 2, ("in_a_thread", None, None, None): 1, ("fails", None, None, None): 1}
+    outers = {("outer", "p", "outer", "7"): 1, ("outer", None, None, None): 1}
+    assert places == {**nested, **alone, **outers, ("double", "inner", "again", "5"): 2}
+    assert len({one["run_id"] for one in records if one.get("pipeline") == "p"}) == 1
+
+
 async def test_the_calls_of_a_run_name_run_pipeline_phase_and_item(sink: MemorySink) -> None:
     @tool
     async def rank(values: list[int]) -> int:

@@ -88,7 +88,7 @@ async def test_a_generator_that_raises_as_it_is_closed_does_not_keep_others_open
     @tool
     async def torn(x: int) -> Iterator[int]:
         begun.append(x)
-        while len(begun) < 2:  # else one worker would be busy with the elements before the other takes its item
+        while len(begun) < 2:  # else one worker would be busy with elements before the other takes its item
             await checkpoint()
 
         def elements() -> Iterator[int]:
@@ -100,7 +100,9 @@ async def test_a_generator_that_raises_as_it_is_closed_does_not_keep_others_open
                 if x != 1:
                     raise OSError(x)
 
-        return elements()
+        made = elements()
+        next(made)  # else both workers could be busy with elements of the other, and this would have nothing to close
+        return made
 
     @tool
     async def forever(element: Any) -> None:

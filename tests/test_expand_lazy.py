@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
+from typing import Annotated, Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kgas_async import Phase, Pipeline, PipelineError, Policy, ServiceManager, check_cancelled, current, tool
+from kgas_async import (
+    CallTimeout,
+    MemorySink,
+    Phase,
+    Pipeline,
+    PipelineError,
+    Policy,
+    ServiceManager,
+    ToolAdapter,
+    check_cancelled,
+    current,
+    tool,
+)
+from kgas_async.testing import explore
 
 from .test_expand import forever, run
 
@@ -307,6 +323,42 @@ async def test_a_visit_to_a_lazy_generator_holds_the_tools_token() -> None:
     assert worst <= 2
 
 
+async def test_so_does_a_visit_to_an_async_generator() -> None:
+    inside = worst = 0
+
+    @tool(policy=Policy(concurrency=2))
+    async def makes(n: int) -> AsyncIterator[int]:
+        nonlocal inside, worst
+        for one in range(5):
+            inside += 1
+            worst = max(worst, inside)
+            await checkpoint()
+            inside -= 1
+            yield one
+
+    outcomes = await run(Pipeline("p", Phase("makes", makes, expand="element"), TOUCH, item=["n"]), *range(8))
+    assert all(outcome.value == list(range(5)) for outcome in outcomes)
+    assert worst == 2
+
+
+@pytest.mark.parametrize("scope", [anyio.create_task_group, anyio.CancelScope])
+async def test_an_async_generator_that_yields_inside_a_scope_fails_its_item_and_says_why(scope: Any) -> None:
+    @tool
+    async def makes(n: int) -> AsyncIterator[int]:
+        if n == 1:
+            async with AsyncExitStack() as stack:
+                entered = scope()
+                enter = stack.enter_async_context if hasattr(entered, "__aenter__") else stack.enter_context
+                if (waited := enter(entered)) is not None and hasattr(waited, "__await__"):
+                    await waited
+                yield n
+        yield n
+
+    outcomes = await run(Pipeline("p", Phase("makes", makes, expand="element"), TOUCH, item=["n"]), *range(3))
+    assert [outcome.value for outcome in outcomes] == [[0], None, [2]]
+    assert "yields inside a task group or a cancel scope" in str(outcomes[1].error)
+
+
 async def test_what_merely_has_a_length_is_pulled_in_threads_too() -> None:
     seen: set[int] = set()
 
@@ -358,3 +410,136 @@ async def test_a_stream_may_be_left_after_its_manager() -> None:
                 await begun.wait()
                 raise KeyError
         closed.set()
+
+
+# --- lazy results that nobody takes apart
+
+
+def count_up(n: int) -> Any:
+    return itertools.count(n)
+
+
+def endless(n: int) -> Iterator[int]:
+    while True:
+        yield n
+
+
+KINDS: list[Any] = [list, list[int], set[int], tuple[int, ...], list[int] | None, Annotated[list[int], 1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("makes", [count_up, endless])
+async def test_a_lazy_result_is_not_made_a_list_of_on_the_event_loop_it_may_be_endless(makes: Any, kind: Any) -> None:
+    async def takes(xs: Any) -> int:
+        return 0
+
+    takes.__annotations__["xs"] = kind
+    pipeline = Pipeline("p", Phase("makes", tool(makes)), Phase("takes", tool(takes), bind={"xs": "makes"}), item=["n"])
+    (outcome,) = await run(pipeline, 1)
+    assert (outcome.status, outcome.failed_phase) == ("failed", "takes")
+    assert "it may be endless" in str(outcome.error)
+    assert "tool(returns=list)" in str(outcome.error)
+
+
+async def test_nor_in_a_collect_or_a_batch() -> None:
+    @tool
+    async def takes(xs: list[list[int]]) -> list[int]:
+        return [0] * len(xs)
+
+    made = Phase("makes", tool(endless))
+    collected = Pipeline("p", made, Phase("takes", takes, bind={"xs": "makes"}, collect=True), item=["n"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(collected, [{"n": 1}])
+    assert "it may be endless" in str(report.errors["takes"])
+    batched = Pipeline("p", made, Phase("takes", takes, bind={"xs": "makes"}, batch=2), item=["n"])
+    outcomes = await run(batched, 1, 2, 3)
+    assert ["it may be endless" in str(outcome.error) for outcome in outcomes] == [True] * 3
+
+
+async def test_it_is_handed_on_to_who_takes_an_iterable() -> None:
+    @tool
+    def three(xs: Iterable[int]) -> list[int]:
+        return list(itertools.islice(xs, 3))
+
+    pipeline = Pipeline("p", Phase("makes", tool(endless)), Phase("three", three, bind={"xs": "makes"}), item=["n"])
+    assert [outcome.value for outcome in await run(pipeline, 1, 2)] == [[1, 1, 1], [2, 2, 2]]
+
+
+# --- elements that do not come
+
+
+async def timed(made: Any, timeout: float, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+    pipeline = Pipeline("p", Phase("makes", made.using(timeout=timeout), expand="element"), TOUCH, item=["n"])
+    sink = MemorySink()
+    async with ServiceManager(log=None, evidence=sink, **options) as manager:
+        report = await manager.run(pipeline, [{"n": n} for n in range(3)], keep="all")
+    return report.outcomes, sink.records[-1]
+
+
+def check_timed(outcomes: list[Any]) -> None:
+    assert [outcome.status for outcome in outcomes] == ["succeeded", "timed_out", "succeeded"]
+    late = outcomes[1]
+    assert late.failed_phase == "makes"
+    assert isinstance(late.error, PipelineError)
+    assert isinstance(late.error.__cause__, CallTimeout)
+    assert "the next element of tool 'makes' did not come within its timeout" in str(late.error)
+    assert [one.value for one in late.phases["touch"]] == [0]  # what came in time was gone on with
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_an_element_of_an_async_generator_has_the_tools_timeout(*, stubborn: bool) -> None:
+    @tool
+    async def makes(n: int) -> AsyncIterator[int]:
+        for element in range(3):
+            try:
+                await anyio.sleep(9 if element == n == 1 else 0.9)
+            except anyio.get_cancelled_exc_class():
+                if not stubborn:
+                    raise
+            yield element
+
+    async def main() -> None:
+        outcomes, _ = await timed(makes, 1)
+        check_timed(outcomes)
+
+    explore(main, seeds=1)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_an_element_of_a_generator_in_a_thread_has_it_too(*, stubborn: bool) -> None:
+    closed: list[int] = []
+
+    @tool
+    def makes(n: int) -> Iterator[int]:
+        try:
+            yield 0
+            until = time.monotonic() + (0.1 if stubborn else 30)
+            while n == 1 and time.monotonic() < until:
+                if not stubborn:
+                    check_cancelled()  # told to stop by the timeout
+            yield 1
+            yield 2
+        finally:
+            closed.append(n)
+
+    outcomes, end = await timed(makes, 0.05)
+    check_timed(outcomes)
+    assert end.get("abandoned") is None
+    assert sorted(closed) == [0, 1, 2]
+
+
+async def test_a_thread_that_gives_no_element_is_abandoned_where_its_tool_allows_that() -> None:
+    may_end = threading.Event()
+
+    def stuck(n: int) -> Iterator[int]:
+        yield 0
+        if n == 1:
+            may_end.wait()
+        yield 1
+
+    try:
+        outcomes, end = await timed(ToolAdapter(stuck, name="makes", on_cancel="abandon"), 0.05)
+    finally:
+        may_end.set()
+    check_timed(outcomes)
+    assert len(end["abandoned"]) == 1

@@ -22,23 +22,34 @@ PACKAGE = "kgas_async"
 # A sub-package is named once, for all its modules. "__init__" is the public front: above all that it re-exports, below
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
-    ("L0", "_errors _mailbox _waiting _threads _system _context _suggest"),
-    ("L1", "_limits _rate _resilience _policy _records _evidence _evidence_sinks _metrics _loading"),
-    ("L2", "_tool _signature _schema _offload _elements _service _journal"),
+    ("L0", "_errors _cancellation _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
+    (
+        "L1",
+        "_priority _keyed _clearing _order _admission _limits _rate _adaptive _memory_limit _window _matching _budget "
+        "_breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records _evidence "
+        "_evidence_sinks _metrics _loading",
+    ),
+    (
+        "L2",
+        "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service _journal "
+        "_outcome _fit _policy_checks",
+    ),
     (
         "L3",
-        "_drive _events _outcome _fit _left _bound _call _tokens _attempt _path _flat _legacy _adapter _function_tool "
-        "_figures _ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
+        "_drive _events _host _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _attempt "
+        "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool _figures "
+        "_ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
     ),
     (
         "L4",
         "_misuse _run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame "
-        "_source _stream",
+        "_source _stream _tally",
     ),
     (
         "L5",
-        "_manager _single _options _book _many _together _lifetime _running _recording _session _hosting _map "
-        "_blocking _blocking_calls _signals _door _batcher",
+        "_manager _single _options _book _many _together _lifetime _running _recording _bindings _session _standing "
+        "_map _hosting _hosted _supervision _health _pool _pool_motion _blocking _blocking_calls _signals _door "
+        "_batcher",
     ),
     ("front", "__init__"),
     ("L6", "_cli __main__ services export engines testing"),
@@ -61,7 +72,7 @@ DOORS = [
     Door("ddsketch", r"_metrics", "percentiles are made in one place"),
     Door("sqlite3", r"_journal(_.*)?|services(\..*)?", "the journal's file, and the SQLite service"),
     Door("queue _thread concurrent", r"_threads", "threads are made, fed and counted in one place"),
-    Door("multiprocessing subprocess", r"_offload(_.*)?", "processes are started and killed in one place"),
+    Door("multiprocessing subprocess", r"_process|_guarding", "processes are started and killed in one place"),
     Door("typer rich click", r"_cli(_.*)?", "the extra `cli` is not always installed"),
     Door(
         "mcp mcp_types uvicorn hypercorn starlette sse_starlette jsonschema referencing",

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kgas_async import Outcome, Phase, Pipeline, Policy, Retry, ServiceManager, tool
+from kgas_async import ConcurrencyLimit, Outcome, Phase, Pipeline, Policy, Retry, ServiceManager, tool
 
 
 @tool
@@ -274,3 +274,30 @@ def test_what_cannot_be_live_is_refused() -> None:
             Phase("end", count, bind={"values": "double"}, collect=True),
             item=["x"],
         )
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+async def test_a_reader_that_would_hold_the_last_token_of_what_it_reads_is_told(readers: int) -> None:
+    shared = ConcurrencyLimit(readers)
+
+    @tool
+    async def first(values: AsyncIterable[int]) -> int:
+        return len([value async for value in values])
+
+    phases = [
+        Phase(f"read_{n}", first.using(concurrency=shared), bind={"values": "double"}, collect=True)
+        for n in range(readers)
+    ]
+    limited = Pipeline("p", Phase("double", double.using(concurrency=shared)), *phases, item=["x"])
+    with pytest.raises(ValueError, match=r"phase 'read_0' reads live.*ConcurrencyLimit.*phase 'double' would wait"):
+        async with ServiceManager(log=None) as manager:
+            await manager.run(limited, items(3))
+    too_many = Pipeline("p", Phase("double", double), *phases, Phase("more", first.using(concurrency=shared),
+        bind={"values": "double"}, collect=True), item=["x"])  # fmt: skip
+    with pytest.raises(ValueError, match=r"phase 'read_0' reads live.*would wait"):
+        async with ServiceManager(log=None) as manager:
+            await manager.run(too_many, items(3))
+    enough = Pipeline("p", Phase("double", double), *phases, item=["x"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(enough, items(3))
+    assert report.results == {f"read_{n}": 3 for n in range(readers)}

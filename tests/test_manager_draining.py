@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -12,11 +13,13 @@ import pytest
 
 from kgas_async import (
     CallCancelled,
+    KGASTool,
     ManagerClosed,
     MemorySink,
     Phase,
     Pipeline,
     PipelineError,
+    Service,
     ServiceManager,
     current,
     tool,
@@ -394,3 +397,84 @@ async def test_cancelling_all_waits_for_maps_whose_source_gives_nothing() -> Non
         assert await manager.cancel(reason="enough") is True
         assert closed == ["source"]
         assert await manager.cancel() is False
+
+
+# --- runs that are between two calls
+
+
+def lazily_expanded(pause: float, story: list[Any]) -> Pipeline:
+    @tool
+    async def parts(x: int) -> AsyncIterator[int]:
+        for part in range(3):
+            await anyio.sleep(pause)  # here no call is open
+            yield part
+
+    @tool
+    async def told(part: int) -> None:
+        story.append(part)
+
+    return Pipeline("p", Phase("parts", parts, expand="part"), Phase("told", told))
+
+
+@pytest.mark.parametrize("grace", [10, 2])
+def test_draining_waits_for_a_run_that_is_between_two_calls_and_then_cancels_it(grace: float) -> None:
+    async def main() -> None:
+        story: list[Any] = []
+        began = anyio.current_time()
+
+        async with ServiceManager(log=None, grace=grace) as manager, anyio.create_task_group() as group:
+
+            async def drain() -> None:
+                await anyio.sleep(0.5)
+                await manager.drain()
+                story.append("drained")
+
+            group.start_soon(drain)
+            report = await manager.run(lazily_expanded(1, story), [{"x": 1}], keep="all")
+        assert report.drained
+        if grace == 10:
+            assert (story, report.succeeded) == ([0, 1, 2, "drained"], 1)
+        else:
+            assert (story, report.cancelled) == ([0, 1, "drained"], 1)
+            assert anyio.current_time() - began == pytest.approx(2.5)
+            assert "the elements of 'part' were cancelled after 2" in str(report.failures[0].error)
+
+    explore(main, seeds=2)
+
+
+async def test_a_run_whose_services_start_as_the_manager_drains_is_refused() -> None:
+    starting, may_start = anyio.Event(), anyio.Event()
+
+    class Slow(Service):
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            starting.set()
+            await may_start.wait()
+            yield
+
+    class Using(KGASTool):
+        name, description = "using", "uses a service"
+
+        def __init__(self, service: Slow) -> None:
+            self.service = service
+
+        async def execute_async(self, *, x: int) -> int:
+            return x
+
+    pulled: list[int] = []
+
+    def source() -> Iterator[dict[str, int]]:
+        pulled.append(1)
+        yield {"x": 1}
+
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as group:
+
+        async def run() -> None:
+            with pytest.raises(ManagerClosed, match="draining"):
+                await manager.run(Pipeline("p", Phase("using", Using(Slow()))), source())
+
+        group.start_soon(run)
+        await starting.wait()
+        await manager.drain()
+        may_start.set()
+    assert not pulled

@@ -146,6 +146,26 @@ async def test_nothing_gives_nothing(empty: Any) -> None:
         assert await collect(manager, double, empty) == []
 
 
+class Unmeasured:
+    def __len__(self) -> int:
+        raise TypeError("it has no length")
+
+    def __iter__(self) -> Any:
+        return iter(range(3))
+
+
+@pytest.mark.parametrize("source", [range(10**30), Unmeasured()])
+async def test_a_source_whose_length_python_cannot_tell_has_no_total(source: Any) -> None:
+    told: list[Any] = []
+    options: Any = {"in_flight": 2, "on_progress": lambda progress: told.append(progress.total)}
+    async with ServiceManager() as manager, manager.map(double, source, arg="x", **options) as outcomes:
+        async for outcome in outcomes:
+            assert outcome.value == 2 * outcome.index
+            if outcome.index == 2:
+                break
+    assert set(told) == {None}
+
+
 async def test_an_async_source_gives_its_outcomes_in_order_and_is_closed() -> None:
     closed = []
 

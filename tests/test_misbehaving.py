@@ -350,3 +350,44 @@ async def test_looking_for_cancellation_outside_of_calls_does_nothing() -> None:
 
     async with ServiceManager() as manager:
         assert await mapped(manager, source()) == [1]
+
+
+class TornMapping(CursedMapping):
+    """It cannot give one of its fields."""
+
+    def __init__(self, **fields: int) -> None:
+        self.fields = fields
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "torn" and name in self.fields:
+            raise OSError("disk gone")
+        return self.fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+
+async def test_a_field_that_cannot_be_read_for_a_run_level_phase_is_the_items_fault() -> None:
+    @tool
+    async def total(torn: list[int], x: list[int]) -> Any:
+        return torn, x
+
+    pipeline = Pipeline("p", Phase("same", same), Phase("total", total, collect=True))
+    items = [{"x": 1, "torn": 10}, TornMapping(x=2, torn=20), {"x": 3, "torn": 30}]
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, items, keep="all")
+    assert [outcome.status for outcome in report.outcomes] == ["succeeded", "failed", "succeeded"]
+    assert "item 1 cannot be read" in str(report.outcomes[1].error)
+    assert (report.results, report.missing) == ({"total": ([10, 30], [1, 3])}, {"total": 1})
+
+
+async def test_so_is_one_that_it_might_do_without() -> None:
+    @tool
+    async def total(x: list[int], torn: list[int] | None = None) -> Any:
+        return x, torn
+
+    pipeline = Pipeline("p", Phase("same", same), Phase("total", total, collect=True), item=["x", "torn"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, [TornMapping(x=2, torn=20), TornMapping(x=1)], keep="all")
+    assert [outcome.status for outcome in report.outcomes] == ["failed", "succeeded"]
+    assert report.results == {"total": ([1], [])}

@@ -23,10 +23,12 @@ from kgas_async import (
     current,
     tool,
 )
-from kgas_async.testing import assert_clean, explore, virtual_backends
+from kgas_async.testing import assert_clean, explore
+
+from .loops import virtual
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
@@ -93,10 +95,12 @@ async def test_names_are_checked() -> None:
                 manager.options(name=wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="say which"):
             manager.options(replace=True)
+        with pytest.raises(TypeError, match=r"options\(priority\) must be a Priority or a whole number, not 'HIGH'"):
+            manager.options(priority="HIGH")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"options\(priority\) must be from 0 .* to 9 .*, not 10"):
+            manager.options(priority=10)
         with pytest.raises(TypeError, match=r"replace=\.\.\.\) is True or False"):
             manager.options(name="one", replace="yes")  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="priority"):
-            manager.options(priority=1)  # type: ignore[call-arg]
     with pytest.raises(ManagerClosed):
         await manager.options(name="one").execute(double, x=1)
 

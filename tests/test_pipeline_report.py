@@ -47,6 +47,33 @@ async def test_a_run_level_phase_runs_also_with_nothing() -> None:
     assert report.results == {"sum": 0}
 
 
+async def test_items_of_a_pipeline_that_only_runs_once_have_succeeded() -> None:
+    pipeline = Pipeline("p", Phase("sum", total, bind={"values": "x"}, collect=True), item=["x"])
+    async with ServiceManager() as manager:
+        report = await manager.run(pipeline, [{"x": 1}, {"x": 2}, 3], keep="all")
+    assert (report.results, report.missing) == ({"sum": 3}, {"sum": 1})
+    assert (report.succeeded, report.skipped, report.failed) == (2, 0, 1)  # nothing was asked whether it is to run
+    assert [outcome.value for outcome in report.outcomes] == [{}, {}, None]
+
+
+async def test_no_run_level_phase_starts_where_the_source_has_broken_off() -> None:
+    ran: list[str] = []
+
+    @tool
+    async def index(values: list[int]) -> None:
+        ran.append("index")
+
+    def torn() -> Any:
+        yield {"x": 1}
+        raise OSError("disk gone")
+
+    pipeline = Pipeline("p", Phase("same", same), Phase("index", index, bind={"values": "same"}, collect=True))
+    async with ServiceManager() as manager:
+        with pytest.raises(PipelineError, match="disk gone") as caught:
+            await manager.run(pipeline, torn())
+    assert (ran, caught.value.report.results, caught.value.report.succeeded) == ([], {}, 1)
+
+
 async def test_a_run_level_phase_goes_on_without_failed_items_and_says_how_many() -> None:
     sink = MemorySink()
     pipeline = Pipeline("p", Phase("half", half), Phase("sum", total, bind={"values": "half"}, collect=True))

@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kgas_async import (
+    Cache,
+    CircuitBreaker,
     ConcurrencyLimit,
     Phase,
     Pipeline,
     Policy,
+    Priority,
     RateLimit,
     Retry,
     ServiceManager,
@@ -29,14 +32,24 @@ from kgas_async._policy import DEFAULTS, POLICY_FIELDS, UNSET
 
 LIMIT, RATE = ConcurrencyLimit(2), RateLimit(5)
 
+
+@tool
+async def spare() -> None: ...
+
+
 seconds = st.none() | st.floats(0, 1e6)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "timeout": seconds,
     "deadline": seconds,
     "grace": seconds,
     "retry": st.none() | st.integers(1, 9) | st.builds(Retry, st.integers(1, 9)),
+    "breaker": st.none() | st.integers(1, 9),
+    "fallback": st.none(),  # tools and other objects that are shared are equal to themselves alone
+    "hedge_after": seconds,
+    "cache": seconds,
     "concurrency": st.none() | st.integers(1, 9),
     "rate": st.none() | st.floats(0.001, 1e6),
+    "priority": st.none() | st.integers(0, 9) | st.sampled_from(Priority),
     "isolated": st.booleans(),
 }
 fields = st.fixed_dictionaries({}, optional=FIELDS)
@@ -50,14 +63,14 @@ def test_the_strategies_above_know_every_field() -> None:
 # --- what it refuses
 
 
-@pytest.mark.parametrize("field", ["timeout", "deadline", "grace"])
+@pytest.mark.parametrize("field", ["timeout", "deadline", "grace", "hedge_after", "cache"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, -0.001, pytest.param(10**400, id="huge")])
 def test_seconds_that_are_no_time_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^Policy\({field}\) must be (a finite number, not .*|at least 0, not )"):
         Policy(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["timeout", "deadline", "grace", "rate"])
+@pytest.mark.parametrize("field", ["timeout", "deadline", "grace", "hedge_after", "cache", "rate"])
 @pytest.mark.parametrize("value", ["5", True, [5], 5j, object])
 def test_seconds_and_rates_of_another_type_are_refused(field: str, value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^Policy\({field}\)"):
@@ -83,11 +96,19 @@ def test_counts_below_one_and_truth_values_are_refused(field: str, value: Any, k
         ({"concurrency": 1.5}, r"Policy\(concurrency\) must be a whole number, not 1\.5"),
         ({"concurrency": "2"}, r"Policy\(concurrency\) must be a whole number, not '2'"),
         ({"concurrency": RATE}, r"Policy\(concurrency\) must be a whole number, not RateLimit"),
-        ({"concurrency": [LIMIT, 3]}, r"Policy\(concurrency\) as a list takes ConcurrencyLimit objects, not 3"),
+        (
+            {"concurrency": [LIMIT, 3]},
+            r"Policy\(concurrency\) as a list takes ConcurrencyLimit, AdaptiveLimit or MemoryLimit objects, not 3",
+        ),
         ({"rate": [RATE, LIMIT]}, r"Policy\(rate\) as a list takes RateLimit objects, not ConcurrencyLimit\(2\)"),
         ({"rate": LIMIT}, r"Policy\(rate\) must be a number, not ConcurrencyLimit\(2\)"),
+        ({"breaker": 0.5}, r"Policy\(breaker\) is a CircuitBreaker, a number of failures in a row, .* not 0\.5"),
+        ({"breaker": False}, r"Policy\(breaker\) is a CircuitBreaker, .* not False"),
+        ({"fallback": "spare"}, r"Policy\(fallback\) is a tool or a list of tools, not 'spare'"),
+        ({"fallback": [spare, 1]}, r"Policy\(fallback\) is a tool or a list of tools, not 1"),
         ({"retry": 2.5}, r"Policy\(retry\) is a Retry, a number of attempts or None, not 2\.5"),
         ({"retry": ConnectionError}, r"Policy\(retry\) is a Retry, a number of attempts or None"),
+        ({"priority": "HIGH"}, r"Policy\(priority\) must be a Priority or a whole number, not 'HIGH'"),
         ({"isolated": None}, r"Policy\(isolated\) must be True or False, not None"),
         ({"isolated": 1}, r"Policy\(isolated\) must be True or False, not 1"),
     ],
@@ -95,6 +116,12 @@ def test_counts_below_one_and_truth_values_are_refused(field: str, value: Any, k
 def test_values_of_another_type_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(TypeError, match=said):
         Policy(**given)
+
+
+@pytest.mark.parametrize("value", [-1, 10])
+def test_a_priority_out_of_range_is_refused(value: int) -> None:
+    with pytest.raises(ValueError, match=r"Policy\(priority\) must be from 0 .* to 9"):
+        Policy(priority=value)
 
 
 @pytest.mark.parametrize("given", [{"concurrency": [LIMIT, LIMIT]}, {"rate": [RATE, RATE]}])
@@ -162,6 +189,15 @@ def test_equal_policies_are_those_that_give_the_same(one: Policy, other: Policy)
     assert one == Policy(**one.given)
     assert hash(one) == hash(Policy(**one.given))
     assert one != one.given
+
+
+def test_what_it_shares_pickles_by_its_arguments() -> None:
+    policy = Policy(breaker=CircuitBreaker(3), cache=Cache(60), fallback=[spare, spare.using(name="other", timeout=1)])
+    again = pickle.loads(pickle.dumps(policy))
+    assert repr(again) == repr(policy)
+    assert [one.name for one in again.fallback] == ["spare", "other"]
+    assert again.breaker is not policy.breaker
+    assert policy.overlaid(Policy(timeout=1)).breaker is policy.breaker
 
 
 @given(policies)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import pickle
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,14 +18,16 @@ from hypothesis import strategies as st
 
 from kgas_async import CallRejected, CallTimeout, Policy, RateLimit, Retry, ServiceManager, tool
 from kgas_async._rate import acquire_rates
-from kgas_async.testing import assert_clean, virtual_backend, virtual_backends
+from kgas_async.testing import assert_clean, virtual_backend
+
+from .loops import virtual
 
 BOTH = pytest.mark.parametrize("name", ["asyncio", "trio"])
 real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 asyncio_only = pytest.mark.parametrize("anyio_backend", [virtual_backend("asyncio")], ids=["asyncio-virtual"])
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
@@ -311,10 +314,11 @@ async def test_a_waiter_cancelled_natively_takes_nothing_and_lets_the_next_one_g
 async def test_a_sync_call_cancelled_before_a_thread_took_it_up_gives_its_token_back() -> None:
     limit = RateLimit(1, burst=10)
     ran: list[int] = []
+    let_go = threading.Event()
 
     @tool
     def occupy() -> None:
-        time.sleep(0.05)
+        let_go.wait(60)
 
     @tool(policy=Policy(rate=limit))
     def limited() -> None:
@@ -329,16 +333,18 @@ async def test_a_sync_call_cancelled_before_a_thread_took_it_up_gives_its_token_
         waiting.cancel()
         await waiting.wait()
         assert limit.statistics().taken == 0
+        let_go.set()
         await first.wait()
     assert ran == []
 
 
 async def test_a_sync_call_whose_deadline_passes_before_a_thread_took_it_up_gives_its_token_back() -> None:
     limit = RateLimit(1, burst=10)
+    let_go = threading.Event()
 
     @tool
     def occupy() -> None:
-        time.sleep(0.5)  # longer than a busy thread holds the virtual clock
+        let_go.wait(60)  # longer than a busy thread holds the virtual clock
 
     @tool(policy=Policy(rate=limit, deadline=5))
     def limited() -> None: ...
@@ -350,6 +356,7 @@ async def test_a_sync_call_whose_deadline_passes_before_a_thread_took_it_up_give
         await anyio.wait_all_tasks_blocked()
         assert (await waiting.outcome()).status == "timed_out"
         assert limit.statistics().taken == 0
+        let_go.set()
         await first.wait()
 
 

@@ -29,6 +29,7 @@ from kgas_async import (
     _records,
     tool,
 )
+from kgas_async._call import Call
 from kgas_async._records import Record, call_fields, error_fields, line_of, render_call, render_fields, rfc3339
 
 NANOS = st.integers(0, 10**16)
@@ -43,42 +44,64 @@ SESSION = "0123456789ab"
 
 @st.composite
 def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
-    place = draw(st.booleans())
     waited = draw(st.booleans())
     waits = draw(st.tuples(NANOS, NANOS, NANOS, NANOS)) if waited else (0, 0, 0, 0)
     ended = draw(status)
-    bound = SimpleNamespace(
-        name=draw(TEXT),
-        tool=SimpleNamespace(version=draw(TEXT)),
-        pipeline=draw(TEXT) if place else None,
-        phase=draw(TEXT) if place else None,
-        run_id=draw(TEXT) if place else None,
-        home=SimpleNamespace(session=SESSION),
-        template=None,
-    )
     serial = draw(st.integers(1, 10**9))
-    return SimpleNamespace(
-        bound=bound,
+    return Said(
+        bound=draw(bounds()),
         serial=serial,
         id=f"{SESSION}-{serial}",
         attempt=draw(st.integers(0, 1000)),
         status=ended,
         item=draw(st.none() | TEXT),
-        parent=draw(st.none() | st.builds(lambda n: SimpleNamespace(id=f"{SESSION}-{n}"), st.integers(1, 99))),
+        parent=draw(st.none() | parents()),
         error=None if ended == "succeeded" else draw(st.none() | st.builds(ValueError, TEXT)),
         reason="" if ended == "succeeded" else draw(st.just("") | TEXT),
         abandoned=ended != "succeeded" and draw(st.booleans()),
         given_name=draw(st.none() | TEXT.filter(bool)),
         batch_id=draw(st.none() | st.builds(lambda n: f"{SESSION}-{n}", st.integers(1, 99))),
         batch_size=draw(st.integers(0, 99)),
+        answered_by=draw(st.none() | TEXT.filter(bool)),
+        reused_from=draw(st.none() | st.just(f"{SESSION}-2")) if ended == "reused" else None,
+        winner=draw(st.integers(0, 3)),
         waited=waited,
         wait_concurrency_ns=waits[0],
         wait_rate_ns=waits[1],
         wait_retry_ns=waits[2],
         wait_thread_ns=waits[3],
+        wait_service_ns=draw(st.just(0) | NANOS) if waited else 0,
+        cpu_ns=draw(st.none() | NANOS),
+        rss_peak=draw(st.integers(0, 2**53 - 1)),
         run_ns=draw(NANOS),
         ended_ns=draw(TIMES),
     )  # fmt: skip
+
+
+class Said(SimpleNamespace):
+    """What a record says of a call."""
+
+    placed = Call.placed
+
+
+@st.composite
+def parents(draw: st.DrawFn) -> Any:
+    number = draw(st.integers(1, 99))
+    return Said(id=f"{SESSION}-{number}", bound=draw(bounds()), item=draw(st.none() | TEXT), parent=None)
+
+
+@st.composite
+def bounds(draw: st.DrawFn) -> Any:
+    is_of_phase = draw(st.booleans())
+    return SimpleNamespace(
+        name=draw(TEXT),
+        tool=SimpleNamespace(version=draw(TEXT)),
+        pipeline=draw(TEXT) if is_of_phase else None,
+        phase=draw(TEXT) if is_of_phase else None,
+        run_id=draw(TEXT) if is_of_phase else None,
+        home=SimpleNamespace(session=SESSION),
+        template=None,
+    )
 
 
 def no_nulls(value: Any) -> bool:
@@ -114,18 +137,23 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
     assert line_of(said) == line  # templates, and the slow way
     assert record["tool"] == escaped(call.bound.name)
     assert record["event"] == f"call.{call.status}"
-    assert record.get("item") == (None if call.item is None else escaped(call.item))
+    placed = call.placed
+    assert record.get("item") == (None if placed.item is None else escaped(placed.item))
     assert record.get("call_name") == (None if call.given_name is None else escaped(call.given_name))
     assert (record.get("batch_id"), record.get("batch_size", 0)) == (call.batch_id, call.batch_size)
+    assert record.get("answered_by") == (None if call.answered_by is None else escaped(call.answered_by))
+    assert record.get("winner", 0) == call.winner
+    assert record.get("reused_from") == call.reused_from
     assert record.get("parent_id") == (None if call.parent is None else call.parent.id)
-    assert (record.get("pipeline"), record.get("phase"), record.get("run_id")) == tuple(
-        None if one is None else escaped(one) for one in (call.bound.pipeline, call.bound.phase, call.bound.run_id)
-    )
+    where = (placed.bound.pipeline, placed.bound.phase, placed.bound.run_id)
+    said_where = (record.get("pipeline"), record.get("phase"), record.get("run_id"))
+    assert said_where == tuple(None if one is None else escaped(one) for one in where)
     assert record["wait_us"] == {
         "concurrency": call.wait_concurrency_ns // 1000,
         "rate": call.wait_rate_ns // 1000,
         "retry": call.wait_retry_ns // 1000,
         "thread": call.wait_thread_ns // 1000,
+        **({"service": call.wait_service_ns // 1000} if call.wait_service_ns else {}),
     }
     assert record["seq"] == seq
     assert record["run_us"] == call.run_ns // 1000
@@ -136,7 +164,7 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
 def test_a_template_is_used_again_without_anything_left_of_the_call_before(first: Any, second: Any) -> None:
     render_call(first, 1, 0)
     second.bound = first.bound  # its template is made
-    fresh = SimpleNamespace(**vars(second))
+    fresh = Said(**vars(second))
     fresh.bound = SimpleNamespace(**{**vars(first.bound), "template": None})
     assert render_call(second, 2, 0) == render_call(fresh, 2, 0)
 

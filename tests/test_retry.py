@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from kgas_async import (
     CallAborted,
+    CallError,
     CallFailed,
     CallTimeout,
     ConcurrencyLimit,
@@ -28,12 +29,15 @@ from kgas_async import (
     check_cancelled,
     current,
     exponential,
+    linear,
     tool,
 )
-from kgas_async.testing import assert_clean, virtual_backends
+from kgas_async.testing import assert_clean
+
+from .loops import virtual
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
@@ -65,6 +69,14 @@ def is_busy(error: BaseException) -> bool:
         ((ConnectionError, ValueError), ValueError(), True),
         (TimeoutError, CallTimeout(""), True),
         (CallTimeout, TimeoutError(), False),
+        (CallError, CallTimeout(""), True),
+        (OSError, CallTimeout(""), False),  # though Python's TimeoutError is an OSError
+        (OSError, TimeoutError(), True),  # the tool's own, of a socket
+        (OSError, ConnectionResetError(), True),
+        ((OSError, ValueError), CallTimeout(""), False),
+        ((OSError, TimeoutError), CallTimeout(""), True),
+        ((OSError, CallTimeout), CallTimeout(""), True),
+        (lambda error: isinstance(error, OSError), CallTimeout(""), True),
         (is_busy, ValueError("busy now"), True),
         (is_busy, ValueError("broken"), False),
     ],
@@ -108,6 +120,36 @@ def test_a_sleep_that_cannot_end_before_the_deadline_is_refused(
 def test_a_delay_that_the_error_tells_counts_before_the_wait(error: Told, left: float | None, expected: Any) -> None:
     retry = Retry(3, wait=2, after=lambda error: getattr(error, "seconds", None))
     assert retry.delay(1, error, left=left) == expected
+
+
+@pytest.mark.parametrize(
+    ("wait", "draw", "expected"),
+    [
+        (linear(0.5), 0.0, [0.5, 1.0, 1.5, 2.0]),
+        (linear(0.5, 2.0), 0.0, [0.5, 2.5, 4.5, 6.5]),
+        (linear(0.5, 2.0, cap=3.0), 0.0, [0.5, 2.5, 3.0, 3.0]),
+        (linear(1.0), 0.5, [0.5, 1.0, 1.5, 2.0]),
+        (linear(1.0, jitter=0.2), 0.5, [0.9, 1.8, 2.7, 3.6]),
+        (linear(2.0, 0.0, jitter=0.5), 1.0, [1.0, 1.0, 1.0, 1.0]),  # fixed, with jitter
+        (exponential(2.0, 1.0, jitter=0.5), 1.0, [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_waits_that_grow_by_a_step(wait: Any, draw: float, expected: list[float]) -> None:
+    retry = Retry(9, wait=wait)
+    delays = [retry.delay(attempt, ValueError(), draw=lambda: draw)[0] for attempt in (1, 2, 3, 4)]
+    assert delays == pytest.approx(expected)
+
+
+def test_linear_waits_are_values() -> None:
+    wait = linear(1, 2, cap=9, jitter=0.5)
+    assert repr(wait) == "linear(1, 2, cap=9, jitter=0.5)"
+    assert pickle.loads(pickle.dumps(wait)) == wait
+    assert hash(linear(1, 2, cap=9, jitter=0.5)) == hash(wait)
+    assert wait != linear(1)
+    with pytest.raises(ValueError, match=r"linear\(jitter\) is a share"):
+        linear(jitter=1.5)
+    with pytest.raises(ValueError, match=r"linear\(step\) must be at least 0"):
+        linear(step=-1)
 
 
 def test_the_wait_may_be_a_function_of_the_failed_attempt() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -166,3 +166,56 @@ async def test_an_item_that_a_source_gives_just_as_a_run_is_drained_ends_like_an
         (n, 2 * n, "succeeded") for n in range(len(outcomes))
     ]
     assert len(outcomes) in (1, 2)
+
+
+# --- drained while there is one worker, one place, one item of the window
+
+
+async def stubborn_source() -> AsyncIterator[dict[str, int]]:
+    """Told to stop, it gives one more."""
+    yield {"x": 0}
+    yield {"x": 1}
+    with suppress(anyio.get_cancelled_exc_class()):
+        await anyio.sleep(10)
+    yield {"x": 2}
+
+
+@tool
+async def listed(xs: list[int]) -> list[int]:
+    return xs
+
+
+@tool
+async def read(one: AsyncIterable[int]) -> list[int]:
+    return [value async for value in one]
+
+
+@tool
+async def slow(x: int) -> int:
+    await anyio.sleep(0.01)
+    return x
+
+
+STUBBORN: dict[str, Callable[[ServiceManager], Any]] = {
+    "a map with idle workers": lambda manager: manager.map(slow, stubborn_source()),
+    "a run with idle workers": lambda manager: manager.stream(Pipeline("p", Phase("one", slow)), stubborn_source()),
+    "a batch and one place": lambda manager: manager.stream(
+        Pipeline("p", Phase("batch", listed, bind={"xs": "x"}, batch=1)), stubborn_source(), in_flight=1
+    ),
+    "a live reader and a window of one": lambda manager: manager.stream(
+        Pipeline("p", Phase("one", same), Phase("read", read, collect=True)), stubborn_source(), ordered_window=1
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STUBBORN)
+async def test_what_a_source_gives_as_it_is_told_to_stop_is_lost_by_nobody(what: str) -> None:
+    async with ServiceManager() as manager, anyio.create_task_group() as tasks:
+
+        async def drain() -> None:
+            await anyio.sleep(0.05)
+            await manager.drain()
+
+        tasks.start_soon(drain)
+        async with STUBBORN[what](manager) as outcomes:
+            assert [(one.index, one.value) async for one in outcomes] == [(0, 0), (1, 1), (2, 2)]

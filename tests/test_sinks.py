@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from kgas_async import EvidenceError, JsonlSink, MemorySink, ServiceManager, tool
 
@@ -358,10 +359,18 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
 
 async def test_a_disk_that_fills_stops_the_session_at_once(small_disk: Path) -> None:
     file, kept = small_disk / "evidence.jsonl", MemorySink()
-    done = 0
+    begun = done = 0
+
+    @tool
+    async def count(x: int) -> int:
+        nonlocal begun
+        begun += 1
+        await checkpoint()
+        return x
+
     with pytest.raises(EvidenceError, match=r"evidence\.jsonl") as caught:
         async with ServiceManager(evidence=[file, kept], log=None) as manager:
-            async with manager.map(double, range(100_000), arg="x") as outcomes:
+            async with manager.map(count, range(100_000), arg="x") as outcomes:
                 async for outcome in outcomes:
                     done += outcome.ok
             raise AssertionError("the map ran to its end")
@@ -370,7 +379,8 @@ async def test_a_disk_that_fills_stops_the_session_at_once(small_disk: Path) -> 
     records = whole_lines(file)
     assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
     assert file.stat().st_size > 200_000
-    assert len(records) <= done < 50_000
+    assert len(ends(records)) <= begun < 50_000  # at once: not even begun, let alone taken
+    assert done <= begun
 
 
 async def test_a_disk_that_fills_is_said_and_the_session_goes_on_if_it_is_told_to(

@@ -32,12 +32,13 @@ from kgas_async import (
     progress,
     tool,
 )
-from kgas_async.testing import sweep, virtual_backends
+from kgas_async.testing import sweep
 
+from .loops import virtual
 from .sweep_world import World, async_source, source
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 

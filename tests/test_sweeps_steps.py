@@ -11,12 +11,12 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from kgas_async import Phase, Pipeline, ServiceManager, current, tool
-from kgas_async.testing import virtual_backends
 
+from .loops import virtual
 from .sweep_world import World, async_source
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 

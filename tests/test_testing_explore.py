@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from kgas_async._threads import run_bare
+from kgas_async._bare import run_bare
 from kgas_async.testing import explore
 
 BOTH = pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import pytest
 import trio
 
-from kgas_async._threads import run_bare
+from kgas_async._bare import run_bare
 from kgas_async.testing import sweep, virtual_backends
 from kgas_async.testing._sweep import SweepMode
 

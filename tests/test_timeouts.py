@@ -23,12 +23,14 @@ from kgas_async import (
     current,
     tool,
 )
-from kgas_async.testing import assert_clean, virtual_backends
+from kgas_async.testing import assert_clean
+
+from .loops import virtual
 
 real_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
-@pytest.fixture(params=virtual_backends())
+@pytest.fixture(params=virtual())
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param()
 

@@ -19,6 +19,7 @@ from kgas_async._call import Call
 from kgas_async._errors import KgasAsyncError, UnknownTool
 from kgas_async._manager import ServiceManager
 from kgas_async._outcome import Outcome
+from kgas_async._policy_checks import services_of
 from kgas_async._tool import Toolbox
 
 from ._mcp_progress import relay_progress
@@ -87,7 +88,7 @@ class ServedTools:
     @property
     def services(self) -> list[Any]:
         """What the tools require."""
-        return [service for tool in self.toolbox.values() for service in tool.requires]
+        return [service for tool in self.toolbox.values() for service in services_of(tool)]
 
     async def _list(
         self, context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None

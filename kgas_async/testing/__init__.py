@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kgas_async.testing._check_service import check_service
 from kgas_async.testing._check_tool import check_tool
 from kgas_async.testing._clean import assert_clean
 from kgas_async.testing._explore import explore
@@ -14,6 +15,7 @@ __all__ = [
     "FakeService",
     "VirtualBackend",
     "assert_clean",
+    "check_service",
     "check_tool",
     "explore",
     "faults",

@@ -8,6 +8,7 @@ from typing import Any
 from kgas_async._errors import CallError, InvalidInputs
 from kgas_async._evidence_sinks import MemorySink
 from kgas_async._manager import ServiceManager
+from kgas_async._policy_checks import services_of
 from kgas_async._tool import KGASTool
 
 from ._clean import assert_clean
@@ -51,7 +52,7 @@ async def check_tool(tool: KGASTool, /, *, pickles: bool = False, sweeps: bool =
 
 async def _runs(tool: KGASTool, inputs: dict[str, Any]) -> Any:
     sink = MemorySink()
-    manager = ServiceManager(*tool.requires, evidence=sink, log=None)
+    manager = ServiceManager(*services_of(tool), evidence=sink, log=None)
     value: Any = None
     async with manager:
         value = await manager.execute(tool, **inputs)
@@ -67,7 +68,7 @@ async def _runs(tool: KGASTool, inputs: dict[str, Any]) -> Any:
 
 
 async def _refuses_unknown(tool: KGASTool, inputs: dict[str, Any]) -> None:
-    async with ServiceManager(*tool.requires, log=None) as manager:
+    async with ServiceManager(*services_of(tool), log=None) as manager:
         try:
             await manager.execute(tool, **inputs, **{UNKNOWN: 1})
         except InvalidInputs:
@@ -78,7 +79,7 @@ async def _refuses_unknown(tool: KGASTool, inputs: dict[str, Any]) -> None:
 
 
 async def _once(tool: KGASTool, inputs: dict[str, Any]) -> None:
-    manager = ServiceManager(*tool.requires, log=None, grace=1.0)
+    manager = ServiceManager(*services_of(tool), log=None, grace=1.0)
     try:
         async with manager:
             await manager.execute(tool, **inputs)

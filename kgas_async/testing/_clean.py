@@ -1,4 +1,4 @@
-"""Whether a manager has left anything behind: calls, tokens, threads, services, unclosed evidence.
+"""Whether a manager has left anything behind: calls, tokens, threads, processes, services, unclosed evidence.
 
 Looks inside managers; it is what the package's own tests assert after every cancellation.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from time import monotonic, sleep
 from typing import Any
 
-from kgas_async._limits import ConcurrencyLimit
+from kgas_async._admission import Limit
 from kgas_async._manager import ServiceManager
 from kgas_async._rate import RateLimit
 
@@ -17,7 +17,7 @@ __all__ = ["assert_clean"]
 THREADS_END_S = 2.0  # a thread that was told to end needs a moment to be gone
 
 
-def assert_clean(*subjects: ServiceManager | ConcurrencyLimit | RateLimit, abandoned: int = 0) -> None:
+def assert_clean(*subjects: ServiceManager | Limit | RateLimit, abandoned: int = 0) -> None:
     """Assert that nothing is left of managers that were left, and that no token of a limit is out.
 
     Args:
@@ -36,7 +36,7 @@ def assert_clean(*subjects: ServiceManager | ConcurrencyLimit | RateLimit, aband
     assert not found, "not clean: " + "; ".join(found)
 
 
-def _out_of(what: str, limit: ConcurrencyLimit | RateLimit) -> list[str]:
+def _out_of(what: str, limit: Limit | RateLimit) -> list[str]:
     statistics: Any = limit.statistics()
     out = getattr(statistics, "borrowed", 0)
     found = [f"{what} has {out} tokens out"] if out else []
@@ -55,13 +55,15 @@ def _left_by(manager: ServiceManager, abandoned: int) -> list[str]:
     if len(session.left) > abandoned:
         found.append(f"{len(session.left)} abandoned threads run, {abandoned} were expected")
     for name, state in session.states.items():
-        limits: list[ConcurrencyLimit | RateLimit] = [*state.limits.values(), state.serial, *state.rates.values()]
+        limits: list[Limit | RateLimit] = [*state.limits.values(), state.serial, *state.rates.values()]
         for limit in limits:
             if not session.left:
                 found += _out_of(f"{limit!r} of tool {name!r}", limit)
     until = monotonic() + THREADS_END_S
     while (alive := sum(pool.alive for pool in session.pools())) > abandoned and monotonic() < until:
         sleep(0.001)
+    if session.processes.processes or session.processes.guard.is_running:
+        found.append(f"{session.processes.processes} worker processes are left, or their guard")
     if alive > abandoned:
         found.append(f"{alive} worker threads run, {abandoned} were expected")
     if session.monitor is not None and any(one.log is session.log for one in session.monitor._attached):

@@ -27,6 +27,9 @@ import trio.testing
 __all__ = ["VirtualBackend", "VirtualClock", "VirtualLoop", "virtual_backend", "virtual_backends"]
 
 HOLD_S: Final = 0.3  # real seconds; a thread that is stuck for longer holds the clock no more
+# What counts towards them between two looks at the clock, at the most. While the machine has no time for us it has none
+# for our threads either, and they are not stuck.
+LOOK_S: Final = 0.01
 
 
 class BusyCount(Protocol):
@@ -41,7 +44,9 @@ class _Hold:
 
     def __init__(self) -> None:
         self._mailboxes: list[BusyCount] = []
-        self._changed_at = -math.inf
+        self._has_changed = False
+        self._left_s = 0.0
+        self._looked_at = -math.inf
 
     def adopt(self, mailbox: BusyCount) -> None:
         self._mailboxes.append(mailbox)
@@ -50,13 +55,20 @@ class _Hold:
             self._note_change(mailbox.busy)
 
     def _note_change(self, _busy: int) -> None:
-        self._changed_at = perf_counter()
+        self._has_changed = True  # and no more: it may come from any thread
 
     def left_s(self) -> float:
-        """Real seconds for which the clock must stand; 0 if nobody holds it."""
+        """Real seconds for which an idle loop must stand still before it asks again; 0 if nobody holds the clock."""
         if not any(mailbox.busy > 0 for mailbox in self._mailboxes):
             return 0.0
-        return max(0.0, self._changed_at + HOLD_S - perf_counter())
+        now = perf_counter()
+        if self._has_changed:
+            self._has_changed = False
+            self._left_s = HOLD_S
+        else:
+            self._left_s -= min(now - self._looked_at, LOOK_S)
+        self._looked_at = now
+        return max(0.0, min(self._left_s, LOOK_S))
 
 
 def _need(owner: object, *names: str) -> None:
@@ -229,8 +241,9 @@ def virtual_backend(name: str, seed: int | None = None) -> tuple[str, dict[str, 
         anyio.run(main, backend=backend, backend_options=options)
 
     The clock starts at 0 and jumps to the next deadline when every task waits. It stands still while threads of a
-    `ServiceManager` work, but a thread that is busy for more than 0.3 real seconds holds it no longer, so that a
-    timeout on a stuck thread fires. It jumps over what it does not know: other threads, child processes, sockets.
+    `ServiceManager` work, but a thread that is busy for more than 0.3 real seconds, counted anew when it is told to
+    end, holds it no longer, so that a timeout on a stuck thread fires. Seconds in which the machine had no time for
+    the process do not count. It jumps over what it does not know: other threads, child processes, sockets.
     On asyncio ``wait_all_tasks_blocked()`` may itself take steps of 0.1 virtual seconds.
 
     Args:

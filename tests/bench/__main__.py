@@ -8,6 +8,8 @@ import sys
 from .cases import LOOPS, item_cases, thread_cases
 from .idle import idle_table
 from .measure import Row, compare, table
+from .pipelines import diamond_cases, waiting_cases
+from .policies import policies_table
 
 
 def main() -> int:
@@ -21,12 +23,30 @@ def main() -> int:
         for in_flight in (100, 8):
             title = f"A sync call in a thread, {in_flight} in flight, over anyio.to_thread on {loop}"
             rows += shown(title, compare(thread_cases(loop, calls, in_flight), rounds))
-    missed = [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
+    title = "1,000 items: 5 ms of waiting (50 at once), 50 us of CPU, 5 ms of waiting (50 at once); per run"
+    waiting = shown(title, compare(waiting_cases(LOOPS), rounds))
+    rows += waiting
+    missed = [f"{name}, over a barrier per phase" for name in slower_than_half_a_barrier(waiting)]
+    for loop, where in LOOPS.items():
+        rows += shown(f"A diamond, over a line on {loop}", compare(diamond_cases(loop, where, items), rounds))
+    missed += [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
+    table_of_policies, missed_policies = policies_table(items, rounds)
+    print("\n" + table_of_policies)
+    missed += missed_policies
     table_of_idle, missed_idle = idle_table(1.0 if quick else 5.0)
     print("\n" + table_of_idle)
     missed += missed_idle
     print(f"\n{len(missed)} goals missed: {', '.join(missed)}" if missed else "\nall goals met")
     return 1 if missed and not quick else 0
+
+
+def slower_than_half_a_barrier(rows: list[Row]) -> list[str]:
+    """Our rows that take more than half of what a barrier per phase takes on the same loop."""
+    ratios = {row.name: row.ratio for row in rows}
+    barriers = {loop: ratios[f"a barrier per phase ({loop})"] for loop in LOOPS}
+    for loop, barrier in barriers.items():
+        print(f"  ours over a barrier per phase ({loop}): {ratios[f'ours ({loop})'] / barrier:.2f}x, goal 0.50")
+    return [f"ours ({loop})" for loop, barrier in barriers.items() if ratios[f"ours ({loop})"] > barrier / 2]
 
 
 def shown(title: str, rows: list[Row]) -> list[Row]:

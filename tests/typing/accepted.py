@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Self, assert_type
 
 from kgas_async import (
+    AdaptiveLimit,
     Batcher,
     Call,
     CallOptions,
     CallProgress,
     CallState,
+    ConcurrencyLimit,
     Every,
+    HealthReport,
     KGASTool,
+    Lease,
+    LimitStatistics,
+    MemoryLimit,
     Outcome,
     OutcomeStream,
     Policy,
+    Pool,
+    Priority,
+    RateLimit,
+    RestartPolicy,
+    Service,
+    ServiceHealth,
     ServiceManager,
     ToolAdapter,
     current,
+    exponential,
     progress,
     tool,
 )
@@ -125,6 +140,17 @@ async def a_view_with_options_is_typed_like_the_manager(manager: ServiceManager)
     assert_type(view.submit(fetch, url="a"), Call[bytes])
 
 
+async def limits_and_priorities_are_typed(manager: ServiceManager) -> None:
+    limit = ConcurrencyLimit(5, key="host", per_key=2, max_queue=10)
+    limit.total = 6
+    Policy(concurrency=[limit, AdaptiveLimit(1, 10, on=(OSError, ValueError)), MemoryLimit(1 << 30)], priority=5)
+    Policy(concurrency=AdaptiveLimit(1, 10, on=lambda error: "503" in str(error)), priority=Priority.HIGH)
+    Policy(rate=RateLimit(5, key=lambda inputs: inputs["host"]))
+    async with limit, limit.for_key("a"), RateLimit(1, key="host").for_key("a"):
+        assert_type(limit.statistics(), LimitStatistics)
+    assert_type(await manager.options(priority=Priority.CRITICAL).execute(load, path=Path("a")), str)
+
+
 async def events_of_a_call_are_typed(manager: ServiceManager) -> None:
     call = manager.submit(load, path=Path("a"))
     async for event in call.events():
@@ -156,3 +182,66 @@ async def a_batcher_has_the_type_of_one_result(manager: ServiceManager) -> None:
     assert_type(await manager.execute(batcher.tool, texts="a"), float)
     assert_type(batcher.tool.execute(texts="a"), float)
     Every(60, load, {"path": Path("a")}, overlap=True)
+
+
+@tool(offload="process", on_cancel="wait", max_memory=2**30)
+def crunch(number: int) -> list[int]:
+    return [number]
+
+
+async def tools_in_processes_are_typed_as_in_threads() -> None:
+    async with ServiceManager(processes=2) as manager:
+        assert_type(await manager.execute(crunch, number=3), list[int])
+        assert_type(manager.statistics().processes, int)
+    assert_type(crunch(3), list[int])
+
+
+class Session:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+
+async def connect(host: str = "") -> bytes:
+    return host.encode()
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[bytes]:
+    yield b""
+
+
+def load_model(name: str) -> list[float]:
+    return [len(name)]
+
+
+async def pools_have_the_type_of_their_resources() -> None:
+    assert_type(Pool(connect, 3, timeout=None), Pool[bytes])
+    assert_type(Pool(connected), Pool[bytes])
+    assert_type(Pool(Session), Pool[Session])
+    models = Pool(load_model, users=None, max_bytes=10, cost=len, close=list.clear)
+    assert_type(models, Pool[list[float]])
+    assert_type(models.acquire("small"), Lease[list[float]])
+    async with models.acquire("small") as model:
+        assert_type(model, list[float])
+        models.drop(model)
+    with models.acquire("small") as model:
+        assert_type(model, list[float])
+    assert_type(models.statistics().open, int)
+
+
+class Restarted(Service):
+    restart = RestartPolicy(3, per=60, wait=exponential(1.0), strategy="one_for_one", ill_after=3)
+    health_every = 30.0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
+
+async def health_is_typed(manager: ServiceManager) -> None:
+    report = await manager.health()
+    assert_type(report, HealthReport)
+    assert_type(report["db"], ServiceHealth)
+    assert_type(report.ok, bool)

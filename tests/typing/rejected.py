@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kgas_async import Batcher, Every, KGASTool, Outcome, Policy, Retry, ServiceManager, ToolAdapter, tool
+from kgas_async import (
+    AdaptiveLimit,
+    Batcher,
+    ConcurrencyLimit,
+    Every,
+    KGASTool,
+    Outcome,
+    Policy,
+    Pool,
+    RateLimit,
+    RestartPolicy,
+    Retry,
+    ServiceManager,
+    ToolAdapter,
+    tool,
+)
 
 
 @tool
@@ -59,8 +74,17 @@ async def options(manager: ServiceManager) -> None:
     await manager.options(name="a").execute(load)  # rejected
     await manager.options(name="a").outcome(load, path=3)  # rejected
     manager.options(name="a").submit(load, wrong_name=1)  # rejected
-    manager.options(priority=1)  # rejected
+    manager.options(priority="HIGH")  # rejected
+    manager.options(urgency=1)  # rejected
     manager.options("a")  # rejected
+
+
+def limits() -> None:
+    Policy(concurrency=RateLimit(1))  # rejected
+    Policy(rate=ConcurrencyLimit(1))  # rejected
+    Policy(priority="HIGH")  # rejected
+    ConcurrencyLimit(3, "host")  # rejected
+    AdaptiveLimit(1)  # rejected
 
 
 async def services() -> None:
@@ -98,9 +122,14 @@ def policies() -> None:
     Retry(attempt=3)  # rejected
     Retry(on=BaseException)  # rejected
     ServiceManager(evidense="x")  # rejected
-    Policy(breaker=None)  # rejected
+    Policy(breaker="5")  # rejected
+    Policy(cache="1 h")  # rejected
+    Policy(hedge_after="1 s")  # rejected
+    Policy(circuit=None)  # rejected
     Policy(timeout="3")  # rejected
     Policy(concurrency=2.5)  # rejected
+    ServiceManager(processes="2")  # rejected
+    tool(offload="processes")  # rejected
 
 
 def plain_calls() -> None:
@@ -110,3 +139,13 @@ def plain_calls() -> None:
     Link().execute(path=3, entities=[])  # rejected
     adapted.execute(text=3)  # rejected
     fetch(3)  # rejected
+
+
+async def pools_and_restarts() -> None:
+    Pool(str, sise=3)  # rejected
+    Pool(str, drop_on="all")  # rejected
+    RestartPolicy(strategy="all")  # rejected
+    ServiceManager(on_crash="log")  # rejected
+    async with Pool(str).acquire() as text:
+        number: int = text  # rejected
+        print(number)

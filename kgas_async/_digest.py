@@ -1,0 +1,112 @@
+"""A digest of values: equal for equal values of the same types, in every process; nothing is guessed.
+
+Knows Python's own types, dataclasses, enums and pydantic models. Others are refused, since what tells two of their
+objects apart is not known here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from hashlib import sha256
+from pathlib import PurePath
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel
+
+__all__ = ["digest", "has_digest"]
+
+_BASES: Final = (str, int, float, bytes, tuple, list)
+_BY_REPR: Final = (complex, date, datetime, time, timedelta, Decimal, Fraction, UUID, PurePath, range)
+
+
+def digest(value: object, prefix: str = "") -> str:
+    """The SHA-256 of a value, in hexadecimal digits.
+
+    Args:
+        value: Anything made of Python's own types, dataclasses, enums, paths and pydantic models.
+        prefix: Goes into the digest before it.
+
+    Raises:
+        TypeError: An object of another class; it names the class.
+    """
+    parts: list[str] = [prefix, "\n"]
+    try:
+        _write(value, parts.append)
+    except RecursionError:
+        raise TypeError(f"a {type(value).__name__} that contains itself has no digest") from None
+    return sha256("".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def has_digest(kind: type) -> bool:
+    """Whether objects of this class have one, as far as the class can tell."""
+    known = (*_BASES, *_BY_REPR, type(None), Enum, BaseModel, bytearray, memoryview, Mapping, AbstractSet)
+    return kind is object or issubclass(kind, known) or dataclasses.is_dataclass(kind)
+
+
+def _write(value: Any, put: Callable[[str], object]) -> None:
+    """Write a value so that no two different ones look the same: each text with its length, each list with its end."""
+    kind = value.__class__
+    if kind is str:
+        put(f"s{len(value)}:{value}")
+    elif value is None or kind is bool or kind is int or kind is float:
+        put(f"{value!r};")
+    elif kind is list or kind is tuple:
+        put("[" if kind is list else "(")
+        for one in value:
+            _write(one, put)
+        put("]")
+    elif kind is dict:
+        _write_mapping(value, put)
+    elif kind is bytes:
+        put(f"b{len(value)}:{value.hex() if len(value) <= 32 else sha256(value).hexdigest()}")
+    else:
+        _write_other(value, kind, put)
+
+
+def _write_mapping(value: Mapping[Any, Any], put: Callable[[str], object]) -> None:
+    put("{")
+    for entry in sorted(_written((key, one)) for key, one in value.items()):
+        put(entry)
+    put("}")
+
+
+def _written(value: object) -> str:
+    parts: list[str] = []
+    _write(value, parts.append)
+    return "".join(parts)
+
+
+def _write_other(value: Any, kind: type, put: Callable[[str], object]) -> None:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    put(f"<{len(name)}:{name} ")
+    if isinstance(value, Enum):
+        _write(value.name, put)
+    elif isinstance(value, BaseModel):
+        _write({**value.__dict__, **(value.__pydantic_extra__ or {})}, put)
+    elif dataclasses.is_dataclass(value):
+        _write({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, put)
+    elif isinstance(value, _BY_REPR):
+        _write(str(value) if isinstance(value, PurePath) else repr(value), put)
+    elif isinstance(value, (bytearray, memoryview)):
+        _write(bytes(value), put)
+    elif isinstance(value, Mapping):
+        _write_mapping(value, put)
+    elif isinstance(value, AbstractSet):
+        for entry in sorted(_written(one) for one in value):
+            put(entry)
+    else:
+        base: Any
+        for base in _BASES:
+            if isinstance(value, base):  # a subclass: its class is written already
+                _write(base(value), put)
+                break
+        else:
+            raise TypeError(f"a {name.removeprefix('builtins.')} has no digest")
+    put(">")

@@ -1,0 +1,117 @@
+"""Digests: equal values have the same, others another, in every process; what cannot be told apart is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from kgas_async._digest import digest
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Model(BaseModel):
+    a: int
+    b: str = "b"
+
+
+@dataclass
+class Data:
+    a: int
+    b: str = "b"
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+class Text(str):
+    __slots__ = ()
+
+
+DIFFERENT: list[Any] = [
+    None,
+    *(True, 1, 1.0, "1", b"1", Text("1"), "True", "None"),
+    *(0, 0.0, -0.0, "", b"", [], (), {}, set(), frozenset()),
+    *(["a", "b"], ["ab"], ["a", ["b"]], [["a"], "b"], ("a", "b"), {"a": "b"}, {"b": "a"}, {"a", "b"}),
+    *([1, [2]], [[1], 2], [[1, 2]], [12], [1, 2], {"a": 1, "b": 2}, {"a": [1, 2]}, {1: "a"}, {"1": "a"}),
+    *(Colour.RED, Colour.BLUE, "RED", Model(a=1), Model(a=2), Data(1), Data(2), Pair(1, 2)),
+    *(Path("a"), Path("b"), datetime(2026, 1, 1), datetime(2026, 1, 1, tzinfo=UTC)),  # noqa: DTZ001
+    *(Decimal("1.0"), Decimal("1.00"), UUID(int=1), UUID(int=2), 1j, range(2), range(3), bytearray(b"1")),
+    *("x" * 40, b"x" * 40, b"x" * 41, "s1:a", "a;", "]", "\ud800", "é", 10**30, float("inf"), float("nan")),
+]
+
+
+def test_no_two_different_values_have_the_same() -> None:
+    assert len({digest(value) for value in DIFFERENT}) == len(DIFFERENT)
+
+
+def test_the_order_of_keys_and_elements_that_have_none_does_not_matter() -> None:
+    assert digest({"a": 1, "b": {"c": 2, "d": 3}}) == digest({"b": {"d": 3, "c": 2}, "a": 1})
+    assert digest(set("abcdefgh")) == digest(set("hgfedcba"))
+    assert digest({"a": OrderedDict(x=1, y=2)}) == digest({"a": OrderedDict(y=2, x=1)})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON, JSON)
+def test_two_values_have_the_same_if_they_are_written_the_same(one: Any, other: Any) -> None:
+    def typed(value: Any) -> Any:  # 1 == 1.0 == True, which are three inputs
+        if isinstance(value, list):
+            return [typed(one) for one in value]
+        if isinstance(value, dict):
+            return {key: typed(one) for key, one in value.items()}
+        return type(value).__name__, repr(value)
+
+    assert (digest(one) == digest(other)) is (typed(one) == typed(other))
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    program = "from kgas_async._digest import digest; print(digest({'b': {'x', 'y', 'z'}, 'a': [1, 2.5, None]}))"
+    found = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(2)  # each with a hash seed of its own
+    }
+    assert found == {digest({"a": [1, 2.5, None], "b": {"z", "y", "x"}})}
+
+
+def test_a_prefix_goes_into_it() -> None:
+    assert digest(1, "a") != digest(1, "b")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(object(), "a object has no digest"), ({"a": [test_a_prefix_goes_into_it]}, "a function has no digest")],
+)
+def test_what_cannot_be_told_apart_is_refused(value: object, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        digest(value)
+
+
+def test_what_contains_itself_is_refused() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(TypeError, match="contains itself"):
+        digest(loop)

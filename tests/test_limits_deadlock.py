@@ -1,0 +1,207 @@
+"""Limits that code enters itself, by `async with`: what would wait for itself, or for each other, is told at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from kgas_async import (
+    AdaptiveLimit,
+    CallRejected,
+    ConcurrencyLimit,
+    MemoryLimit,
+    Policy,
+    ServiceManager,
+    current,
+    tool,
+)
+from kgas_async.testing import assert_clean
+
+
+def keyed() -> ConcurrencyLimit:
+    return ConcurrencyLimit(3, key=lambda inputs: "k", per_key=2)
+
+
+def adaptive() -> AdaptiveLimit:
+    return AdaptiveLimit(2, 5)
+
+
+def plain() -> ConcurrencyLimit:
+    return ConcurrencyLimit(2)
+
+
+kinds = pytest.mark.parametrize("make", [plain, keyed, adaptive])
+
+
+@tool
+async def nothing() -> None: ...
+
+
+def reason(outcome: Any) -> str:
+    """The last cause of an error, which is what was refused."""
+    error = outcome.error
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+@kinds
+async def test_a_nested_call_that_wants_a_limit_of_its_chain_is_refused_whatever_the_kind(make: Any) -> None:
+    limit = make()
+
+    @tool(policy=Policy(concurrency=limit))
+    async def outer() -> None:
+        await current().execute(nothing.using(name="inner", concurrency=limit))
+
+    async with ServiceManager(log=None) as manager:
+        refused = await manager.outcome(outer)
+    assert "'inner' wants a token of" in reason(refused)
+    assert "'outer' holds" in reason(refused)
+    assert_clean(manager, limit)
+
+
+@kinds
+async def test_code_that_enters_what_its_own_call_holds_is_refused(make: Any) -> None:
+    limit = make()
+
+    @tool(policy=Policy(concurrency=limit))
+    async def greedy() -> None:
+        async with limit:
+            pass
+
+    async with ServiceManager(log=None) as manager:
+        refused = await manager.outcome(greedy)
+    assert refused.status == "failed"
+    assert f"tool 'greedy' enters {limit!r}, a token of which tool 'greedy' holds by its policy" in reason(refused)
+    assert_clean(manager, limit)
+
+
+@kinds
+async def test_a_nested_call_that_wants_what_the_code_around_it_has_entered_is_refused(make: Any) -> None:
+    limit = make()
+
+    @tool
+    async def outer() -> None:
+        async with limit:
+            await current().execute(nothing.using(name="inner", concurrency=limit))
+
+    async with ServiceManager(log=None) as manager:
+        refused = await manager.outcome(outer)
+    assert isinstance(refused.error.__cause__, CallRejected)  # type: ignore[union-attr]
+    assert "'inner' wants a token of" in reason(refused)
+    assert_clean(manager, limit)
+
+
+@kinds
+async def test_a_task_that_enters_a_limit_twice_is_told(make: Any) -> None:
+    limit = make()
+    async with limit:
+        with pytest.raises(RuntimeError, match="the same task has entered already"):
+            async with limit:
+                pass
+    async with limit:
+        pass
+    assert_clean(limit)
+
+
+async def test_tasks_of_a_tool_may_each_enter_a_limit_also_those_that_were_started_within_it() -> None:
+    limit = ConcurrencyLimit(2)
+    entered = 0
+
+    async def enter() -> None:
+        nonlocal entered
+        async with limit:
+            entered += 1
+
+    @tool
+    async def fans_out() -> None:
+        async with anyio.create_task_group() as tasks, limit:
+            for _ in range(5):
+                tasks.start_soon(enter)
+            await anyio.wait_all_tasks_blocked()
+
+    async with ServiceManager(log=None) as manager:
+        await manager.execute(fans_out)
+    assert entered == 5
+    assert_clean(manager, limit)
+
+
+async def test_a_call_that_is_submitted_from_within_a_limit_may_wait_for_it() -> None:
+    limit = ConcurrencyLimit(1)
+
+    @tool
+    async def submits() -> None:
+        async with limit:
+            call = current().submit(nothing.using(name="later", concurrency=limit))
+            await anyio.wait_all_tasks_blocked()
+        await call.result()
+
+    async with ServiceManager(log=None) as manager:
+        await manager.execute(submits)
+    assert_clean(manager, limit)
+
+
+@pytest.mark.parametrize("second", [plain, keyed, adaptive])
+async def test_limits_that_are_entered_against_an_order_that_was_seen_are_refused(second: Any) -> None:
+    one, other = plain(), second()
+
+    @tool
+    async def forth() -> None:
+        async with one, other:
+            pass
+
+    @tool(policy=Policy(concurrency=other))
+    async def back() -> None:
+        async with one:
+            pass
+
+    @tool(policy=Policy(concurrency=other))
+    async def nesting() -> None:
+        await current().execute(nothing.using(name="nested", concurrency=one))
+
+    async with ServiceManager(log=None) as manager:
+        await manager.execute(forth)
+        await manager.execute(forth)
+        refused = await manager.outcome(back)
+        nested = await manager.outcome(nesting)
+    assert "'back' enters" in reason(refused)
+    assert "'forth' and 'forth' have taken them in the other order" in reason(refused)
+    assert "in the other order" in reason(nested)
+    assert_clean(manager, one, other)
+
+
+in_worker = ConcurrencyLimit(1)
+
+
+def enters_in_a_loop_of_its_own() -> int:
+    async def enter() -> int:
+        async with in_worker:
+            return in_worker.statistics().borrowed
+
+    return anyio.run(enter)
+
+
+async def test_a_tool_in_a_worker_process_may_enter_a_limit_of_that_process() -> None:
+    async with ServiceManager(log=None) as manager:
+        outside = tool(enters_in_a_loop_of_its_own, offload="process", policy=Policy(concurrency=in_worker))
+        assert await manager.execute(outside) == 1
+    assert_clean(manager, in_worker)
+
+
+async def test_a_nested_call_under_a_memory_limit_that_its_chain_holds_is_admitted() -> None:
+    limit = MemoryLimit(1)  # always exceeded: one call may run
+
+    @tool(policy=Policy(concurrency=limit))
+    async def inner() -> int:
+        return limit.statistics().borrowed
+
+    @tool(policy=Policy(concurrency=limit))
+    async def outer() -> int:
+        async with limit:
+            return await current().execute(inner)
+
+    async with ServiceManager(log=None) as manager:
+        assert await manager.execute(outer) == 3
+    assert_clean(manager, limit)
