@@ -1,7 +1,6 @@
 """One attempt of a call: take its tokens, run the tool where it wants to run, give the tokens back.
 
-The tokens are held for exactly as long as the work that they admitted runs: where that is a thread, the thread itself
-gives them back, even when nobody waits for it any more.
+The tokens are held for exactly as long as the work that they admitted runs: a thread gives them back itself.
 """
 
 from __future__ import annotations
