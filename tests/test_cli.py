@@ -366,13 +366,14 @@ def test_2_where_the_source_gives_no_items(run: Run, given: str) -> None:
     assert result.stderr.startswith(f"error: the source of 'mine:wrong' gives no items but {kind}: a source is a plain")
 
 
-def test_2_where_only_the_manager_sees_the_misuse(run: Run) -> None:
+def test_2_where_two_tools_of_one_name_are_in_a_pipeline(run: Run) -> None:
     more = """
     twins = Pipeline("twins", Phase("a", double), Phase("b", picky.using(name="double")), item=["x"], source=numbers)
     """
     result = run("mine:twins", more=more)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: two different tools are named 'double'")
+    assert result.stderr.startswith("error: module 'mine' cannot be imported: ValueError: pipeline 'twins'")
+    assert "both named 'double'" in result.stderr
 
 
 def test_an_error_of_the_users_is_not_taken_for_a_missing_event_loop(run: Run) -> None:

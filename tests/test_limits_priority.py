@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -11,6 +12,7 @@ import pytest
 from kgas_async import (
     CallCancelled,
     ConcurrencyLimit,
+    ManagerClosed,
     Policy,
     Priority,
     ServiceManager,
@@ -66,7 +68,11 @@ async def test_low_is_not_starved_by_a_stream_of_critical_calls(kind: str) -> No
         def submit(priority: int) -> None:
             call = manager.options(priority=priority).submit(note, priority=priority)
             if priority == Priority.CRITICAL and len(served) < 60:
-                call.on_end = lambda _: submit(Priority.CRITICAL)  # as one ends, the next is there
+                call.on_end = lambda _: again()  # as one ends, the next is there
+
+        def again() -> None:
+            with suppress(ManagerClosed):  # enough were served: it is being left
+                submit(Priority.CRITICAL)
 
         async with limit:
             for priority in (Priority.LOW, Priority.LOW, Priority.CRITICAL, Priority.CRITICAL, Priority.CRITICAL):

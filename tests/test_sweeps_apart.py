@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint
 import kgas_async
 import kgas_async.testing
 from kgas_async import CallCancelled, PerformanceMonitor, PipelineError, RateLimit
-from kgas_async.testing import FakeService, assert_clean, check_tool, virtual_backends
+from kgas_async.testing import FakeService, assert_clean, check_service, check_tool, virtual_backends
 
 from .sweep_world import World, async_source
 from .test_sweeps import Thorough, double, forever, in_thread, swept, world  # noqa: F401  (a fixture)
@@ -152,6 +152,7 @@ async def test_checking_a_tool_and_a_service_that_does_as_it_is_told(world: Worl
         try:
             async with world.manager(FakeService(start_s=1, stop_s=1, log=log)):
                 await check_tool(double, sweeps=False, x=1)
+                await check_service(FakeService(start_s=1), sweeps=False)
         finally:
             assert [event for _, event in log] in ([], ["started"], ["started", "stopped"])
 
@@ -172,12 +173,21 @@ RUNS: Final = "test_sweeps.py::test_a_run_and_a_stream_left_early"
 ENDING: Final = "test_sweeps.py::test_draining_and_cancelling"
 KIT: Final = "test_sweeps_apart.py::test_checking_a_tool_and_a_service_that_does_as_it_is_told"
 DIRECT: Final = "test_sweeps_apart.py::test_a_sync_tool_that_is_awaited_directly"
+ENTERED: Final = "test_sweeps_limits.py::test_code_that_enters_a_limit"
+CACHED: Final = "test_sweeps_resilience.py::test_a_cache_with_calls_that_wait_for_one_flight"
+ACQUIRED: Final = "test_sweeps_services.py::test_acquiring"
 MCP_SOURCE: Final = "test_export_mcp_sweep.py::test_a_source"
 
 SWEPT: Final = {
+    "AdaptiveLimit.__aenter__": ENTERED,
+    "AdaptiveLimit.__aexit__": ENTERED,
+    "AdaptiveLimit.acquire": ENTERED,
+    "AdaptiveLimit.wait_for_token": ENTERED,
+    "BatchedTool.execute_async": BATCHES,
     "Batcher.__call__": BATCHES,
     "Batcher.running": BATCHES,
-    "BatchedTool.execute_async": BATCHES,
+    "CacheStore.get": CACHED,
+    "CacheStore.set": CACHED,
     "Call.outcome": WAITING,
     "Call.result": WAITING,
     "Call.wait": WAITING,
@@ -193,11 +203,25 @@ SWEPT: Final = {
     "KGASTool.cleanup_resources": CALLS,
     "KGASTool.execute_async": CALLS,
     "KGASTool.validate_inputs": CALLS,
+    "KeyTokens.__aenter__": ENTERED,
+    "KeyTokens.__aexit__": ENTERED,
+    "KeyTokens.acquire": ENTERED,
+    "KeyTokens.wait_for_token": ENTERED,
+    "Lease.__aenter__": ACQUIRED,
+    "Lease.__aexit__": ACQUIRED,
     "McpToolSource.health": MCP_SOURCE,
     "McpToolSource.running": MCP_SOURCE,
+    "MemoryLimit.__aenter__": ENTERED,
+    "MemoryLimit.__aexit__": ENTERED,
+    "MemoryLimit.acquire": ENTERED,
+    "MemoryLimit.wait_for_token": ENTERED,
+    "MemoryStore.get": CACHED,
+    "MemoryStore.set": CACHED,
     "OutcomeStream.__anext__": MAPS,
     "OutcomeStream.take_some": "test_sweeps_apart.py::test_outcomes_that_are_taken_several_at_a_time",
     "PerformanceMonitor.track": "test_sweeps_apart.py::test_a_manager_with_a_monitor",
+    "Pool.health": ACQUIRED,
+    "Pool.running": "test_sweeps_services.py::test_the_lifetime_of_a_pool_from_inside",
     "RateLimit.__aenter__": LIMITS,
     "RateLimit.__aexit__": LIMITS,
     "RateLimit.acquire": LIMITS,
@@ -209,6 +233,7 @@ SWEPT: Final = {
     "ServiceManager.drain": ENDING,
     "ServiceManager.execute": CALLS,
     "ServiceManager.gather": TOGETHER,
+    "ServiceManager.health": "test_sweeps_services.py::test_health",
     "ServiceManager.map": MAPS,
     "ServiceManager.outcome": WAITING,
     "ServiceManager.race": TOGETHER,
@@ -216,6 +241,7 @@ SWEPT: Final = {
     "ServiceManager.start": "test_sweeps.py::test_a_start_of_services_that_fails",
     "ServiceManager.stream": RUNS,
     "ToolAdapter.execute_async": DIRECT,
+    "check_service": KIT,
     "check_tool": KIT,
     "http_app": "test_export_mcp_sweep.py::test_http_app",
     "mcp_tools": "test_export_mcp_sweep.py::test_a_remote_call",

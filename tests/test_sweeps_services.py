@@ -206,6 +206,7 @@ async def test_acquiring(world: World, kind: int) -> None:
                 await anyio.sleep(1)
 
         async with world.manager(pool):
+            await pool.health()  # makes the first one
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(other)
                 tasks.start_soon(other)
