@@ -88,6 +88,7 @@ class Entry:
         self.value: Any = None
         self.made_at = 0.0
         self.idle_since = 0.0
+        self.turn = 0  # tells what was used last where a coarse clock does not
         self.users = 0
         self.uses = 0
         self.was_made = False
@@ -123,7 +124,7 @@ class PoolCore:
         self.orders: deque[tuple[Order, Entry]] = deque()
         self.is_over = False
         self._is_blocked = False  # somebody in the line waits for room, and so do all behind
-        self.peak = self.made_total = self.served = self.failed_total = 0
+        self.peak = self.made_total = self.served = self.failed_total = self._turns = 0
         self.timed_out = self.dropped = self.evicted = 0
         self.wait_s = 0.0
 
@@ -153,6 +154,8 @@ class PoolCore:
             self.drop(entry)
         if not entry.users and entry.state == "ready":
             entry.idle_since = now
+            self._turns += 1
+            entry.turn = self._turns
             self._close_if_spent(entry, now)
         self._serve(now)
 
@@ -307,7 +310,8 @@ class PoolCore:
             return True
         staying = [entry for entry in self.entries if entry.state != "closing"]
         idle = sorted(
-            (entry for entry in staying if entry.state == "ready" and not entry.users), key=lambda one: one.idle_since
+            (entry for entry in staying if entry.state == "ready" and not entry.users),
+            key=lambda one: (one.idle_since, one.turn),
         )
         count, taken = len(staying), sum(entry.cost for entry in staying)
         leaving = []

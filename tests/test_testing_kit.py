@@ -101,7 +101,7 @@ async def swallows() -> None:
     import anyio
 
     try:
-        await anyio.sleep(0.001)
+        await anyio.sleep(0.05)
     except BaseException:  # noqa: BLE001  (the fault that is to be found)
         return
 
