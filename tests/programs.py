@@ -31,7 +31,8 @@ def run(main, *args):
     return anyio.run(main, *args, backend="trio" if LOOP == "trio" else "asyncio", backend_options=options)
 
 def say(*words):
-    print(*words, flush=True)
+    # One write, since several processes and threads say something at the same moment.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def raised(main, *args):
     '''Run it and say what came out, bare or in groups.'''
