@@ -83,12 +83,14 @@ class Limit:
     Attributes:
         serial: The order in which the limits of one policy are taken, by all alike.
         is_keyed: Whether a call takes its token of what `ConcurrencyLimit.of` gives.
+        refuses: Whether it may turn somebody away instead of letting them wait.
         is_reentrant: Whether a call that is nested in one that holds a token gets another without waiting.
         news: What is to be recorded, as events and their fields, the newest; of length 0 where nothing ever is.
     """
 
     is_keyed = False
     is_reentrant = False
+    refuses = False
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -156,23 +158,33 @@ class Limit:
             self._peak = max(self._peak, self._borrowed)
 
     async def _wait(self, waiter: Waiter) -> None:
-        with self._lock:
-            if self._borrowed < self._total and self._has_room(waiter.key):  # given back meanwhile
-                self._take(waiter.key)
-                return
-            self._check_queue(waiter)
-            self._line.push(waiter)
+        if self.line_up(waiter):
+            return
         try:
             await self._stand(waiter)
         except BaseException:
-            with self._lock:
-                granted = waiter.granted
-                waiter.has_left = True
-                if not granted:
-                    self._line.remove(waiter)  # unless its loop had ended, and it was passed over
-            if granted:
-                self._give(waiter.key)
+            self.step_out(waiter)
             raise
+
+    def line_up(self, waiter: Waiter) -> bool:
+        """Join the line; True where a token is free after all, which it has then."""
+        with self._lock:
+            if self._borrowed < self._total and self._has_room(waiter.key):  # given back meanwhile
+                self._take(waiter.key)
+                return True
+            self._check_queue(waiter)
+            self._line.push(waiter)
+            return False
+
+    def step_out(self, waiter: Waiter) -> None:
+        """Leave the line; a token that was granted meanwhile goes to the next."""
+        with self._lock:
+            granted = waiter.granted
+            waiter.has_left = True
+            if not granted:
+                self._line.remove(waiter)  # unless its loop had ended, and it was passed over
+        if granted:
+            self._give(waiter.key)
 
     async def _stand(self, waiter: Waiter) -> None:
         """Wait in line."""

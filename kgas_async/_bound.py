@@ -132,6 +132,7 @@ class Bound:
         "is_coroutine_function",
         "isolated",
         "limits",
+        "lines_up",
         "name",
         "phase",
         "pipeline",
@@ -188,6 +189,8 @@ class Bound:
         self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
         self.gated = bool(self.limits or self.rates)
         self.flat = self._is_flat()
+        # Whether all that its calls ever wait for before they run is their turn in lines that everybody may join.
+        self.lines_up = self.flat and not self.rates and not any(limit.refuses for limit in self.limits)
 
     def _is_flat(self) -> bool:
         """Whether nothing but plain tokens bounds it: one attempt in the caller's task is the whole call.

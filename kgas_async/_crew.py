@@ -26,7 +26,7 @@ from ._mailbox import Gate, absorb_own_cancel, cancels_pending
 from ._outcome import Outcome
 from ._report import Progress
 from ._source import close_source, closed_for_open_scope, length_of, open_source
-from ._tally import Tally
+from ._staff import Staff
 from ._waiting import wait_until
 
 __all__ = ["Crew"]
@@ -37,7 +37,7 @@ _PULL: Final = object()
 YIELD_NS: Final = 1_000_000  # of units that end without suspending, after which a worker lets others run
 
 
-class Crew(Tally, Generic[T]):
+class Crew(Staff, Generic[T]):
     """Workers, their source, and the outcomes that wait to be taken.
 
     Args:
@@ -59,10 +59,8 @@ class Crew(Tally, Generic[T]):
         on_progress: Callable[[Progress], object] | None,
         parent: Call[Any] | None = None,
     ) -> None:
-        super().__init__(length_of(source), on_error, on_progress)
-        self.home = home
+        super().__init__(home, in_flight, length_of(source), on_error, on_progress)
         self.parent = parent
-        self.in_flight = check_count("in_flight", in_flight)
         self.window = 4 * in_flight if window is None else check_count("ordered_window", window)
         self._ordered = ordered
         self._iterator, self._async_iterator = open_source(source)
@@ -70,7 +68,7 @@ class Crew(Tally, Generic[T]):
         self._laid_aside: list[tuple[int, Any]] = []  # the item that came just as its puller was told to stop
         self.exhausted = False
         self.taken = 0  # by the consumer
-        self.pulled = self._workers = 0
+        self.pulled = 0
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
         self.drained = False  # told to pull no more
@@ -81,9 +79,7 @@ class Crew(Tally, Generic[T]):
         self._queue: deque[Outcome[T]] = deque()
         self._consumers: list[Gate] = []  # waiting for an outcome
         self.on_outcome: Callable[[Outcome[T]], object] | None = None  # takes them as they come; then nobody waits
-        self._parked: deque[Gate] = deque()
         self._hosts: set[Host] = set()
-        self._hiring = False
         self.left = anyio.Event()  # the last worker is gone
         self.last_ended_ns = 0  # when the last call of any worker ended
 
@@ -138,8 +134,8 @@ class Crew(Tally, Generic[T]):
             outcome = self._queue.popleft() if self._queue else None
         if outcome is not None:
             self.taken = taken + 1
-            if self._parked:
-                self._parked.popleft().set()
+            if self._parked and self.pulled - taken >= self.window:  # there was no room for another item
+                self._wake_parked()
         return outcome
 
     async def next(self) -> Outcome[T]:
@@ -247,32 +243,19 @@ class Crew(Tally, Generic[T]):
         failure.__cause__ = raised
         self.last_error = failure
 
-    def wake_one(self) -> None:
-        """A worker waits for something, or there is more to take: one more may work meanwhile."""
-        if self._parked:
-            self._parked.popleft().set()
-        elif not self._hiring and self._workers < self.in_flight and not self.stopped:
-            self._hire()
-
     # --- workers
-
-    def _hire(self) -> None:
-        self._hiring = True
-        self._workers += 1
-        self.home.spawn(self._work)
 
     def _wake_consumers(self) -> None:
         while self._consumers:
             self._consumers.pop().set()
 
     def _wake_all(self) -> None:
-        while self._parked:
-            self._parked.popleft().set()
+        self._wake_all_parked()
         self._wake_consumers()
 
     async def _work(self) -> None:
-        self._hiring = False
-        host = Host(owned=True, on_wait=self.wake_one)
+        self._came()
+        host = Host(owned=True, on_wait=self.wake_one, on_release=self.give_back)
         self._hosts.add(host)
         try:
             while not (self.over or self.stopped):
@@ -363,18 +346,6 @@ class Crew(Tally, Generic[T]):
             if log is not None and log.behind:
                 await log.caught_up()
 
-    async def _park(self, until: float) -> None:
-        self._parked.append(event := self.home.mailbox.gate())
-        try:
-            if until == float("inf"):
-                await event.wait()
-            else:
-                with anyio.CancelScope(deadline=until):
-                    await event.wait()
-        finally:
-            if not event.is_set():
-                self._parked.remove(event)
-
     async def _pull(self, host: Host) -> Any:
         """The next item of an async source; one worker at a time."""
         assert self._async_iterator is not None
@@ -392,7 +363,7 @@ class Crew(Tally, Generic[T]):
         finally:
             self._puller = None
             if self._parked:
-                self._parked.popleft().set()
+                self._wake_parked()
         pulled = self._counted(item)
         if host.was_cancelled and not self.stopped:  # drained: what came all the same ends, in a scope of its own
             self._laid_aside.append(pulled)

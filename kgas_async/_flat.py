@@ -21,7 +21,7 @@ from ._path import ended_by_tool, ending, note_run, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
 from ._tokens import give_back, take_concurrency, take_rates, wanted_rates
 
-__all__ = ["begin", "perform"]
+__all__ = ["begin", "begin_admitted", "perform"]
 
 _set_current_call = current_call.set
 
@@ -37,10 +37,16 @@ async def perform(call: Call[Any]) -> None:
         await rest
 
 
-def begin(call: Call[Any], now_ns: int = 0) -> Coroutine[Any, Any, None] | None:
-    """Run a registered call as far as it goes without waiting: None if it has ended, else the rest, to be awaited.
+def begin(call: Call[Any], now_ns: int = 0, *, lines_up: bool = False) -> Any:
+    """Run a registered call as far as it goes without waiting.
 
-    It was made just now, unless told.
+    Args:
+        now_ns: When it was made, unless just now.
+        lines_up: Its caller can do something better than to wait for tokens in a coroutine.
+
+    Returns:
+        None if it has ended; else the rest, to be awaited. With ``lines_up``, for a call that needs nothing but its
+        turn in lines: the tokens that it holds, a list; once it has them all `begin_admitted` goes on.
     """
     bound = call.bound
     if (
@@ -54,7 +60,7 @@ def begin(call: Call[Any], now_ns: int = 0) -> Coroutine[Any, Any, None] | None:
         call.inputs = bound.check(call.inputs)
         call.attempt = 1
         if bound.gated:
-            rest = _admit(call)
+            rest = _admit(call, lines_up)
             if rest is not None:
                 return rest
     except BaseException as error:
@@ -65,14 +71,15 @@ def begin(call: Call[Any], now_ns: int = 0) -> Coroutine[Any, Any, None] | None:
     return _in_thread(call) if bound.in_thread else _start(call)
 
 
-def _admit(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
-    """Take the call's tokens if all are free; else what waits for the others and goes on."""
+def _admit(call: Call[Any], lines_up: bool) -> Any:
+    """Take the call's tokens if all are free; else what waits for the others and goes on, or those that were free."""
     bound = call.bound
     wanted = wanted_rates(call) if bound.rates else []
     limits = bound.limits
     for number, limit in enumerate(limits):
         if not limit.acquire_nowait():
-            return _when_admitted(call, list(limits[:number]), wanted)
+            held = list(limits[:number])
+            return held if lines_up and bound.lines_up else _when_admitted(call, held, wanted)
     if wanted:
         if not acquire_rates_nowait(wanted):
             return _when_admitted(call, list(limits), wanted)
@@ -96,12 +103,17 @@ async def _when_admitted(call: Call[Any], held: list[Any], wanted: list[tuple[Ra
         if not _ended(call, error):
             raise
         return
+    rest = begin_admitted(call)
+    if rest is not None:
+        await rest
+
+
+def begin_admitted(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
+    """As `begin`, for a call that has waited for its tokens and holds them all."""
     call.status = "running"
     call.holds = call.bound.limits
     call.begun_ns = perf_counter_ns()
-    rest = _in_thread(call) if call.bound.in_thread else _start(call)
-    if rest is not None:
-        await rest
+    return _in_thread(call) if call.bound.in_thread else _start(call)
 
 
 def _start(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
@@ -173,7 +185,11 @@ async def _in_thread(call: Call[Any]) -> None:
 
 def _let_go(call: Call[Any]) -> None:
     held, call.holds = call.holds, ()
-    give_back(held)
+    host = call._host
+    if host is None or host.on_release is None:
+        give_back(held)
+    else:
+        host.on_release(held)
 
 
 def _ended(call: Call[Any], error: BaseException) -> bool:

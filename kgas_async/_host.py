@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -18,15 +18,23 @@ class Host:
     Attributes:
         owned: Whether the task is the manager's own, and not that of the caller.
         on_wait: Called when a call begins to wait for something: others could work meanwhile.
+        on_release: Gives back the tokens of a call that has ended, where somebody wants to know that it was so.
         has_waited: Whether that happened since somebody last looked: then others had their turn.
         was_cancelled: Whether its scope was cancelled, by us; the scope itself takes long to say.
         scopes: The scopes that it is in by rights.
     """
 
-    __slots__ = ("call", "has_waited", "on_wait", "owned", "scope", "scopes", "was_cancelled")
+    __slots__ = ("call", "has_waited", "on_release", "on_wait", "owned", "scope", "scopes", "was_cancelled")
 
-    def __init__(self, *, owned: bool, on_wait: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        owned: bool,
+        on_wait: Callable[[], object] | None = None,
+        on_release: Callable[[Sequence[Any]], object] | None = None,
+    ) -> None:
         self.on_wait = on_wait
+        self.on_release = on_release
         self.has_waited = False
         self.scope: anyio.CancelScope | None = None
         self.call: Any = None

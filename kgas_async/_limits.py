@@ -90,6 +90,7 @@ class ConcurrencyLimit(Limit):
         if max_queue is not None:
             self._max_queue = check_count("ConcurrencyLimit(max_queue)", max_queue, 0)
             self._clearing = Clearing()
+            self.refuses = True
 
     def __repr__(self) -> str:
         given = {"key": self._key, "per_key": self._per_key, "max_queue": self._max_queue}

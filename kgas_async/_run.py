@@ -14,8 +14,9 @@ from ._bound import Bound
 from ._employer import Employer
 from ._errors import CallCancelled, PipelineError
 from ._expand import Elements, close_all
-from ._frame import Frame
+from ._frame import Expansion, Frame
 from ._host import Host
+from ._in_line import Place
 from ._inputs import as_pipeline_error, item_fields, key_of, with_fields_read
 from ._item_outcome import item_outcome
 from ._outcome import Outcome, lost_outcome
@@ -78,24 +79,32 @@ class RunCrew(WalkCrew):
     # --- units
 
     def take(self) -> Any:
-        """Who goes on, a branch, an element of the newest open expansion, an item, a batch."""
+        """Whom its limits have let in, who goes on, a branch, an element of the newest expansion, an item, a batch."""
         if self._batches is not None and not self.stopped and (batch := self._batches.overdue()) is not None:
             return batch
+        if self._let_in:
+            return self._let_in.popleft()
         if self._ended:
             return (_RESUME, self._ended.pop())
         if self._branches:
             return self._branches.popleft()
+        unit = None
         giving = self._giving
+        if not self._places or self.room() >= 0:
+            unit = self._new(giving)
+        if unit is None and self._batches is not None and not self.stopped:
+            return self._batches.ready(giving, pulling=self._puller is not None)
+        return unit
+
+    def _new(self, giving: list[Expansion]) -> Any:
+        """What nobody has begun yet."""
         for place in range(len(giving) - 1, -1, -1):
             unit = giving[place].take()
             if unit is not None:
                 return unit
             if not giving[place].has_more:
                 del giving[place]
-        unit = self.next_item()
-        if unit is None and self._batches is not None and not self.stopped:
-            return self._batches.ready(giving, pulling=self._puller is not None)
-        return unit
+        return self.next_item()
 
     def next_item(self) -> Any:
         """The next ``(index, item)``, as far as items may be open and live readers keep up."""
@@ -120,6 +129,9 @@ class RunCrew(WalkCrew):
                 work = self._admitted(first, second)
             else:
                 work = self._after(*second) if first is _RESUME else unit
+        elif isinstance(unit, Place):
+            pending = self._begin_admitted(host, unit)
+            return None if pending is None else self._go_on(host, pending)
         elif isinstance(unit, Frame):
             self.last_ended_ns = perf_counter_ns()  # as for an item: it may make no call
             work = self._entered(unit)
@@ -198,6 +210,8 @@ class RunCrew(WalkCrew):
     def end_open(self) -> None:
         """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
         try:
+            for place in list(self._places):
+                self.call_off(place)
             for batch in self._batches.all if self._batches is not None else ():
                 while batch.seats:
                     self._unseat(batch.seats[0])

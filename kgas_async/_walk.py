@@ -17,13 +17,13 @@ from typing import Any
 from ._bound import Bound
 from ._call import Call
 from ._cancellation import breakdown_of, failure_in
-from ._crew import Crew
 from ._employer import Employer
 from ._errors import CallSkipped, CallTimeout, PipelineError, shown
 from ._expand import Elements
-from ._flat import begin
+from ._flat import begin, begin_admitted
 from ._frame import Expansion, Frame, Lack
 from ._host import Host
+from ._in_line import LineCrew, Place
 from ._inputs import collected_inputs, inputs_for
 from ._plan import Plan, PlannedPhase
 
@@ -33,7 +33,7 @@ Step = tuple[Frame, PlannedPhase]  # a phase that is to run in a frame
 Pending = tuple[Step | None, Call[Any] | None, Awaitable[Any]]  # a step's call that waits; or what gives the next step
 
 
-class WalkCrew(Crew[Any]):
+class WalkCrew(LineCrew):
     """Workers that walk frames.
 
     Args:
@@ -106,6 +106,9 @@ class WalkCrew(Crew[Any]):
                 if host.was_cancelled:  # for a call that has ended all the same: it must not hit the next one
                     self._branches.appendleft(work)
                     return None
+                if self._let_in:  # their tokens must not lie idle, while this step has all the time there is
+                    self._branches.append(work)
+                    return None
                 inputs = self._gathered(frame, planned)
                 if inputs is not None:
                     if planned.phase.batch is not None:
@@ -113,10 +116,13 @@ class WalkCrew(Crew[Any]):
                         return None if rest is None else (None, None, rest)
                     call = self._registered(frame, planned, self._bound[planned.phase.name], inputs)
                     try:
-                        ending = self._begin(host, call)
+                        ending = self._begin(host, call, lines_up=True)
                     except BaseException as error:
                         self._cut_off(work, call, error)
                         raise
+                    if ending.__class__ is list:
+                        self.line_up(host, work, call, ending)
+                        return None
                     if ending is not None:
                         return work, call, ending
             expansion = None
@@ -285,16 +291,43 @@ class WalkCrew(Crew[Any]):
         frame.calls[planned.phase.name] = call
         return call
 
-    def _begin(self, host: Host, call: Call[Any]) -> Awaitable[None] | None:
-        """Run a call as far as it goes without waiting; what is left of it. Whoever awaits that frees the host."""
+    def _begin(self, host: Host, call: Call[Any], *, lines_up: bool = False) -> Any:
+        """Run a call as far as `begin` does; what is left of it. Whoever awaits that frees the host."""
         call._host = host
         host.call = call
-        return self.home.run_isolated(call) if call.bound.isolated else begin(call)
+        return self.home.run_isolated(call) if call.bound.isolated else begin(call, lines_up=lines_up)
 
     def _broke(self, call: Call[Any], error: BaseException) -> None:
         """Something came out of a call: where nobody foresaw it, the call ends by it."""
         if not call.ended_ns and (broken := breakdown_of(error)) is not None:
             call.end("failed", broken)
+
+    # --- lines
+
+    def _begin_admitted(self, host: Host, place: Place) -> Pending | None:
+        """Run a call that has its tokens now, and walk on as of `_advance`."""
+        work, call = place.work, place.call
+        self.leave_line(host, place)
+        try:
+            ending = begin_admitted(call)
+        except BaseException as error:
+            self._cut_off(work, call, error)
+            raise
+        return self._advance(host, work, call) if ending is None else (work, call, ending)
+
+    def called_off(self, place: Place) -> None:
+        """A call has ended in line."""
+        frame, planned = place.work
+        frame.fail(planned.phase.name, place.call)
+        self._passed(planned)
+        self._ended.append(place.work)
+        self.wake_one()
+
+    def _is_wanted(self) -> bool:
+        if not self._places or self._plan.batches:
+            return True
+        waiting = len(self._let_in) + len(self._branches) + len(self._ended)
+        return waiting > self._coming or self.room() > 0
 
     # --- expansions
 

@@ -43,7 +43,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L4",
         "_misuse _run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame "
-        "_source _stream _tally",
+        "_source _stream _tally _staff _in_line",
     ),
     (
         "L5",
