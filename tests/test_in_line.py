@@ -1,0 +1,357 @@
+"""Calls of a run that wait for tokens without a worker each; in virtual time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from anyio import get_running_tasks
+from anyio.lowlevel import checkpoint
+
+from kgas_async import (
+    CallCancelled,
+    CallFailed,
+    ConcurrencyLimit,
+    Outcome,
+    Phase,
+    Pipeline,
+    PipelineError,
+    Policy,
+    Priority,
+    RunReport,
+    ServiceManager,
+    tool,
+)
+
+from .loops import virtual
+
+
+@pytest.fixture(params=virtual())
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param()
+
+
+class World:
+    """A tool that takes a second under a limit, and what was seen of it."""
+
+    def __init__(self, *limits: ConcurrencyLimit, **policy: Any) -> None:
+        self.began: list[int] = []
+        self.pulled = self.inside = self.worst = 0
+
+        @tool(policy=Policy(concurrency=list(limits), **policy))
+        async def slow(x: int) -> int:
+            self.began.append(x)
+            self.inside += 1
+            self.worst = max(self.worst, self.inside)
+            try:
+                await anyio.sleep(1)
+            finally:
+                self.inside -= 1
+            return x
+
+        self.slow = slow
+        self.pipeline = Pipeline("p", Phase("slow", slow), item=["x"])
+
+    def items(self, count: int) -> Iterator[dict[str, int]]:
+        for x in range(count):
+            self.pulled += 1
+            yield {"x": x}
+
+
+def is_free(*limits: ConcurrencyLimit) -> bool:
+    return all((limit.borrowed, limit.statistics().waiting) == (0, 0) for limit in limits)
+
+
+async def waiting_calls(manager: ServiceManager, count: int) -> None:
+    with anyio.fail_after(5):
+        while sum(call.status == "waiting" for call in manager.calls.values()) != count:
+            await checkpoint()
+
+
+async def test_a_hundred_calls_that_wait_need_no_hundred_tasks() -> None:
+    limit = ConcurrencyLimit(2)
+    world = World(limit)
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        before = len(get_running_tasks())
+        tasks.start_soon(manager.run, world.pipeline, world.items(100))
+        await waiting_calls(manager, 98)
+        assert len(get_running_tasks()) - before < 8
+    assert sorted(world.began) == list(range(100))
+    assert world.worst == 2
+    assert is_free(limit)
+
+
+async def test_no_more_items_are_pulled_than_may_be_in_flight() -> None:
+    world = World(ConcurrencyLimit(3))
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: manager.run(world.pipeline, world.items(50), in_flight=10))
+        await waiting_calls(manager, 7)
+        assert world.pulled == 10
+        await anyio.sleep(1.5)
+        assert world.pulled == 13
+
+
+async def test_nor_more_elements_of_a_lazy_expansion() -> None:
+    made = 0
+    limit = ConcurrencyLimit(2)
+
+    @tool
+    async def pages(n: int) -> Any:
+        def lazily() -> Iterator[int]:
+            nonlocal made
+            for page in range(n):
+                made += 1
+                yield page
+
+        return lazily()
+
+    @tool(policy=Policy(concurrency=limit))
+    async def read(page: int) -> int:
+        await anyio.sleep(1)
+        return page
+
+    pipeline = Pipeline("p", Phase("pages", pages, expand="page"), Phase("read", read), item=["n"])
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: manager.run(pipeline, [{"n": 100}], in_flight=6))
+        await waiting_calls(manager, 4)
+        assert made <= 6 + 8  # elements are pulled a few at a time, where they are made
+        await anyio.sleep(1.5)
+        assert made <= 8 + 8
+    assert made == 100
+    assert is_free(limit)
+
+
+async def test_the_wait_is_in_the_figures_apart_from_the_run() -> None:
+    @tool(policy=Policy(concurrency=1))
+    async def busy(x: int) -> int:
+        await anyio.sleep(1)  # until all the others stand in line
+        time.sleep(0.02)  # noqa: ASYNC251  (figures are real seconds)
+        return x
+
+    pipeline = Pipeline("p", Phase("busy", busy), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, [{"x": x} for x in range(3)], keep="all")
+    for before, outcome in enumerate(report.outcomes):
+        assert before * 0.02 <= outcome.wait_s
+        assert outcome.run_s >= 0.02
+    assert report.outcomes[0].wait_s == 0
+
+
+async def test_one_of_them_can_be_cancelled_alone() -> None:
+    limit = ConcurrencyLimit(1)
+    world = World(limit)
+    reports: list[RunReport] = []
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            reports.append(await manager.run(world.pipeline, world.items(4), keep="all"))
+
+        tasks.start_soon(run)
+        await waiting_calls(manager, 3)
+        victim = [call for call in manager.calls.values() if call.status == "waiting"][1]
+        assert await manager.cancel(victim.id, "not wanted")
+        assert limit.statistics().waiting == 2
+        with pytest.raises(CallCancelled, match="not wanted"):
+            await victim.result()
+    (report,) = reports
+    assert [one.status for one in report.outcomes] == ["succeeded", "succeeded", "cancelled", "succeeded"]
+    assert world.began == [0, 1, 3]
+    assert is_free(limit)
+
+
+async def test_one_that_has_its_token_and_was_not_begun_gives_it_to_the_next() -> None:
+    limit = ConcurrencyLimit(1)
+    world = World(limit)
+    outcomes: list[Outcome[Any]] = []
+    async with ServiceManager(log=None) as manager:
+        await limit.acquire()
+
+        async def run() -> None:
+            outcomes.extend((await manager.run(world.pipeline, world.items(3), keep="all")).outcomes)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await waiting_calls(manager, 3)
+            first = next(iter(manager.calls.values()))
+            limit.release()  # it is let in, and nobody has had time to begin it
+            assert limit.borrowed == 1
+            first.cancel()
+            assert first.status == "cancelled"
+            assert limit.borrowed == 1  # the next one's
+    assert [one.status for one in outcomes] == ["cancelled", "succeeded", "succeeded"]
+    assert world.began == [1, 2]
+    assert is_free(limit)
+
+
+async def test_of_two_limits_the_first_token_is_given_back_where_the_second_never_came() -> None:
+    outer, inner = ConcurrencyLimit(2), ConcurrencyLimit(1)
+    world = World(outer, inner)
+    async with ServiceManager(log=None) as manager:
+        await inner.acquire()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(manager.run, world.pipeline, world.items(5))
+            await waiting_calls(manager, 5)
+            assert (outer.borrowed, outer.statistics().waiting, inner.statistics().waiting) == (2, 3, 2)
+            for call in list(manager.calls.values())[:2]:
+                call.cancel()
+            assert (outer.borrowed, outer.statistics().waiting, inner.statistics().waiting) == (2, 1, 2)
+            inner.release()
+    assert sorted(world.began) == [2, 3, 4]
+    assert world.worst == 1
+    assert is_free(outer, inner)
+
+
+async def test_who_is_more_urgent_goes_first() -> None:
+    limit = ConcurrencyLimit(1)
+    low, high = World(limit), World(limit, priority=Priority.HIGH)
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        await limit.acquire()
+        urgent = Pipeline("q", Phase("slow", high.slow.using(name="urgent")), item=["x"])
+        tasks.start_soon(lambda: manager.run(low.pipeline, low.items(2)))
+        await waiting_calls(manager, 2)
+        tasks.start_soon(lambda: manager.run(urgent, high.items(2)))
+        await waiting_calls(manager, 4)
+        limit.release()
+        await anyio.sleep(1.5)
+        assert (high.began, low.began) == ([0, 1], [])
+    assert (high.began, low.began) == ([0, 1], [0, 1])
+
+
+async def test_what_a_tool_gives_back_in_its_middle_is_somebodys_while_it_goes_on() -> None:
+    gate = ConcurrencyLimit(1)
+    seen: list[tuple[int, float]] = []
+
+    @tool
+    async def halves(x: int) -> int:
+        async with gate:
+            await anyio.sleep(1)
+        await anyio.sleep(10)
+        return x
+
+    @tool(policy=Policy(concurrency=gate))
+    async def quick(halves: int) -> int:
+        seen.append((halves, round(anyio.current_time() - start)))
+        return halves
+
+    pipeline = Pipeline("p", Phase("halves", halves), Phase("quick", quick), item=["x"])
+    other = World(gate)
+    async with ServiceManager(log=None) as manager:
+        start = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: manager.run(pipeline, [{"x": 1}]))
+            await anyio.sleep(0.5)
+            await manager.run(other.pipeline, other.items(1), in_flight=1)
+            assert round(anyio.current_time() - start) == 2  # one second for the half, one of its own
+    assert seen == [(1, 11)]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+async def test_a_token_that_somebody_else_gives_back_is_taken_up(in_flight: int) -> None:
+    limit = ConcurrencyLimit(1)
+    world = World(limit)
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        await limit.acquire()
+        tasks.start_soon(lambda: manager.run(world.pipeline, world.items(5), in_flight=in_flight))
+        await waiting_calls(manager, in_flight)
+        assert world.began == []
+        limit.release()
+    assert world.began == [0, 1, 2, 3, 4]
+    assert is_free(limit)
+
+
+async def test_threads_give_their_tokens_to_calls_in_line() -> None:
+    limit = ConcurrencyLimit(2)
+    world = World(limit)
+
+    @tool(policy=Policy(concurrency=limit))
+    def legacy(slow: int) -> int:
+        return -slow
+
+    pipeline = Pipeline("p", Phase("slow", world.slow), Phase("legacy", legacy), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, world.items(20), keep="all")
+    assert [one.value for one in report.outcomes] == [-x for x in range(20)]
+    assert is_free(limit)
+
+
+async def test_a_run_that_is_cancelled_leaves_no_token_and_nobody_in_line() -> None:
+    limit = ConcurrencyLimit(2)
+    world = World(limit)
+    async with ServiceManager(log=None) as manager:
+        with anyio.move_on_after(1.5) as scope:
+            await manager.run(world.pipeline, world.items(100), in_flight=20)
+        assert scope.cancelled_caught
+        assert is_free(limit)
+        assert not manager.calls
+        statistics = manager.statistics().tools["slow"]
+        assert (statistics.succeeded, statistics.succeeded + statistics.cancelled) == (2, world.pulled)
+
+
+async def test_a_manager_that_is_cancelled_ends_them_too() -> None:
+    limit = ConcurrencyLimit(2)
+    world = World(limit)
+    failed: list[PipelineError] = []
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            try:
+                await manager.run(world.pipeline, world.items(100), in_flight=20)
+            except PipelineError as error:
+                failed.append(error)
+
+        tasks.start_soon(run)
+        await waiting_calls(manager, 18)
+        await manager.cancel(reason="enough")
+        assert is_free(limit)
+        assert not manager.calls
+    assert "enough" in str(failed[0])
+
+
+async def test_the_first_failure_that_ends_a_run_ends_them_too() -> None:
+    limit = ConcurrencyLimit(1)
+
+    @tool(policy=Policy(concurrency=limit))
+    async def fails(x: int) -> int:
+        await anyio.sleep(1)
+        raise ValueError("no")
+
+    pipeline = Pipeline("p", Phase("fails", fails), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        with pytest.raises(CallFailed, match="no"):
+            await manager.run(pipeline, [{"x": x} for x in range(10)], on_error="raise")
+        assert is_free(limit)
+        assert not manager.calls
+
+
+async def test_an_exit_in_one_tool_ends_the_session_with_all_of_them() -> None:
+    limit = ConcurrencyLimit(1)
+
+    @tool(policy=Policy(concurrency=limit))
+    async def leaves(x: int) -> int:
+        await anyio.sleep(1)
+        raise SystemExit(3)
+
+    pipeline = Pipeline("p", Phase("leaves", leaves), item=["x"])
+    with pytest.raises(SystemExit):
+        async with ServiceManager(log=None) as manager:
+            await manager.run(pipeline, [{"x": x} for x in range(10)])
+    assert is_free(limit)
+
+
+async def test_items_in_batches_and_items_in_line_get_on() -> None:
+    limit = ConcurrencyLimit(2)
+    world = World(limit)
+
+    @tool
+    async def together(slow: list[int]) -> list[int]:
+        return [-x for x in slow]
+
+    pipeline = Pipeline("p", Phase("slow", world.slow), Phase("together", together, batch=4), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, world.items(21), in_flight=8, keep="all")
+    assert [one.value for one in report.outcomes] == [-x for x in range(21)]
+    assert world.worst == 2
+    assert is_free(limit)
