@@ -61,6 +61,13 @@ def turned_away(x: int) -> None:
 
 
 @process
+def works_on(path: Path) -> None:
+    with path.open("a") as pids:
+        pids.write(f"{os.getpid()} ")
+    time.sleep(600)
+
+
+@process
 def pid() -> int:
     return os.getpid()
 
