@@ -54,7 +54,7 @@ def test_a_tool_that_computes_in_threads_belongs_in_a_process() -> None:
         (figures("thread", 0.245, 0.230, ENOUGH - 1, cpus=0.94), "too few runs"),
         (figures("thread", 0.5, 0.02, cpus=0.04), "it waits"),
         (figures("thread", 0.002, 0.002, cpus=0.9), "the way to a process would take as long as its work"),
-        (figures("thread", 0.2, 0.2, cpus=1.9), "its threads compute side by side"),
+        (figures("thread", 0.2, 0.2, cpus=1.2), "its threads compute side by side"),
         (figures(None, 0.2, 0.2, cpus=0.9), "tools of that name run in several places"),
         (figures("process", 0.25, 0.23), "it computes where it should"),
         (figures("process", 0.0, 0.0, ENOUGH - 1), "too few runs"),
