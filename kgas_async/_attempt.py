@@ -30,6 +30,7 @@ from ._tokens import (
     deadline_of,
     give_back,
     refund,
+    refused,
     take_again,
     take_concurrency,
     take_rates,
@@ -57,11 +58,10 @@ async def attempt_once(call: Call[Any]) -> BaseException | None:
         await take_concurrency(call, held)
         wanted = wanted_rates(call)
         await take_rates(call, wanted)
-    except Exception as error:  # noqa: BLE001  (no token in time; or a cost function failed, in whatever way)
+    except BaseException as error:
         give_back(held)
-        return error
-    except BaseException:
-        give_back(held)
+        if isinstance(error, Exception):  # no token in time; or a cost function failed, in whatever way
+            return refused(call, error)
         raise
     if call.deadline_at is not None and anyio.current_time() >= call.deadline_at:
         give_back(held)
@@ -192,7 +192,7 @@ async def in_thread(
     if bound.execution.kind == "thread" and (full := refused_for_abandoned(home)) is not None:
         give_back(held)
         refund(rates)
-        return full
+        return refused(call, full)
     bounded = bound.timeout is not None or call.deadline_at is not None
     timed = bounded or bool(bound.adaptive) or (bound.breaker is not None and bound.breaker.slow is not None)
     call.holds = bound.holds

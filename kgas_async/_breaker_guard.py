@@ -33,6 +33,7 @@ def circuit_open(call: Call[Any], breaker: CircuitBreaker) -> CircuitOpen:
     when = "a probe is under way" if seconds is None else f"it is tried again in {seconds:.3g} s"
     return CircuitOpen(
         f"tool {call.tool_name!r} was not run: its circuit breaker is open, since calls keep failing; {when}",
+        call_id=call.id,
         retry_after=seconds,
     )
 

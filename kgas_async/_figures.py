@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ._metrics import Distribution
+from ._advice import Advice
+from ._metrics import Distribution, in_seconds
 
 __all__ = [
     "ActiveCall",
     "CallFigures",
+    "Computing",
     "PerformanceReport",
     "ProcessFigures",
     "ResourceSample",
@@ -18,6 +20,20 @@ __all__ = [
     "Stall",
     "StallFigures",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """What runs took of CPU.
+
+    Attributes:
+        runs: How many were measured.
+        total, mean: CPU seconds.
+    """
+
+    runs: int
+    total: float
+    mean: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +55,12 @@ class CallFigures:
         timeouts: Attempts that timed out, and calls that did not end within their deadline.
         abandoned: Calls that have left a thread behind.
         errors: How many calls failed, timed out or were rejected, by the type of the error.
+        offload: Where it runs: ``async``, ``inline``, ``thread``, ``process``; None of a block, and where tools of one
+            name differ in it.
+        cpu_s: What its runs in threads or processes took of CPU; None where it runs elsewhere, or none has ended.
+        cpus: CPUs that its runs in threads used while there were any; None where it runs elsewhere.
+        stalls: How often it blocked the event loop for longer than the monitor's ``stall``.
+        stalled_s: For how many seconds in sum.
     """
 
     calls: int = 0
@@ -60,6 +82,11 @@ class CallFigures:
     timeouts: int = 0
     abandoned: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    offload: str | None = None
+    cpu_s: Computing | None = None
+    cpus: float | None = None
+    stalls: int = 0
+    stalled_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +206,7 @@ class PerformanceReport:
         stalls: Of the event loop.
         process: CPU, memory and threads over time.
         unrecorded: Ends of tracked blocks that are counted here and not in the evidence, whose writer lagged.
+        advice: Tools that belong elsewhere, by what was measured. Nothing is moved.
     """
 
     elapsed_s: float
@@ -193,6 +221,7 @@ class PerformanceReport:
     stalls: StallFigures
     process: ProcessFigures
     unrecorded: int = 0
+    advice: tuple[Advice, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts, lists and numbers, for JSON."""
@@ -200,16 +229,18 @@ class PerformanceReport:
         return plain
 
     def __str__(self) -> str:
-        lines = [f"performance over {_seconds(self.elapsed_s)}"]
+        lines = [f"performance over {in_seconds(self.elapsed_s)}"]
         for title, figures in (("tools", self.tools), ("phases", self.phases), ("blocks", self.blocks)):
             if figures:
                 lines += ["", *_table([title, *_COLUMNS], [[name, *_row(one)] for name, one in figures.items()])]
         lines += _numbers(self)
         if self.slow:
-            lines += ["", "slowest calls", *(f"  {_seconds(call.run_s):>8} {_place(call)}" for call in self.slow)]
+            lines += ["", "slowest calls", *(f"  {in_seconds(call.run_s):>8} {_place(call)}" for call in self.slow)]
         if self.active:
-            lines += ["", "oldest open calls", *(f"  {_seconds(one.age_s):>8} {_place(one)}" for one in self.active)]
+            lines += ["", "oldest open calls", *(f"  {in_seconds(one.age_s):>8} {_place(one)}" for one in self.active)]
         lines += _stalls(self.stalls)
+        if self.advice:
+            lines += ["", "advice", *(f"  {one}" for one in self.advice)]
         if self.process.samples:
             process = self.process
             lines += [
@@ -228,7 +259,7 @@ def _row(one: CallFigures) -> list[str]:
     run = (one.run_s.p50, one.run_s.p95, one.run_s.p99, one.run_s.max)
     failed = one.failed + one.timed_out + one.rejected
     counts = [str(one.calls), rate, str(failed), str(one.retries), f"{one.per_s:.3g}"]
-    return [*counts, *map(_seconds, run), _seconds(one.wait_s.p95), str(one.peak)]
+    return [*counts, *map(in_seconds, run), in_seconds(one.wait_s.p95), str(one.peak)]
 
 
 def _numbers(report: PerformanceReport) -> list[str]:
@@ -249,9 +280,9 @@ def _numbers(report: PerformanceReport) -> list[str]:
 def _stalls(stalls: StallFigures) -> list[str]:
     if not stalls.count:
         return []
-    lines = ["", f"the event loop stalled {stalls.count} times, the longest {_seconds(stalls.longest_s)}"]
+    lines = ["", f"the event loop stalled {stalls.count} times, the longest {in_seconds(stalls.longest_s)}"]
     for stall in stalls.latest:
-        lasted = "still" if stall.stalled_s is None else _seconds(stall.stalled_s)
+        lasted = "still" if stall.stalled_s is None else in_seconds(stall.stalled_s)
         where = f" at {stall.stack[-1]}" if stall.stack else ""
         lines.append(f"  {lasted:>8} {stall.tool or 'no tool'}{where}")
     return lines
@@ -270,14 +301,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(widths[at]) for at, cell in enumerate(row[1:], 1))]).rstrip()
         for row in cells
     ]
-
-
-def _seconds(seconds: float) -> str:
-    """With three digits and a unit that fits."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:.0f} {unit}"
-    return f"{seconds * 1e6:.3g} us" if seconds else "0"
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from ._context import current_call
 from ._drive import as_coroutine, resume
 from ._path import ended_by_tool, ending, note_run, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
-from ._tokens import give_back, take_concurrency, take_rates, wanted_rates
+from ._tokens import give_back, refused, take_concurrency, take_rates, wanted_rates
 
 __all__ = ["begin", "begin_admitted", "perform"]
 
@@ -64,7 +64,7 @@ def begin(call: Call[Any], now_ns: int = 0, *, lines_up: bool = False) -> Any:
             if rest is not None:
                 return rest
     except BaseException as error:
-        if not _ended(call, error):
+        if not _refused(call, error):
             raise
         return None
     call.begun_ns = now_ns or call.created_ns  # there was nothing to wait for
@@ -100,7 +100,7 @@ async def _when_admitted(call: Call[Any], held: list[Any], wanted: list[tuple[Ra
             give_back(held)
             raise
     except BaseException as error:
-        if not _ended(call, error):
+        if not _refused(call, error):
             raise
         return
     rest = begin_admitted(call)
@@ -190,6 +190,11 @@ def _let_go(call: Call[Any]) -> None:
         give_back(held)
     else:
         host.on_release(held)
+
+
+def _refused(call: Call[Any], error: BaseException) -> bool:
+    """As `_ended`, of an error before the attempt."""
+    return _ended(call, refused(call, error) if isinstance(error, Exception) else error)
 
 
 def _ended(call: Call[Any], error: BaseException) -> bool:

@@ -15,19 +15,25 @@ import time
 from contextlib import suppress
 
 PROC = "/proc"
+LOOKS = 10  # at processes without an environment: some never have one, others are in the middle of an exec
 
 
-def _has_mark(pid: int, mark: bytes) -> bool:
+def _has_mark(pid: int, mark: bytes) -> bool | None:
+    """Whether it is in the environment; None: there is none, as for a moment in the middle of an exec."""
     try:
-        with open(f"{PROC}/{pid}/environ", "rb") as environment:  # noqa: PTH123  (pathlib would take longer to load)
-            return mark in environment.read()
+        with open(f"{PROC}/{pid}/environ", "rb") as file:  # noqa: PTH123  (pathlib would take longer to load)
+            environment = file.read()
+        if not environment:
+            os.readlink(f"{PROC}/{pid}/exe")  # noqa: PTH115  (the kernel's own threads have none)
+            return None
     except OSError:
         return False
+    return mark in environment
 
 
-def _of(session: int, mark: bytes) -> list[int]:
-    """The processes that belong to a worker, but zombies."""
-    found = []
+def _of(session: int, mark: bytes) -> tuple[list[int], bool]:
+    """The processes that belong to a worker, but zombies; and whether there are others that may."""
+    found, is_sure = [], True
     for name in os.listdir(PROC) if os.path.isdir(PROC) else ():  # noqa: PTH112, PTH208
         if name.isdigit() and int(name) != os.getpid():
             try:
@@ -35,17 +41,23 @@ def _of(session: int, mark: bytes) -> list[int]:
                     state, _, _, of = stat.read().rpartition(b")")[2].split()[:4]
             except (OSError, ValueError):
                 continue
-            if state not in (b"Z", b"X") and (int(of) == session or _has_mark(int(name), mark)):
+            if state in (b"Z", b"X"):
+                continue
+            is_marked = int(of) == session or _has_mark(int(name), mark)
+            if is_marked:
                 found.append(int(name))
-    return found
+            is_sure = is_sure and is_marked is not None
+    return found, is_sure
 
 
 def _kill(session: int, mark: bytes) -> None:
+    looks = 0
     for _ in range(200):
         with suppress(OSError):
             os.killpg(session, signal.SIGKILL)
-        found = _of(session, mark)
-        if not found:
+        found, is_sure = _of(session, mark)
+        looks = 0 if found else looks + 1
+        if not found and (is_sure or looks >= LOOKS):
             return
         for pid in found:
             with suppress(OSError):

@@ -144,7 +144,7 @@ class _Race:
                     if scopes.has_more():
                         await self.call.bound.home.close_leaked(scopes, attempt)
                 if attempt.failed is not None:
-                    self.last = attempt if self.last is None or not _is_refusal(attempt.failed) else self.last
+                    self.last = attempt if self.last is None or not _is_refusal(attempt) else self.last
                 elif self.winner is None:
                     self.winner = attempt
             except anyio.get_cancelled_exc_class() as error:
@@ -263,8 +263,9 @@ def _give_back(tokens: Tokens) -> None:
     refund(rates)
 
 
-def _is_refusal(error: BaseException) -> bool:
-    return isinstance(error, CallRejected)
+def _is_refusal(attempt: Attempt) -> bool:
+    """Whether it did not even run: then the error of the other one says more."""
+    return isinstance(attempt.failed, CallRejected) and attempt.failed.call_id == attempt.id
 
 
 def _begin_second(race: _Race, tasks: Any) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from heapq import heappush, heapreplace
 from itertools import count
 from threading import Lock
+from time import thread_time_ns
 from typing import Any, Final
 
-from ._figures import CallFigures, SlowCall
+from ._figures import CallFigures, Computing, SlowCall
 from ._metrics import Durations, Running, one_less, one_more
 from ._records import call_fields
 
-__all__ = ["Ledger", "Stats"]
+__all__ = ["Ledger", "Stats", "cpus_of"]
 
 NAMES_KEPT: Final = 1000  # of tools, phases, blocks each; what comes later shares one name
 OTHERS: Final = "(others)"
@@ -40,6 +41,20 @@ class Stats:
         self._waits_ns = dict.fromkeys(WAITS, 0)
         self._retries = self._timeouts = self._abandoned = 0
         self._first_ns = self._last_ns = 0
+        self._kinds: set[str] = set()
+        self._cpu_ns = self._in_processes = 0  # of calls in processes; how many there were
+        self._stalls = self._stalled_ns = 0
+
+    def runs_as(self, kind: str) -> None:
+        """Where it runs: a tool of that name does so."""
+        with self._lock:
+            self._kinds.add(kind)
+
+    def add_stall(self, lasted_ns: int) -> None:
+        """It has blocked the event loop."""
+        with self._lock:
+            self._stalls += 1
+            self._stalled_ns += lasted_ns
 
     def add(self, batch: Batch) -> None:
         """Take ended calls."""
@@ -52,6 +67,8 @@ class Stats:
                 for kind in WAITS:
                     self._waits_ns[kind] += getattr(call, f"wait_{kind}_ns")
             self._abandoned += batch.abandoned
+            self._cpu_ns += sum(batch.cpu_ns)
+            self._in_processes += len(batch.cpu_ns)
             self._span(batch.first_ns, batch.last_ns)
             for name in batch.errors:
                 self._count_error(name)
@@ -87,6 +104,7 @@ class Stats:
             tried = sum(ended[status] for status in ("succeeded", "failed", "timed_out", "rejected"))
             calls = sum(ended.values())
             span_ns = self._last_ns - self._first_ns
+            kind = next(iter(self._kinds)) if len(self._kinds) == 1 else None
             return CallFigures(
                 calls=calls,
                 success_rate=ended["succeeded"] / tried if tried else None,
@@ -100,8 +118,27 @@ class Stats:
                 timeouts=self._timeouts,
                 abandoned=self._abandoned,
                 errors=dict(self._errors.most_common()),
+                offload=kind,
+                cpu_s=self._computing(kind),
+                cpus=cpus_of(self.running) if kind == "thread" else None,
+                stalls=self._stalls,
+                stalled_s=self._stalled_ns / 1e9,
                 **ended,
             )
+
+    def _computing(self, kind: str | None) -> Computing | None:
+        cpu_ns, runs = 0, 0
+        if kind == "thread":
+            cpu_ns, runs = self.running.cpu_ns, self.running.measured
+        elif kind == "process":
+            cpu_ns, runs = self._cpu_ns, self._in_processes
+        return Computing(runs, cpu_ns / 1e9, cpu_ns / runs / 1e9) if runs else None
+
+
+def cpus_of(running: Running) -> float | None:
+    """CPUs that were used while any ran; None where none was measured."""
+    busy_ns = running.busy_ns
+    return running.cpu_ns / busy_ns if busy_ns and running.measured else None
 
 
 class Batch:
@@ -117,6 +154,7 @@ class Batch:
         self.wait_ns = [call.wait_ns for call in self.waited]
         self.unwaited = len(others) - len(self.waited)
         self.abandoned = sum([call.abandoned for call in calls])
+        self.cpu_ns = [call.cpu_ns for call in others if call.cpu_ns is not None]
         self.first_ns = min([call.created_ns for call in calls])
         self.last_ns = max([call.ended_ns for call in calls])
         self.errors = [_type_of(call) for call in calls if call.status in ("failed", "timed_out", "rejected")]
@@ -139,6 +177,7 @@ class Ledger:
         self.tools: dict[str, Stats] = {}
         self.phases: dict[str, Stats] = {}
         self.blocks: dict[str, Stats] = {}
+        self.threads = Running()  # of all tools that run in threads
         self._names = Lock()
         self.running = Lock()  # for counting what runs; held for no longer than that, since the loop takes it
         self._slow_ns = None if slow_s is None else int(slow_s * 1e9)
@@ -170,8 +209,14 @@ class Ledger:
     def counted(
         self, function: Callable[..., Any], kind: str, tool: str, pipeline: str | None, phase: str | None
     ) -> Callable[..., Any]:
-        """A tool's function that is counted while it runs: on the loop, or in a thread, which may have a process."""
-        running = [stats.running for stats in self.places(tool, pipeline, phase)]
+        """A tool's function that is counted while it runs: on the loop, or in a thread, which may have a process.
+
+        What it computes is measured in threads: a process tells it, and on the loop it is not to be had for little.
+        """
+        places = self.places(tool, pipeline, phase)
+        for stats in places:
+            stats.runs_as(kind)
+        running = [stats.running for stats in places]
         lock = self.running
 
         async def on_loop(**inputs: Any) -> Any:
@@ -183,12 +228,22 @@ class Ledger:
 
         def in_thread(**inputs: Any) -> Any:
             one_more(lock, running)
+            began_ns = thread_time_ns()
+            try:
+                return function(**inputs)
+            finally:
+                one_less(lock, running, thread_time_ns() - began_ns)
+
+        def plainly(**inputs: Any) -> Any:
+            one_more(lock, running)
             try:
                 return function(**inputs)
             finally:
                 one_less(lock, running)
 
-        return functools.wraps(function)(on_loop if kind == "async" else in_thread)
+        if kind == "thread":
+            running.append(self.threads)
+        return functools.wraps(function)({"async": on_loop, "thread": in_thread}.get(kind, plainly))
 
     # --- ended calls
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
 from ddsketch import LogCollapsingLowestDenseDDSketch
@@ -22,6 +23,7 @@ __all__ = [
     "Histogram",
     "Running",
     "Thinned",
+    "in_seconds",
     "one_less",
     "one_more",
 ]
@@ -221,29 +223,49 @@ class Gauge:
 
 
 class Running:
-    """How many run at once, now and at the most. Its owner counts it, and holds a lock meanwhile: see `one_more`."""
+    """How many run at once, now and at the most, and what they took. Its owner counts, under a lock: see `one_more`.
 
-    __slots__ = ("now", "peak")
+    Attributes:
+        now, peak: How many run now, and at the most.
+        measured: Those that have ended and whose CPU time was taken.
+        cpu_ns: Of those.
+    """
+
+    __slots__ = ("_busy_ns", "_since_ns", "cpu_ns", "measured", "now", "peak")
 
     def __init__(self) -> None:
-        self.now = 0
-        self.peak = 0
+        self.now = self.peak = self.measured = self.cpu_ns = 0
+        self._busy_ns = self._since_ns = 0
+
+    @property
+    def busy_ns(self) -> int:
+        """How long any of them ran, until now. From any thread."""
+        busy, since = self._busy_ns, self._since_ns  # in this order: what ends in between is not counted twice
+        return busy + (perf_counter_ns() - since if since else 0)
 
 
 def one_more(lock: Lock, running: Iterable[Running]) -> None:
     """One more runs, in each of these."""
     with lock:
         for one in running:
+            if not one.now:
+                one._since_ns = perf_counter_ns()
             one.now = now = one.now + 1
             if now > one.peak:
                 one.peak = now
 
 
-def one_less(lock: Lock, running: Iterable[Running]) -> None:
-    """One less."""
+def one_less(lock: Lock, running: Iterable[Running], cpu_ns: int | None = None) -> None:
+    """One less; what it took of CPU, if that was measured."""
     with lock:
         for one in running:
             one.now -= 1
+            if not one.now:
+                since, one._since_ns = one._since_ns, 0
+                one._busy_ns += perf_counter_ns() - since
+            if cpu_ns is not None:
+                one.measured += 1
+                one.cpu_ns += cpu_ns
 
 
 class Thinned(Generic[T]):
@@ -272,3 +294,11 @@ class Thinned(Generic[T]):
     def entries(self) -> tuple[T, ...]:
         """What is kept, in order; the first one always is."""
         return tuple(self._kept)
+
+
+def in_seconds(seconds: float) -> str:
+    """With three digits and a unit that fits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:.0f} {unit}"
+    return f"{seconds * 1e6:.3g} us" if seconds else "0"

@@ -13,6 +13,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from ._advice import advise, has_one_interpreter
 from ._context import current_call
 from ._errors import CallAborted
 from ._evidence import EvidenceLog
@@ -25,7 +26,7 @@ from ._figures import (
     Stall,
     StallFigures,
 )
-from ._ledger import NAMES_KEPT, Ledger
+from ._ledger import NAMES_KEPT, Ledger, cpus_of
 from ._limits import check_count, check_seconds, check_text
 from ._mailbox import Mailbox
 from ._metrics import Counter, Gauge, Histogram, Thinned, one_less, one_more
@@ -148,9 +149,10 @@ class PerformanceMonitor:
         self._take_in()
         ledger = self._ledger
         elapsed_ns = perf_counter_ns() - self._first_ns if self._first_ns else 0
+        tools = {name: stats.figures() for name, stats in list(ledger.tools.items())}
         return PerformanceReport(
             elapsed_s=elapsed_ns / 1e9,
-            tools={name: stats.figures() for name, stats in list(ledger.tools.items())},
+            tools=tools,
             phases={name: stats.figures() for name, stats in list(ledger.phases.items())},
             blocks={name: stats.figures() for name, stats in list(ledger.blocks.items())},
             counters={name: one.value for name, one in list(self._metrics[Counter].items())},
@@ -161,6 +163,7 @@ class PerformanceMonitor:
             stalls=self._stall_figures(),
             process=self._sampler.figures(),
             unrecorded=self._unrecorded,
+            advice=advise(tools, cpus_of(ledger.threads), one_interpreter=has_one_interpreter()),
         )
 
     def _figures_of(self, tool: str) -> CallFigures:
@@ -252,6 +255,8 @@ class Attached:
             stall.lasted_ns = max(lasted_ns, known_ns)
             monitor._stalls_ns[1] = max(monitor._stalls_ns[1], lasted_ns)
             monitor._stalls_ns[2] += stall.lasted_ns - known_ns
+        if stall.tool is not None and not known_ns:
+            monitor._ledger.stats(monitor._ledger.tools, stall.tool).add_stall(lasted_ns)
         self.log.emit("loop.resumed", tool=stall.tool, call_id=stall.call_id, stalled_us=lasted_ns // 1000)
 
     def _turn(self, is_last: bool) -> None:

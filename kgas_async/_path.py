@@ -171,8 +171,8 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
 
 
 def _is_own_rejection(call: Call[Any], error: BaseException) -> bool:
-    """Whether this call itself was refused, and not one that its tool made."""
-    return isinstance(error, CallRejected) and error.call_id in ("", call.id)
+    """Whether this call itself was refused, and not what its tool wanted: another call, a token of a limit."""
+    return isinstance(error, CallRejected) and error.call_id == call.id
 
 
 def _as_seen_by_retry(call: Call[Any], error: BaseException) -> BaseException:
@@ -219,7 +219,7 @@ def _failure(call: Call[Any], error: BaseException, last: BaseException | None) 
             error.__cause__ = last
         return "timed_out", error
     if isinstance(error, CallRejected) and _is_own_rejection(call, error):
-        error.tool, error.call_id, error.attempts = call.tool_name, call.id, call.attempt
+        error.tool, error.attempts = call.tool_name, call.attempt
         if error.__cause__ is None:
             error.__cause__ = last
         return "rejected", error

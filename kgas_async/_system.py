@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
+from typing import Final
 
 import psutil
 
+LOOKS: Final = 10  # at what may be in the middle of an exec, which takes less than a millisecond
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -120,23 +122,46 @@ def kill_session(session: int, mark: str) -> int:
     known: dict[int, psutil.Process] = {}
     while True:
         is_all = True
+        unsure: list[int] = []
         for pid in psutil.pids():
             if pid in (session, os.getpid()):
                 continue
             with suppress(OSError, psutil.Error):
                 # One that dies has no environment any more before it is dead: it is known by then.
-                if pid in known or os.getsid(pid) == session or _has_mark(pid, mark):
+                is_marked = pid in known or os.getsid(pid) == session or _has_mark(pid, mark)
+                if is_marked is None:
+                    unsure.append(pid)
+                elif is_marked:
                     process = known.setdefault(pid, psutil.Process(pid))
                     if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # a zombie is dead
                         is_all = False
                         process.send_signal(signal.SIGKILL)
-        if is_all:
+        if is_all and not _turns_out_marked(unsure, mark):
             return len(known)
         sleep(0.001)
 
 
-def _has_mark(pid: int, mark: str) -> bool:
-    proc = Path(f"/proc/{pid}/environ")
-    with suppress(OSError):
-        return mark.encode() in proc.read_bytes()
+def _has_mark(pid: int, mark: str) -> bool | None:
+    """Whether it is in the environment; None: there is none, as for a moment in the middle of an exec."""
+    proc = Path(f"/proc/{pid}")
+    try:
+        environment = (proc / "environ").read_bytes()
+        if not environment:
+            (proc / "exe").readlink()  # the kernel's own threads have none, and what is dead
+            return None
+    except OSError:
+        return False
+    return mark.encode() in environment
+
+
+def _turns_out_marked(unsure: Sequence[int], mark: str) -> bool:
+    """Look again at processes that may have been in the middle of an exec; others have no environment for good."""
+    for _ in range(LOOKS) if unsure else ():
+        sleep(0.001)
+        looks = {pid: _has_mark(pid, mark) for pid in unsure}
+        if any(looks.values()):
+            return True
+        unsure = [pid for pid, is_marked in looks.items() if is_marked is None]
+        if not unsure:
+            break
     return False

@@ -28,6 +28,7 @@ __all__ = [
     "pause_rates",
     "refund",
     "refuse_own_chain",
+    "refused",
     "take_again",
     "take_concurrency",
     "take_now",
@@ -43,6 +44,13 @@ class DeadlinePassed(Exception):
     def __init__(self, cause: BaseException | None = None) -> None:
         super().__init__("the deadline has passed")
         self.cause = cause
+
+
+def refused(call: Call[Any], error: Exception) -> Exception:
+    """An error of taking the call's tokens; by its id a rejection is told from what the tool itself raises."""
+    if isinstance(error, CallRejected):
+        error.call_id = call.id
+    return error
 
 
 def give_back(held: Sequence[Any]) -> None:
@@ -153,9 +161,9 @@ def _refuse_held(call: Call[Any], ancestor: Call[Any], holds: Sequence[Any]) -> 
         for wanted in call.bound.holds:
             if wanted is held:
                 if not held.is_reentrant:
-                    raise CallRejected(_own_chain(call, ancestor, held))
+                    raise CallRejected(_own_chain(call, ancestor, held), call_id=call.id)
             elif (others := taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
-                raise CallRejected(_other_order(call, ancestor, held, wanted, others))
+                raise CallRejected(_other_order(call, ancestor, held, wanted, others), call_id=call.id)
 
 
 def _own_chain(call: Call[Any], ancestor: Call[Any], limit: Limit) -> str:

@@ -19,7 +19,7 @@ import anyio.lowlevel
 from mcp import Client
 from pydantic import BaseModel
 
-from kgas_async import Policy, ServiceManager, Toolbox, check_cancelled, progress, tool
+from kgas_async import CallAborted, Policy, ServiceManager, Toolbox, check_cancelled, current, progress, tool
 from kgas_async.export.mcp import serve_stdio
 
 
@@ -124,9 +124,43 @@ async def die() -> None:
     os._exit(1)
 
 
+@tool
+async def tells(words: Path) -> None:
+    """Waits, and writes down how it ended."""
+    words.write_text("began")  # noqa: ASYNC240  (quick)
+    try:
+        await anyio.sleep(60)
+    except anyio.get_cancelled_exc_class():
+        words.write_text("cancelled")  # noqa: ASYNC240  (quick)
+        raise
+
+
+@tool(policy=Policy(grace=20.0))
+def tells_in_thread(words: Path) -> None:
+    words.write_text("began")
+    try:
+        spin(60)
+    except CallAborted:
+        words.write_text("cancelled")
+        raise
+
+
+@tool(offload="process")
+def tells_in_process(words: Path) -> None:
+    words.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@tool
+async def passes_on(words: Path) -> None:
+    """Has another tool do it."""
+    await current().execute(tells, words=words)
+
+
 toolbox = Toolbox(
-    add, types_of, author_of, nothing, loose, unsendable, boom, wait, spin, count, count_async, undecodable, die
-)
+    add, types_of, author_of, nothing, loose, unsendable, boom, wait, spin, count, count_async, undecodable, die,
+    tells, tells_in_thread, tells_in_process, passes_on,
+)  # fmt: skip
 
 
 async def serve(evidence: str) -> None:

@@ -18,7 +18,7 @@ import psutil
 import structlog
 from pydantic import BaseModel
 
-from kgas_async import Policy, ToolAdapter, call_context, check_cancelled, current, progress, tool
+from kgas_async import CallRejected, Policy, ToolAdapter, call_context, check_cancelled, current, progress, tool
 
 process = tool(offload="process")
 PATIENCE_S = 20.0
@@ -53,6 +53,18 @@ def is_running(pid: int) -> bool:
 @process
 def double(x: int) -> int:
     return 2 * x
+
+
+@tool(offload="process", idempotent=True)
+def turned_away(x: int) -> None:
+    raise CallRejected("no room in here", retry_after=3.0)
+
+
+@process
+def works_on(path: Path) -> None:
+    with path.open("a") as pids:
+        pids.write(f"{os.getpid()} ")
+    time.sleep(600)
 
 
 @process

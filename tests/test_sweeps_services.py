@@ -15,7 +15,7 @@ from kgas_async import Policy, Pool, RestartPolicy, Retry, Service, ServiceCrash
 from kgas_async._context import running_manager
 from kgas_async._hosted import Hosted
 from kgas_async._pool_motion import NO_KEY, _Kept
-from kgas_async.testing import sweep
+from kgas_async.testing import check_service, sweep
 
 from .loops import virtual
 from .sweep_world import World
@@ -147,6 +147,51 @@ async def test_the_lives_of_a_service_from_inside(world: World, ends: str) -> No
     await swept_inside(world, use, least=4)
 
 
+# --- checking a service
+
+
+class Plain(Service):
+    """Is counted while it runs; starts in two steps, stops in one, and is made again from its arguments."""
+
+    def __init__(self, world: World, needed: Service | None = None) -> None:
+        self.world = world
+        self.needed = needed
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        await checkpoint()
+        self.world.services += 1
+        try:
+            await anyio.sleep(0.1)
+            yield
+        finally:
+            self.world.services -= 1
+            with anyio.CancelScope(shield=True):
+                await checkpoint()
+
+    async def health(self) -> None:
+        await checkpoint()
+
+    async def use(self) -> None:
+        self.ensure_running()
+        await checkpoint()
+
+
+@pytest.mark.parametrize("sweeps", [False, True], ids=["lives", "lives-and-is-cancelled"])
+async def test_checking_a_service(world: World, sweeps: bool) -> None:
+    """The check itself is cancelled, wherever it is: what it has started is stopped."""
+    checked: list[int] = []
+
+    async def use() -> None:
+        service = Plain(world, Plain(world))
+        async with world.manager():  # so that what runs besides is known
+            await check_service(service, use=lambda one: one.use(), pickles=False, sweeps=sweeps)
+        checked.append(1)
+
+    await swept(world, use, least=10)
+    assert checked  # the last time nobody cancels it
+
+
 # --- pools
 
 
@@ -221,6 +266,24 @@ async def test_acquiring(world: World, kind: int) -> None:
             assert now.peak == 1
 
     await swept(world, use, least=6)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["async", "managed", "thread"])
+async def test_asking_a_pool_for_its_health(world: World, kind: int) -> None:
+    async def use() -> None:
+        pool = pools(world)[kind]
+        async with world.manager(pool) as manager:
+            await pool.health()  # makes the first one, since there is none
+            with pytest.raises(OSError, match="broken"):
+                async with pool.acquire():
+                    raise OSError("broken")
+            await anyio.sleep(0.1)  # until it is closed
+            assert (await manager.health()).ok  # makes another
+            assert (pool.statistics().in_use, pool.statistics().waiting) == (0, 0)
+            async with pool.acquire(), anyio.create_task_group() as tasks:
+                tasks.start_soon(pool.health)  # there is one, though not to be had now
+
+    await swept(world, use, least=4)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["async", "managed", "thread"])

@@ -7,7 +7,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -51,6 +52,7 @@ def test_where_there_are_no_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 MARK = f"TESTS_{secrets.token_hex(8)}"  # there may be others of these tests
+NOBODYS = 4_200_000  # a session id, and more than there can be
 FAMILY = """
 import os, time
 if os.fork() == 0:
@@ -99,6 +101,54 @@ def test_the_guard_kills_a_whole_session_with_its_leader(family: tuple[subproces
     assert guard.wait(20) == 0
     assert leader.wait(5) == -signal.SIGKILL
     assert not any(_is_alive(pid) for pid in others)
+
+
+@pytest.fixture
+def restless(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts processes that are in the middle of an exec a good part of the time, in sessions of their own."""
+    script = tmp_path / "again"
+    script.write_text('exec /bin/sh "$0"\n')
+    started = []
+
+    def start(mark: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, mark: "1"}
+        started.append(subprocess.Popen(["/bin/sh", str(script)], start_new_session=True, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_kill_session_finds_what_has_left_it_in_the_middle_of_an_exec(
+    restless: Callable[[str], subprocess.Popen[bytes]],
+) -> None:
+    for number in range(60):
+        mark = f"{MARK}_{number}"
+        process = restless(mark)
+        time.sleep(0.003 + number % 7 / 1000)
+        assert _system.kill_session(NOBODYS, mark) == 1
+        assert process.wait(5) == -signal.SIGKILL
+
+
+def test_the_guard_finds_what_has_left_a_session_in_the_middle_of_an_exec(
+    restless: Callable[[str], subprocess.Popen[bytes]],
+) -> None:
+    for number in range(60):
+        mark = f"{MARK}_{number}"
+        process = restless(mark)
+        time.sleep(0.003 + number % 7 / 1000)
+        _guard._kill(NOBODYS, mark.encode())
+        assert process.wait(5) == -signal.SIGKILL
+
+
+def test_a_process_without_an_environment_is_left_alone_and_not_waited_for() -> None:
+    with subprocess.Popen(["/bin/sleep", "1000"], env={}, start_new_session=True) as process:
+        assert _system.kill_session(NOBODYS, MARK) == 0
+        _guard._kill(NOBODYS, MARK.encode())
+        assert process.poll() is None
+        process.kill()
 
 
 def _is_alive(pid: int) -> bool:
