@@ -197,7 +197,7 @@ class _Gathering:
 
     async def result_of(self, inputs: dict[str, Any], call: Call[Any] | None) -> Any:
         """Put an element into the queue and wait for its result."""
-        self._refuse_own_chain()
+        self._refuse_own_chain(call)
         await self._room.acquire()
         if self._is_over:
             self._room.release()  # the next one in the line is to be told as well
@@ -225,7 +225,7 @@ class _Gathering:
             if not self._batches[element.batch]:
                 element.batch.cancel("nobody waits for it any more")
 
-    def _refuse_own_chain(self) -> None:
+    def _refuse_own_chain(self, call: Call[Any] | None) -> None:
         caller = self.session.parent()
         while caller is not None:
             for limit in self._bound.limits:
@@ -233,7 +233,8 @@ class _Gathering:
                     raise CallRejected(
                         f"a batch of tool {self._bound.name!r} wants a token of {limit!r}, which tool "
                         f"{caller.tool_name!r} holds while it waits for the batch: they would wait for each other; "
-                        f"give the two tools limits of their own"
+                        f"give the two tools limits of their own",
+                        call_id="" if call is None else call.id,  # that is refused, and not what it wanted
                     )
             caller = caller.parent
 

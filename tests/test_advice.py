@@ -170,6 +170,7 @@ async def test_what_threads_compute_is_measured_and_advised_on() -> None:
     assert [(advice.tool, advice.instead) for advice in report.advice] == wanted
 
 
+@pytest.mark.real_time
 async def test_what_holds_up_the_loop_is_advised_on_and_nothing_is_moved() -> None:
     monitor = quiet(stall=0.02)
     async with ServiceManager(monitor=monitor, log=None) as manager:

@@ -231,6 +231,7 @@ async def test_what_a_tool_has_submitted_ends_with_it(what: str) -> None:
     assert_clean(manager)
 
 
+@pytest.mark.real_time  # real processes
 @pytest.mark.parametrize("way", ["execute", "gather", "nested"])
 async def test_no_process_works_on_for_a_caller_that_has_gone(way: str, tmp_path: Path) -> None:
     path = tmp_path / "pids"
