@@ -56,7 +56,7 @@ class LimitStatistics:
 class Waiter:
     """Somebody in some loop who waits for a token."""
 
-    __slots__ = ("event", "granted", "has_left", "key", "mailbox", "priority")
+    __slots__ = ("event", "granted", "has_left", "key", "mailbox", "passed_over", "priority")
 
     def __init__(self, mailbox: Mailbox, priority: int = _NORMAL, key: Hashable = NO_KEY) -> None:
         self.mailbox = mailbox
@@ -65,6 +65,7 @@ class Waiter:
         self.key = key
         self.granted = False
         self.has_left = False  # it was cancelled
+        self.passed_over = False  # its loop had ended
 
     def wake(self) -> bool:
         """From any thread. False where its loop has ended: the token goes to the next."""
@@ -178,11 +179,13 @@ class Limit:
 
     def step_out(self, waiter: Waiter) -> None:
         """Leave the line; a token that was granted meanwhile goes to the next."""
+        if waiter.passed_over:  # collected as garbage, whenever that is: this thread may have the lock just then
+            return
         with self._lock:
             granted = waiter.granted
             waiter.has_left = True
             if not granted:
-                self._line.remove(waiter)  # unless its loop had ended, and it was passed over
+                self._line.remove(waiter)
         if granted:
             self._give(waiter.key)
 
@@ -246,6 +249,7 @@ class Limit:
                 if waiter.has_left:
                     continue
                 waiter.granted = False
+                waiter.passed_over = True
                 self._give_back(waiter.key)
                 served += self._serve()
 
@@ -296,6 +300,8 @@ def leave(limit: Limit, door: Any, error: BaseException | None) -> None:
     """The other end of `enter`."""
     mailbox = Mailbox.here()
     held = let_go(limit, mailbox.task())
-    if held is not None:
-        limit._left(held.began, mailbox.time, error)
-    door.release()
+    try:
+        if held is not None:
+            limit._left(held.began, mailbox.time, error)
+    finally:
+        door.release()  # also where a user's function, which was to judge the error, raises

@@ -74,7 +74,7 @@ class CircuitBreaker:
     Args:
         failures: A whole number: it opens after so many failures in a row, or, with ``window`` or ``calls``, among
             those. Or a share above 0 and at most 1, such as 0.5: it opens when so many of the results fail.
-        recovery: Seconds until probes are let through.
+        recovery: Seconds until probes are let through, above 0.
         probes: How many.
         window: Seconds: only results of the last so many seconds count (to a tenth).
         slow: Seconds: a call that ran longer counts as a failure, though its value is its caller's.
@@ -123,7 +123,7 @@ class CircuitBreaker:
         self.name = name
         self._core = BreakerCore(
             limit,
-            check_seconds("CircuitBreaker(recovery)", recovery),
+            check_seconds("CircuitBreaker(recovery)", recovery, zero=False),  # or probes would be given up at once
             check_count("CircuitBreaker(probes)", probes),
             seconds,
             last,

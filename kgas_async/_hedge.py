@@ -51,7 +51,8 @@ class Attempt(Call[Any]):
         self.value = None
         self.abandoned = self.waited = False
         self.holds = ()
-        self.begun_ns = self.run_ns = self.wait_thread_ns = 0
+        self.begun_ns = self.run_ns = 0
+        self.wait_concurrency_ns = self.wait_rate_ns = self.wait_thread_ns = 0
         self.cpu_ns = self.rss_peak = None
         assert whole.context is not None
         self.context = whole.context.copy()
@@ -180,6 +181,8 @@ class _Race:
             attempt.is_over = True
             call.begun_ns = call.begun_ns or attempt.begun_ns
             call.run_ns += attempt.run_ns
+            call.wait_concurrency_ns += attempt.wait_concurrency_ns
+            call.wait_rate_ns += attempt.wait_rate_ns
             call.wait_thread_ns += attempt.wait_thread_ns
             call.abandoned = call.abandoned or attempt.abandoned
             if attempt.cpu_ns is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from types import TracebackType
@@ -81,7 +82,10 @@ class ConcurrencyLimit(Limit):
         super().__init__(check_count("ConcurrencyLimit(total)", total))
         if key is not None:
             check_key("ConcurrencyLimit(key)", key)
-            self._line = KeyedLine(total if per_key is None else check_count("ConcurrencyLimit(per_key)", per_key))
+            # Without a number of its own a key may have all that there are, also once the total has been changed.
+            self._line = KeyedLine(
+                sys.maxsize if per_key is None else check_count("ConcurrencyLimit(per_key)", per_key)
+            )
             self.is_keyed = True
         elif per_key is not None:
             raise TypeError("ConcurrencyLimit(per_key) needs key=..., what the calls are told apart by")

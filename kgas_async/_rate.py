@@ -8,7 +8,7 @@ carried over. Knows nothing of tools and calls.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from ._errors import CallRejected, text_of
 from ._keyed import FunctionFailed, check_key, key_of
 from ._limits import check_seconds, named
 from ._mailbox import Mailbox
+from ._rate_line import RateLine
 
 __all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
 
@@ -101,7 +102,7 @@ class RateLimit:
         self._seen = 0.0  # the last look at that clock, and at the real one
         self._seen_real = 0.0
         self._lock = Lock()
-        self._waiters: deque[Waiter] = deque()
+        self._line = RateLine(self._lock)
         self._taken = 0.0
 
     def __repr__(self) -> str:
@@ -119,7 +120,7 @@ class RateLimit:
 
     def statistics(self) -> RateStatistics:
         """How it stands now."""
-        waiting, keys = len(self._waiters), 0
+        waiting, keys = len(self._line), 0
         if self._buckets is not None:
             waiting, keys = self._buckets.waiting(), len(self._buckets.kept)
         with self._lock:
@@ -191,27 +192,18 @@ class RateLimit:
         self._due = max(self._due, at) + tokens * self._interval
         self._taken += tokens
 
-    def _leave(self, waiter: Waiter) -> None:
-        """Step out of the line, for whatever reason; the next becomes the first."""
-        with self._lock:
-            if waiter not in self._waiters:  # its loop had ended, and it was passed over
-                return
-            first = self._waiters[0] is waiter
-            self._waiters.remove(waiter)
-        if first:
-            self._call_first()
-
-    def _call_first(self) -> None:
+    async def _until_enough(self, waiter: Waiter, tokens: float, clock: int) -> float:
+        """Wait until there are so many tokens for this one, which is first in the line; since when there are."""
         while True:
+            now = anyio.current_time()
             with self._lock:
-                if not self._waiters:
-                    return
-                waiter = self._waiters[0]
-            if waiter.wake():
-                return
-            with self._lock:  # its loop has ended
-                if self._waiters and self._waiters[0] is waiter:
-                    self._waiters.popleft()
+                waiter.event = waiter.mailbox.gate()  # for news from here on
+                delay = self._delay(tokens, now, clock)
+                if delay <= 0:
+                    # What was due while we waited is taken as of then, or late timers would eat the rate.
+                    return min(now, max(now - self._interval, now + delay))
+            with anyio.move_on_after(delay):
+                await waiter.event.wait()
 
     def pause(self, seconds: float) -> None:
         """Give no token for so long, since a server said so (Retry-After). On a loop; of keys: of one's bucket."""
@@ -227,6 +219,8 @@ class RateLimit:
         with self._lock:
             self._due -= tokens * self._interval
             self._taken -= tokens
+        if self._line:
+            self._line.call_first()  # who sleeps until they would have been there without these
 
     async def acquire(self, tokens: float = 1.0) -> None:
         """Take tokens, waiting in line until they are there.
@@ -284,7 +278,7 @@ class _Bucket(RateLimit):
     def is_as_new(self, now: float, clock: int) -> bool:
         """Whether a fresh one would give the same."""
         with self._lock:
-            return not self._waiters and self._delay(self._burst, now, clock) <= 0
+            return not self._line and self._delay(self._burst, now, clock) <= 0
 
 
 class _Buckets:
@@ -312,7 +306,7 @@ class _Buckets:
 
     def waiting(self) -> int:
         with self._lock:
-            return sum(len(bucket._waiters) for bucket in self._known.values())
+            return sum(len(bucket._line) for bucket in self._known.values())
 
     def forget_some(self, now: float, clock: int) -> None:
         for _ in range(self.LOOKED_AT):
@@ -343,8 +337,8 @@ def _blocking(
             locked.append(limit)
             delay = limit._delay(tokens, now, clock)
             if delay <= 0:
-                line = limit._waiters
-                if not line or (mine is not None and mine[0] is limit and line[0] is mine[1]):
+                line = limit._line
+                if not line or (mine is not None and mine[0] is limit and line.is_first(mine[1])):
                     continue
                 delay = 0.0
             if delay > longest:
@@ -366,26 +360,16 @@ async def acquire_rates(wanted: Sequence[tuple[RateLimit, float]]) -> None:
     mailbox = Mailbox.here()
     clock = mailbox.serial
     due = now = anyio.current_time()
-    blocker, delay = _blocking(wanted, now, clock, None, due)
+    blocker, _ = _blocking(wanted, now, clock, None, due)
     while blocker is not None:
         waiter = Waiter(mailbox)
         tokens = next(tokens for limit, tokens in wanted if limit is blocker)
-        with blocker._lock:
-            blocker._waiters.append(waiter)
-            first = blocker._waiters[0] is waiter
+        blocker._line.join(waiter)
         try:
-            if not first:
-                await waiter.event.wait()
-            while True:  # first in line: until it has enough, then look at all again
-                now = anyio.current_time()
-                with blocker._lock:
-                    delay = blocker._delay(tokens, now, clock)
-                    # What was due while we waited is taken as of then, or late timers would eat the rate.
-                    due = min(now, max(now - blocker._interval, now + delay)) if delay <= 0 else now
-                if delay <= 0:
-                    break
-                await anyio.sleep(delay)
-            other, delay = _blocking(wanted, now, clock, (blocker, waiter), due)
+            await blocker._line.until_first(waiter)
+            due = await blocker._until_enough(waiter, tokens, clock)
+            # Then look at all again.
+            other, _ = _blocking(wanted, anyio.current_time(), clock, (blocker, waiter), due)
         finally:
-            blocker._leave(waiter)
+            blocker._line.leave(waiter)
         blocker = other

@@ -21,7 +21,7 @@ from ._call import Call
 from ._errors import CallError, shown
 from ._mailbox import Gate
 from ._records import call_fields, error_fields
-from ._tokens import DeadlinePassed, deadline_of, refuse_own_chain
+from ._tokens import DeadlinePassed, deadline_of, refuse_own_chain, with_defaults
 
 __all__ = ["FlightFailed", "reused_or_run"]
 
@@ -103,7 +103,8 @@ async def reused_or_run(call: Call[Any], cache: Cache, run: Run) -> BaseExceptio
     bound = call.bound
     home = bound.home
     try:
-        key = cache.key_of(bound.name, bound.version, call.inputs)
+        inputs = call.inputs if cache.key is None else with_defaults(call)
+        key = cache.key_of(bound.name, bound.version, inputs)
     except KeyFailed as error:
         return error
     store = cache.store

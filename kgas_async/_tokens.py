@@ -35,6 +35,7 @@ __all__ = [
     "take_rates",
     "tell_news",
     "wanted_rates",
+    "with_defaults",
 ]
 
 
@@ -58,13 +59,18 @@ def give_back(held: Sequence[Any]) -> None:
         token.release()
 
 
+def with_defaults(call: Call[Any]) -> dict[str, Any]:
+    """What a user's function of the inputs is given: those that were left out, too."""
+    return call.bound.signature.defaults | dict(call.inputs)
+
+
 def _token_of(call: Call[Any], limit: Limit) -> Any:
     """What the call takes its token of: the limit, or one key of it.
 
     Raises:
         FunctionFailed: The key function raised, or gave what cannot be a key.
     """
-    return limit.of(call.bound.signature.defaults | dict(call.inputs)) if limit.is_keyed else limit
+    return limit.of(with_defaults(call)) if limit.is_keyed else limit
 
 
 async def take_concurrency(call: Call[Any], held: list[Any]) -> None:
@@ -219,11 +225,14 @@ def wanted_rates(call: Call[Any]) -> list[tuple[RateLimit, float]]:
     Raises:
         CallRejected, FunctionFailed: As of `RateLimit.tokens` and `RateLimit.of`.
     """
-    return [(_rate_of(call, limit), limit.tokens(call.inputs)) for limit in call.bound.rates]
+    return [
+        (_rate_of(call, limit), 1.0 if limit.cost is None else limit.tokens(with_defaults(call)))
+        for limit in call.bound.rates
+    ]
 
 
 def _rate_of(call: Call[Any], limit: RateLimit) -> RateLimit:
-    return limit.of(call.bound.signature.defaults | dict(call.inputs)) if limit.is_keyed else limit
+    return limit.of(with_defaults(call)) if limit.is_keyed else limit
 
 
 def pause_rates(call: Call[Any], seconds: float) -> None:

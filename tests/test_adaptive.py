@@ -294,6 +294,16 @@ async def test_a_function_of_errors_that_raises_fails_its_own_call() -> None:
     assert_clean(manager, limit)
 
 
+async def test_a_function_of_errors_that_raises_keeps_no_token() -> None:
+    limit = AdaptiveLimit(1, 5, on=lambda error: error.no_such_thing)
+    with pytest.raises(AttributeError):
+        async with limit:
+            raise ValueError("no")
+    assert_clean(limit)
+    async with limit:
+        pass
+
+
 async def test_a_cancelled_call_and_one_that_its_deadline_cut_off_say_nothing() -> None:
     limit = AdaptiveLimit(1, 5, initial=5)
 

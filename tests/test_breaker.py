@@ -333,7 +333,8 @@ def test_which_errors_count() -> None:
         (lambda: CircuitBreaker(5, calls=4), ValueError, "can never be"),
         (lambda: CircuitBreaker(5, calls=0), ValueError, "at least 1"),
         (lambda: CircuitBreaker(5, window=0), ValueError, "above 0"),
-        (lambda: CircuitBreaker(5, recovery=-1), ValueError, "at least 0"),
+        (lambda: CircuitBreaker(5, recovery=-1), ValueError, "recovery\\) must be above 0"),
+        (lambda: CircuitBreaker(5, recovery=0), ValueError, "recovery\\) must be above 0"),
         (lambda: CircuitBreaker(5, recovery=None), TypeError, "must be a number"),  # type: ignore[arg-type]
         (lambda: CircuitBreaker(5, probes=0), ValueError, "at least 1"),
         (lambda: CircuitBreaker(5, slow=0), ValueError, "above 0"),

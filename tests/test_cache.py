@@ -360,6 +360,21 @@ def test_what_cannot_have_a_cache_is_told_where_it_is_given(make: Any, says: str
         make()
 
 
+async def test_the_key_function_is_given_inputs_that_were_left_out_too() -> None:
+    runs: list[str] = []
+
+    @tool(policy=Policy(cache=Cache(60, key=lambda inputs: (inputs["word"], inputs["language"]))))
+    async def translate(word: str, language: str = "de") -> str:
+        runs.append(word)
+        return word
+
+    async with ServiceManager(log=None) as manager:
+        await manager.execute(translate, word="a")
+        assert (await manager.outcome(translate, word="a", language="de")).status == "reused"
+        assert (await manager.outcome(translate, word="a", language="fr")).status == "succeeded"
+    assert runs == ["a", "a"]
+
+
 async def test_inputs_without_a_key_fail_their_call_and_nothing_runs() -> None:
     ran = []
 

@@ -208,6 +208,19 @@ async def test_the_time_begins_when_the_first_does_and_not_while_it_waits() -> N
     assert_clean(manager, limit)
 
 
+async def test_what_it_waited_for_before_the_first_attempt_is_on_record() -> None:
+    sink = MemorySink()
+    replica = Replica(1, 1, 1).using(hedge_after=30, concurrency=ConcurrencyLimit(1), rate=RateLimit(0.2))
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        calls = [manager.submit(replica) for _ in range(3)]
+        outcomes = [await call.outcome() for call in calls]
+    waits = [record["wait_us"] for record in sink.records if record["event"] == "call.succeeded"]
+    assert waits[0]["concurrency"] == 0
+    assert all(wait["concurrency"] > 0 for wait in waits[1:])  # in real time, of which little passes here
+    assert all(wait["rate"] > 0 for wait in waits[1:])
+    assert sum(outcome.wait_s > 0 for outcome in outcomes) == 2
+
+
 async def test_the_slower_one_is_no_failure_to_the_breaker() -> None:
     breaker = CircuitBreaker(1)
     replica = Replica(10, 1, 10, 1)

@@ -284,6 +284,22 @@ def test_a_key_of_one_loop_is_served_in_the_next() -> None:
 # --- a total that changes
 
 
+async def test_without_a_number_of_its_own_a_key_may_have_all_there_are_whatever_the_total_becomes() -> None:
+    limit = ConcurrencyLimit(1, key="host")
+    tokens = limit.for_key("a")
+    await tokens.acquire()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tokens.acquire)
+        await anyio.wait_all_tasks_blocked()
+        limit.total = 3
+    assert limit.statistics().borrowed == 2
+    assert tokens.acquire_nowait()
+    assert not tokens.acquire_nowait()
+    for _ in range(3):
+        tokens.release()
+    assert_clean(limit)
+
+
 async def test_raising_the_total_wakes_waiters_and_lowering_it_lets_running_ones_end() -> None:
     limit = ConcurrencyLimit(1)
     inside = 0

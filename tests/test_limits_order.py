@@ -154,6 +154,16 @@ def test_a_token_passed_over_a_waiter_of_an_ended_loop_is_not_given_back_by_it_t
     assert limit.statistics().borrowed == 1
 
 
+def test_a_waiter_of_an_ended_loop_may_be_collected_while_the_limit_is_in_use() -> None:
+    limit = ConcurrencyLimit(1)
+    assert limit.acquire_nowait()
+    a_waiter_of_an_ended_loop(limit)
+    limit.release()
+    with limit._lock:  # whatever this thread does, a collection may come in between
+        gc.collect()
+    assert limit.statistics().borrowed == 0
+
+
 async def test_a_token_that_a_cancelled_waiter_gave_on_is_not_given_on_again_as_its_loop_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import math
 import pickle
@@ -255,6 +256,18 @@ async def test_a_call_costs_what_the_function_of_its_inputs_says() -> None:
     assert limit.statistics().taken == 9
 
 
+async def test_the_cost_function_is_given_inputs_that_were_left_out_too() -> None:
+    limit = RateLimit(1, burst=10, cost=lambda inputs: inputs["tokens"])
+
+    @tool(policy=Policy(rate=limit))
+    async def ask(question: str, tokens: int = 4) -> str:
+        return question
+
+    async with ServiceManager() as manager:
+        assert await manager.execute(ask, question="why") == "why"
+    assert limit.statistics().taken == 4
+
+
 async def test_a_call_that_costs_more_than_the_burst_is_rejected_with_the_mend() -> None:
     @tool(policy=Policy(rate=RateLimit(10, burst=5, cost=lambda inputs: inputs["size"])))
     async def embed(size: int) -> None: ...
@@ -294,6 +307,25 @@ async def test_a_cancelled_waiter_takes_nothing_and_leaves_the_line() -> None:
     await limit.acquire()
     assert anyio.current_time() - before == pytest.approx(0.5)
     assert limit.statistics().taken == 2
+    assert_clean(limit)
+
+
+@pytest.mark.parametrize("back", [3, 10])
+async def test_tokens_that_are_given_back_are_there_at_once_for_who_waits(back: int) -> None:
+    limit = RateLimit(1, burst=10)
+    await limit.acquire(10)
+    starts: list[float] = []
+    zero = anyio.current_time()
+
+    async def caller() -> None:
+        await limit.acquire(10)
+        starts.append(anyio.current_time() - zero)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(caller)
+        await anyio.sleep(2)
+        limit.refund(back)
+    assert starts == pytest.approx([max(2, 10 - back)])
     assert_clean(limit)
 
 
@@ -439,6 +471,48 @@ def test_what_was_taken_in_one_loop_counts_in_the_next(names: tuple[str, str]) -
     # The clocks of two loops have nothing in common; the real time between them does count.
     assert 58 < run_virtually(names[1], take, 1) <= 60
     assert_clean(limit)
+
+
+def a_waiter_of_an_ended_loop(limit: RateLimit) -> object:
+    """Who waits for a token when its loop ends, and is kept alive by the test."""
+
+    async def first() -> asyncio.Task[None]:
+        waiting = asyncio.create_task(limit.acquire())
+        await asyncio.sleep(0.01)
+        return waiting
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # which would say that a pending task was destroyed
+    waiting = loop.run_until_complete(first())
+    assert not waiting.done()
+    loop.close()
+    return waiting
+
+
+@real_time
+def test_who_waited_in_a_loop_that_has_ended_holds_up_nobody(anyio_backend: str) -> None:
+    limit = RateLimit(10)
+
+    async def main() -> None:
+        await limit.acquire()
+        with anyio.fail_after(30):
+            await limit.acquire()
+
+    anyio.run(limit.acquire, backend=anyio_backend)
+    kept = a_waiter_of_an_ended_loop(limit)
+    anyio.run(main, backend=anyio_backend)
+    assert limit.statistics().waiting == 0
+    del kept
+
+
+def test_who_waited_in_a_loop_that_has_ended_may_be_collected_while_the_limit_is_in_use() -> None:
+    limit = RateLimit(10)
+    anyio.run(limit.acquire)
+    a_waiter_of_an_ended_loop(limit)
+    limit._line.call_first()  # passed over: nothing refers to it any more
+    with limit._lock:  # whatever this thread does, a collection may come in between
+        gc.collect()
+    assert limit.statistics().waiting == 0
 
 
 def test_a_pause_of_one_loop_holds_in_the_next() -> None:
