@@ -152,13 +152,13 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         except Exception as broken:  # noqa: BLE001  (a user's function in the policy)
             broken.__context__ = error
             return broken
+        if told is not None:  # for all callers, also where this call ends
+            pause_rates(call, told)
         if delay is None:
             return error
         if retry.budget is not None and not retry.budget.take_retry(bound.home.mailbox):
             add_note(error, f"not tried again: the retries of its {retry.budget!r} are used up")
             return error
-        if told:
-            pause_rates(call, delay)
         call.last_error, call.crash = asked, None
         bound.state.retried += 1
         if bound.home.log is not None:

@@ -101,7 +101,7 @@ class Retry:
         wait: Seconds between attempts: a number, `exponential(...)` (the default), `linear(...)`, or a function of the
             number of the failed attempt (from 1).
         after: A function that takes the delay from the error (a Retry-After header), or None to leave it to
-            ``wait``. When it gives one, the call's rate limits pause for as long.
+            ``wait``. When it gives one, the call's rate limits pause for as long, also after the last attempt.
         while_running: Whether to try again while an abandoned attempt still runs in its thread. Off, since two
             copies of a tool at once surprise most tools.
         budget: A `RetryBudget`, shared by all whose retries together are to be bounded.
@@ -154,7 +154,7 @@ class Retry:
         *,
         left: float | None = None,
         draw: Callable[[], float] = random.random,
-    ) -> tuple[float | None, bool]:
+    ) -> tuple[float | None, float | None]:
         """The decision.
 
         Args:
@@ -165,12 +165,14 @@ class Retry:
 
         Returns:
             Seconds to sleep before the next attempt, or None for no further one (attempts used up, the error is not
-            wanted, or the sleep could not end before the deadline); and whether ``after`` gave the delay.
+            wanted, or the sleep could not end before the deadline); and the delay that ``after`` gave, if it did: the
+            server's wish, which holds for other callers too, whatever becomes of this one.
         """
-        if attempt >= self.attempts or not self.wants(error):
-            return None, False
-        seconds = self.after(error) if self.after is not None else None
-        told = seconds is not None
+        if not self.wants(error):
+            return None, None
+        seconds = told = self._told(error)
+        if attempt >= self.attempts:
+            return None, told
         if seconds is None:
             if isinstance(self.wait, (exponential, linear)):
                 seconds = self.wait(attempt, draw)
@@ -180,3 +182,7 @@ class Retry:
         if left is not None and seconds >= left:
             return None, told
         return seconds, told
+
+    def _told(self, error: BaseException) -> float | None:
+        seconds = None if self.after is None else self.after(error)
+        return None if seconds is None else check_seconds("what Retry(after) gives", seconds)

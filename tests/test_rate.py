@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kgas_async import CallRejected, CallTimeout, Policy, RateLimit, Retry, ServiceManager, tool
+from kgas_async import CallRejected, CallTimeout, Policy, RateLimit, Retry, RetryBudget, ServiceManager, tool
 from kgas_async._rate import acquire_rates
 from kgas_async.testing import assert_clean, virtual_backend
 
@@ -434,6 +434,30 @@ async def test_a_delay_told_by_the_server_pauses_all_calls_under_the_rate_limit(
     assert min(at for _, at in starts[1:]) == pytest.approx(30)
     # After the pause it starts slowly again, and not with a burst onto a server that has just complained.
     assert sorted(at for _, at in starts[1:]) == pytest.approx([30, 30.1, 30.2, 30.3])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"retry": Retry(1, after=lambda error: 30.0)},
+        {"retry": Retry(5, after=lambda error: 30.0), "deadline": 20.0},
+        {"retry": Retry(5, after=lambda error: 30.0, budget=RetryBudget(0.1, min_per_s=0))},
+    ],
+    ids=["the last attempt", "no time left", "no budget"],
+)
+async def test_it_does_so_where_the_call_itself_is_not_tried_again(policy: dict[str, Any]) -> None:
+    limit = RateLimit(10, burst=5)
+
+    @tool(policy=Policy(rate=limit, **policy))
+    async def asks() -> None:
+        raise Busy
+
+    zero = anyio.current_time()
+    async with ServiceManager(log=None) as manager:
+        outcome = await manager.outcome(asks)
+        assert (outcome.status, outcome.attempts) == ("failed", 1)
+        await limit.acquire()
+    assert anyio.current_time() - zero == pytest.approx(30)
 
 
 @pytest.mark.parametrize("tokens", [0.1, 1, 5])

@@ -104,22 +104,30 @@ def test_which_errors_are_worth_another_attempt(on: Any, error: BaseException, w
 def test_a_sleep_that_cannot_end_before_the_deadline_is_refused(
     attempt: int, left: float | None, expected: float | None
 ) -> None:
-    assert Retry(3, wait=2).delay(attempt, ValueError(), left=left) == (expected, False)
+    assert Retry(3, wait=2).delay(attempt, ValueError(), left=left) == (expected, None)
 
 
 @pytest.mark.parametrize(
     ("error", "left", "expected"),
     [
-        (Told(7), None, (7, True)),
-        (Told(0), None, (0, True)),
-        (Told(None), None, (2, False)),  # not told: the retry's own wait
-        (Told(7), 5.0, (None, True)),
-        (Told(7), 8.0, (7, True)),
+        (Told(7), None, (7, 7)),
+        (Told(0), None, (0, 0)),
+        (Told(None), None, (2, None)),  # not told: the retry's own wait
+        (Told(7), 5.0, (None, 7)),
+        (Told(7), 8.0, (7, 7)),
     ],
 )
 def test_a_delay_that_the_error_tells_counts_before_the_wait(error: Told, left: float | None, expected: Any) -> None:
     retry = Retry(3, wait=2, after=lambda error: getattr(error, "seconds", None))
     assert retry.delay(1, error, left=left) == expected
+
+
+def test_what_the_error_tells_is_asked_after_the_last_attempt_too_and_of_no_error_that_is_not_wanted() -> None:
+    retry = Retry(3, on=Told, after=lambda error: error.seconds)  # type: ignore[attr-defined]
+    assert retry.delay(3, Told(7)) == (None, 7)
+    assert retry.delay(1, ValueError()) == (None, None)
+    with pytest.raises(ValueError, match="what Retry\\(after\\) gives must be at least 0"):
+        retry.delay(1, Told(-1))
 
 
 @pytest.mark.parametrize(
