@@ -14,7 +14,7 @@ import anyio
 from ._breaker import BreakerMove, CircuitBreaker
 from ._breaker_core import Permit
 from ._call import Call
-from ._errors import CircuitOpen
+from ._errors import CallTimeout, CircuitOpen
 from ._feedback import Feedback
 from ._mailbox import cancels_pending
 from ._offload import ReturnedError
@@ -117,6 +117,8 @@ def _verdict(call: Call[Any], breaker: CircuitBreaker, error: BaseException) -> 
         return None, ""
     if isinstance(error, DeadlinePassed):
         return False, "the deadline passed while it ran"
+    if isinstance(error, CallTimeout) and error.call_id == call.id:
+        return False, "CallTimeout"  # whatever errors `on` names: no answer is none
     if isinstance(error, ReturnedError):
         error = error.error
     counts = breaker.counts(error)

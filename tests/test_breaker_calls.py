@@ -290,6 +290,19 @@ async def test_a_tool_that_does_not_answer_in_time_has_failed(field: str, how: A
     assert breaker.statistics().opened == 1  # the end of an abandoned thread is nobody's result
 
 
+@pytest.mark.parametrize("field", ["timeout", "deadline"])
+async def test_no_answer_in_time_is_a_failure_whatever_errors_are_named(field: str) -> None:
+    breaker = CircuitBreaker(1, recovery=5, on=ConnectionError)
+    server = Server(10)
+    guarded = server.using(breaker=breaker, **{field: 1.0})
+    async with ServiceManager(log=None) as manager:
+        assert (await manager.outcome(guarded)).status == "timed_out"
+        assert breaker.state == "open"
+        await anyio.sleep(5)
+        assert (await manager.outcome(guarded)).status == "timed_out"
+        assert (breaker.state, breaker.statistics().opened) == ("open", 2)  # a probe that hangs does not close it
+
+
 async def test_other_errors_are_answers() -> None:
     breaker = CircuitBreaker(2, on=OSError)
     server = Server()
