@@ -73,6 +73,7 @@ class Call(Generic[R]):
     last_error: BaseException | None = None
     children: set[Any] | None = None
     holds: tuple[Any, ...] = ()
+    around: tuple[Any, ...] = ()  # what the code that waits for it has entered by ``async with``
     paid: Sequence[tuple[Any, float]] = ()  # rate limits and what was taken of them
     replaces: tuple[Any, ...] = ()  # calls to be waited for before it begins
     given_name: str | None = None

@@ -13,8 +13,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ._context import current_call
+from ._mailbox import Mailbox
 
-__all__ = ["Hold", "call_here", "held_by", "hold", "is_reentry", "let_go", "taken_against"]
+__all__ = ["Hold", "call_here", "held_by", "held_here", "hold", "is_reentry", "let_go", "taken_against"]
 
 
 class Hold:
@@ -60,6 +61,11 @@ def held_by(task: object) -> tuple[Hold, ...]:
     """What this task has entered and not left."""
     holds = _holds.get()
     return tuple(one for one in holds if one.is_live and one.task is task) if holds else ()
+
+
+def held_here() -> tuple[Hold, ...]:
+    """What code around this has entered and not left, if its task waits for what comes now; mostly nothing."""
+    return held_by(Mailbox.here().task()) if _holds.get() else ()
 
 
 def is_reentry(limit: Any, task: object) -> bool:

@@ -26,6 +26,7 @@ from ._hosting import Hosting
 from ._left import LeftBehind
 from ._mailbox import Mailbox, OpenScopes
 from ._monitor import PerformanceMonitor
+from ._order import held_here
 from ._processes import ProcessPool
 from ._recording import Recording
 from ._reserved import Reserved
@@ -184,6 +185,8 @@ class Session:
         """
         if call.bound.isolated and not owned:
             return await self.run_isolated(call)
+        if not owned and (around := held_here()):
+            call.around = around
         host = Host(owned=owned)
         host.call = call
         call._host = host
@@ -240,6 +243,7 @@ class Session:
     async def run_isolated(self, call: Call[Any]) -> None:
         """Run a call in a task of its own and wait for it; our cancellation is its."""
         call.waits()
+        call.around = held_here()
         self._spawn_host(call)
         try:
             await call.wait()

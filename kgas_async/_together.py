@@ -14,6 +14,7 @@ import anyio.lowlevel
 from ._bound import Bound
 from ._call import Call, wait_for_end
 from ._errors import ServiceError, shown
+from ._order import held_here
 from ._outcome import Outcome
 from ._session import Session
 from ._suggest import nearest
@@ -101,10 +102,12 @@ class Together:
                 self._refused[name] = error
         if self._refused and self._decides(False):
             return
+        around = held_here()
         for name, bound in self._bounds.items():
             if name not in self._refused:
                 call = self._calls[name] = session.new_call(bound, self._inputs[name], self._parent)
                 call.on_end = self._ended
+                call.around = around
         self._open = len(self._calls)
 
     def _ended(self, call: Call[Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from time import perf_counter_ns
 from typing import Any
 
@@ -17,7 +18,7 @@ from ._admission import Limit
 from ._call import Call
 from ._errors import CallRejected
 from ._keyed import FunctionFailed
-from ._order import held_by, taken_against
+from ._order import taken_against
 from ._priority import priority_of
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
@@ -88,6 +89,8 @@ async def take_concurrency(call: Call[Any], held: list[Any]) -> None:
         if limit.is_reentrant and _holds(call, limit):
             limit.join()
         elif not token.acquire_nowait():
+            if call.around and call.deadline_at is None and _entered(call).count(limit) >= limit.total:
+                raise CallRejected(_by_this_code(call, limit))
             tell_news(call, limit)
             await _wait(call, token)
         held.append(token)
@@ -134,12 +137,19 @@ def tell_news(call: Call[Any], limit: Limit) -> None:
 
 def _holds(call: Call[Any], limit: Limit) -> bool:
     """Whether the chain of calls that this one is nested in holds a token, by policy or by ``async with``."""
+    if limit in _entered(call):
+        return True
     ancestor = call.parent
     while ancestor is not None:
-        if limit in ancestor.holds:
+        if limit in ancestor.holds or limit in _entered(ancestor):
             return True
         ancestor = ancestor.parent
-    return any(one.limit is limit for one in held_by(call.bound.home.mailbox.task()))
+    return False
+
+
+def _entered(call: Call[Any]) -> list[Any]:
+    """What the code that waits for the call has entered by ``async with``."""
+    return [one.limit for one in call.around if one.is_live]
 
 
 def refuse_own_chain(call: Call[Any]) -> CallRejected | None:
@@ -155,11 +165,12 @@ def refuse_own_chain(call: Call[Any]) -> CallRejected | None:
 
 def _refuse_deadlock(call: Call[Any]) -> None:
     """Refuse what a call of its own chain holds, and what others have taken in the other order."""
-    _refuse_held(call, call.parent, [one.limit for one in held_by(call.bound.home.mailbox.task())])
-    ancestor = call.parent
-    while ancestor is not None:
+    chain = [call]
+    while (ancestor := chain[-1].parent) is not None:
+        chain.append(ancestor)
+    for inner, ancestor in reversed(list(pairwise(chain))):  # what was entered furthest out is around all within
         _refuse_held(call, ancestor, ancestor.holds)
-        ancestor = ancestor.parent
+        _refuse_held(call, ancestor, _entered(inner))
 
 
 def _refuse_held(call: Call[Any], ancestor: Call[Any], holds: Sequence[Any]) -> None:
@@ -170,6 +181,14 @@ def _refuse_held(call: Call[Any], ancestor: Call[Any], holds: Sequence[Any]) -> 
                     raise CallRejected(_own_chain(call, ancestor, held), call_id=call.id)
             elif (others := taken_against(held, wanted, (ancestor.tool_name, call.tool_name))) is not None:
                 raise CallRejected(_other_order(call, ancestor, held, wanted, others), call_id=call.id)
+
+
+def _by_this_code(call: Call[Any], limit: Limit) -> str:
+    return (
+        f"tool {call.tool_name!r} wants a token of {limit!r}, all of which the code that waits for this call has "
+        f"entered by 'async with': they would wait for each other; leave the block out, or give the tool a limit of its "
+        f"own"
+    )
 
 
 def _own_chain(call: Call[Any], ancestor: Call[Any], limit: Limit) -> str:

@@ -35,7 +35,7 @@ def plain() -> ConcurrencyLimit:
 kinds = pytest.mark.parametrize("make", [plain, keyed, adaptive])
 
 
-@tool
+@tool(idempotent=True)
 async def nothing() -> None: ...
 
 
@@ -44,7 +44,7 @@ def reason(outcome: Any) -> str:
     error = outcome.error
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    return " ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 @kinds
@@ -91,6 +91,64 @@ async def test_a_nested_call_that_wants_what_the_code_around_it_has_entered_is_r
         refused = await manager.outcome(outer)
     assert isinstance(refused.error.__cause__, CallRejected)  # type: ignore[union-attr]
     assert "'inner' wants a token of" in reason(refused)
+    assert_clean(manager, limit)
+
+
+async def test_a_call_that_code_outside_of_all_calls_waits_for_within_the_limit_is_refused() -> None:
+    limit = ConcurrencyLimit(1)
+    inner = nothing.using(name="inner", concurrency=limit)
+    async with ServiceManager(log=None) as manager:
+        with anyio.fail_after(10):
+            async with limit:
+                refused = await manager.outcome(inner)
+                with pytest.raises(CallRejected):
+                    await manager.execute(inner)
+                with pytest.raises(CallRejected):
+                    await manager.gather({"inner": inner}, {})
+        assert refused.status == "rejected"
+        assert "the code that waits for this call has entered by 'async with'" in str(refused.error)
+        assert (await manager.outcome(inner)).ok
+    assert_clean(manager, limit)
+
+
+@tool
+def through_a_thread(inner: Any) -> None:
+    inner.execute()
+
+
+@tool
+async def failing() -> None:
+    raise ValueError("no")
+
+
+ways = pytest.mark.parametrize(
+    "way",
+    [
+        lambda inner: current().execute(inner.using(isolated=True)),
+        lambda inner: current().gather({"inner": inner}, {}),
+        lambda inner: current().race({"inner": inner}, {}),
+        lambda inner: current().execute(through_a_thread, inner=inner),
+        lambda inner: current().execute(inner.using(hedge_after=5.0)),
+        lambda inner: current().execute(failing.using(fallback=inner)),
+    ],
+    ids=["isolated", "gather", "race", "thread", "hedge", "fallback"],
+)
+
+
+@ways
+async def test_it_is_refused_whatever_task_it_runs_in(way: Any) -> None:
+    limit = ConcurrencyLimit(1)
+
+    @tool
+    async def outer() -> None:
+        async with limit:
+            await way(nothing.using(name="inner", concurrency=limit))
+
+    async with ServiceManager(log=None) as manager:
+        with anyio.fail_after(10):
+            refused = await manager.outcome(outer)
+        assert "'inner' wants a token of" in reason(refused)
+        assert "which tool 'outer' holds while it waits" in reason(refused)
     assert_clean(manager, limit)
 
 
