@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from ._admission import Limit, LimitStatistics
 from ._limits import check_count, named
+from ._matching import refuse_async
 
 __all__ = ["AdaptiveCore", "AdaptiveLimit", "AdaptiveStatistics"]
 
@@ -231,6 +232,7 @@ class AdaptiveLimit(Limit):
             raise TypeError(
                 f"AdaptiveLimit(on) is a type of Exception, a tuple of them, or a function of the error, not {on!r}"
             )
+        refuse_async("AdaptiveLimit(on)", on)
         super().__init__(first)
         self._arguments: dict[str, Any] = {"initial": initial, "on": on}
         self._on: Any = on

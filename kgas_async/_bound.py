@@ -25,7 +25,6 @@ from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
 from ._service import may_restart
-from ._suggest import nearest
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
@@ -227,25 +226,10 @@ class Bound:
         self.holds = (*self.limits, state.serial) if self.execution.dedicated else self.limits
         self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
         self.rates = _rates(policy, state)
-        self._check_keys()
         self.breaker = _breaker(policy, state)
         self.cache = _cache(policy, state)
         self.hedge_after: float | None = policy.hedge_after
         self.fallbacks: tuple[Bound, ...] = tuple(self.home.bind(other) for other in policy.fallback or ())
-
-    def _check_keys(self) -> None:
-        """
-        Raises:
-            ValueError: A limit's key is an input that the tool does not take.
-        """
-        known = self.signature.types
-        for limit in (*self.limits, *self.rates):
-            key = getattr(limit, "key", None)
-            if isinstance(key, str) and key not in known:
-                raise ValueError(
-                    f"the key {key!r} of {limit!r} is no input of tool {self.name!r}, which takes "
-                    f"{', '.join(known) or 'none'}{nearest(key, known)}; or give a function of the inputs"
-                )
 
 
 def _execution(tool: KGASTool) -> Execution:

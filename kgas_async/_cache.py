@@ -17,6 +17,7 @@ from ._errors import text_of
 from ._keyed import FunctionFailed
 from ._limits import check_count, check_seconds
 from ._mailbox import Mailbox
+from ._matching import refuse_async
 from ._suggest import suggests
 from ._window import LoopTime
 
@@ -183,6 +184,7 @@ class Cache:
             )
         if key is not None and not callable(key):
             raise TypeError(f"Cache(key) is a function of the inputs, not {key!r}")
+        refuse_async("Cache(key)", key)
         self.store: CacheStore = MemoryStore() if store is None else store
         self.key = key
         self._counts: dict[str, int] = dict.fromkeys(("hits", "shared", "misses", "errors"), 0)

@@ -13,6 +13,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Final
 
 from ._errors import text_of
+from ._matching import refuse_async
 from ._priority import AGEING
 
 __all__ = ["NO_KEY", "FunctionFailed", "KeyedLine", "check_key", "key_of"]
@@ -31,6 +32,7 @@ def check_key(what: str, key: object) -> None:
     """
     if not (callable(key) or (isinstance(key, str) and key)):
         raise TypeError(f"{what} must be the name of an input or a function of the inputs, not {key!r}")
+    refuse_async(what, key)
 
 
 def key_of(limit: object, key: str | Callable[[Mapping[str, Any]], Hashable], inputs: Mapping[str, Any]) -> Hashable:

@@ -13,6 +13,7 @@ from ._digest import has_digest
 from ._fit import cannot_fit, plain_class
 from ._policy import DEFAULTS, Policy
 from ._signature import Signature
+from ._suggest import nearest
 
 __all__ = ["check_policy", "fallback_inputs", "policy_of", "services_of"]
 
@@ -41,14 +42,27 @@ def check_policy(tool: Any, policy: Policy) -> None:
     Raises:
         TypeError: A fallback that cannot take the tool's inputs, a hedge for what must not run twice, a cache for
             inputs that make no key; with the mend.
-        ValueError: Fallbacks that go round in a circle, by their names.
+        ValueError: Fallbacks that go round in a circle, by their names; a limit whose key is no input of the tool.
     """
+    for limits in (policy.concurrency, policy.rate):
+        for limit in limits if isinstance(limits, tuple) else ():
+            _check_key(tool, limit)
     if policy.fallback is not None:
         _check_fallbacks(tool, policy)
     if policy.hedge_after is not None:
         _check_hedge(tool)
     if policy.cache is not None:
         _check_cache(tool, policy)
+
+
+def _check_key(tool: Any, limit: Any) -> None:
+    key = getattr(limit, "key", None)
+    known = tool.signature.types if isinstance(key, str) else ()
+    if isinstance(key, str) and key not in known:
+        raise ValueError(
+            f"the key {key!r} of {limit!r} is no input of tool {tool.name!r}, which takes "
+            f"{', '.join(known) or 'none'}{nearest(key, known)}; or give a function of the inputs"
+        )
 
 
 # --- fallback

@@ -26,6 +26,7 @@ from ._errors import CallRejected, text_of
 from ._keyed import FunctionFailed, check_key, key_of
 from ._limits import check_seconds, named
 from ._mailbox import Mailbox
+from ._matching import refuse_async
 from ._rate_line import RateLine
 
 __all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
@@ -89,6 +90,7 @@ class RateLimit:
             raise ValueError(f"RateLimit(burst) must be at least 1, not {burst}: no call could ever start")
         if cost is not None and not callable(cost):
             raise TypeError(f"RateLimit(cost) must be a function of the inputs, not {cost!r}")
+        refuse_async("RateLimit(cost)", cost)
         self.cost = cost
         self.is_keyed = key is not None
         self._buckets: _Buckets | None = None

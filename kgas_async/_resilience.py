@@ -12,7 +12,7 @@ from typing import Any
 from ._budget import RetryBudget
 from ._errors import CallAborted, InvalidInputs
 from ._limits import check_count, check_seconds
-from ._matching import ErrorMatch, checked_match, matches
+from ._matching import ErrorMatch, checked_match, matches, refuse_async
 from ._suggest import suggests
 
 __all__ = ["Retry", "exponential", "linear"]
@@ -123,12 +123,16 @@ class Retry:
             wait = check_seconds("Retry(wait)", wait)
         if after is not None and not callable(after):
             raise TypeError(f"Retry(after) is a function of the error, not {after!r}")
+        refuse_async("Retry(after)", after)
+        refuse_async("Retry(wait)", wait)
+        if not isinstance(while_running, bool):
+            raise TypeError(f"Retry(while_running) is True or False, not {while_running!r}")
         if budget is not None and not isinstance(budget, RetryBudget):
             raise TypeError(f"Retry(budget) is a RetryBudget(...), which others may share, not {budget!r}")
         self.on = checked_match("Retry(on)", on)
         self.wait: Any = exponential() if wait is None else wait
         self.after = after
-        self.while_running = bool(while_running)
+        self.while_running = while_running
         self.budget = budget
 
     def __repr__(self) -> str:

@@ -186,8 +186,7 @@ def _refuse_held(call: Call[Any], ancestor: Call[Any], holds: Sequence[Any]) -> 
 def _by_this_code(call: Call[Any], limit: Limit) -> str:
     return (
         f"tool {call.tool_name!r} wants a token of {limit!r}, all of which the code that waits for this call has "
-        f"entered by 'async with': they would wait for each other; leave the block out, or give the tool a limit of its "
-        f"own"
+        f"entered by 'async with': they would wait for each other; leave the block out, or use two limits"
     )
 
 

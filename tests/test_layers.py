@@ -25,8 +25,8 @@ LAYERS: list[tuple[str, str]] = [
     ("L0", "_errors _cancellation _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
     (
         "L1",
-        "_priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit _window "
-        "_matching _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
+        "_matching _priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit "
+        "_window _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
         "_evidence _evidence_sinks _metrics _loading",
     ),
     (

@@ -13,13 +13,18 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from kgas_async import (
+    AdaptiveLimit,
+    Cache,
     CallFailed,
     CallRejected,
     CallTimeout,
+    CircuitBreaker,
     ConcurrencyLimit,
+    KGASTool,
     Phase,
     Pipeline,
     Policy,
+    RateLimit,
     Retry,
     ServiceManager,
     tool,
@@ -82,10 +87,60 @@ def test_what_makes_no_sense_is_refused_where_the_limit_is_made(
 
 
 async def test_a_key_that_is_no_input_of_the_tool_is_refused_with_the_nearest_one() -> None:
-    fetch = Fetches().tool(ConcurrencyLimit(3, key="urll"))
+    @tool
+    async def fetch(url: str) -> str:
+        return url
+
+    class Fetch(KGASTool):
+        name = "fetch"
+        policy = Policy(concurrency=ConcurrencyLimit(3, key="urll"))
+
+        async def execute_async(self, url: str) -> str:
+            return url
+
+    said = r"'urll' of .* is no input of tool 'fetch', which takes url.*'url'"
+    for make in (
+        lambda: Fetches().tool(ConcurrencyLimit(3, key="urll")),
+        lambda: fetch.using(concurrency=ConcurrencyLimit(3, key="urll")),
+        lambda: fetch.using(rate=[RateLimit(1), RateLimit(3, key="urll")]),
+        lambda: Phase("fetched", fetch, policy=Policy(rate=RateLimit(3, key="urll"))),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make()  # where they first meet
     async with ServiceManager(log=None) as manager:
-        with pytest.raises(ValueError, match=r"'urll' of .* is no input of tool 'fetch', which takes url.*'url'"):
-            await manager.execute(fetch, url="a/1")
+        with pytest.raises(ValueError, match=said):
+            await manager.execute(Fetch(), url="a/1")
+
+
+async def awaited(value: Any) -> Any:
+    return value
+
+
+class Awaited:
+    async def __call__(self, value: Any) -> Any:
+        return value
+
+
+@pytest.mark.parametrize("function", [awaited, Awaited()], ids=["function", "object"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda function: ConcurrencyLimit(3, key=function), r"ConcurrencyLimit\(key\)"),
+        (lambda function: RateLimit(3, key=function), r"RateLimit\(key\)"),
+        (lambda function: RateLimit(3, cost=function), r"RateLimit\(cost\)"),
+        (lambda function: AdaptiveLimit(1, 3, on=function), r"AdaptiveLimit\(on\)"),
+        (lambda function: CircuitBreaker(on=function), r"CircuitBreaker\(on\)"),
+        (lambda function: Cache(3, key=function), r"Cache\(key\)"),
+        (lambda function: Retry(on=function), r"Retry\(on\)"),
+        (lambda function: Retry(after=function), r"Retry\(after\)"),
+        (lambda function: Retry(wait=function), r"Retry\(wait\)"),
+    ],
+)
+def test_a_policys_function_that_would_have_to_be_awaited_is_refused(make: Any, what: str, function: Any) -> None:
+    with pytest.raises(
+        TypeError, match=f"{what} is a plain function, asked without waiting, not an async one.*use 'def'"
+    ):
+        make(function)
 
 
 @pytest.mark.parametrize("key", [lambda inputs: inputs["nothing"], lambda inputs: [inputs["url"]]])

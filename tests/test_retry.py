@@ -198,6 +198,7 @@ def test_a_wait_function_that_gives_no_sensible_number_is_an_error(delay: float)
         (lambda: Retry(on=3), r"Retry\(on\) is a type of Exception"),
         (lambda: Retry(on=(ValueError, 3)), r"Retry\(on\) is a type of Exception"),
         (lambda: Retry(on=int), r"Retry\(on\) is a type of Exception"),
+        (lambda: Retry(while_running="no"), r"Retry\(while_running\) is True or False"),
         (lambda: Retry(after=30), r"Retry\(after\) is a function of the error"),
         (lambda: exponential(-1), r"exponential\(first\)"),
         (lambda: exponential(factor=0), r"exponential\(factor\) must be above 0"),
