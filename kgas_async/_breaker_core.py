@@ -62,7 +62,7 @@ class BreakerCore:
         self.permit = Permit(0)  # of all calls while it is closed
         self.probing: set[Permit] = set()
         self._passed = 0
-        self._since = 0.0  # when it was opened, or let its latest probes through
+        self._since = 0.0  # when it was opened, or let its latest probe through
 
     def refuses(self, now: float) -> bool:
         """Whether a call would be refused at this time."""
@@ -94,11 +94,11 @@ class BreakerCore:
             # Probes that have had no result for so long may have been lost with their loop, or hang: others are let
             # in, or nobody ever would be. Theirs count all the same when they come.
             self.probing.clear()
-            self._since = now
             if not self._has_room():
                 return None
         probe = Permit(self.permit.generation)
         self.probing.add(probe)
+        self._since = now
         return probe
 
     def settle(self, permit: Permit, now: float, *, ok: bool | None, how: str = "") -> None:

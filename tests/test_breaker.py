@@ -189,6 +189,18 @@ def test_probes_that_never_end_do_not_shut_everybody_out_for_good() -> None:
     assert core.state == "closed"
 
 
+def test_a_probe_has_all_of_its_time_whenever_it_was_let_in() -> None:
+    core = BreakerCore(1, recovery=30, probes=2)
+    fail(core, 0)
+    first, second = core.take(30), core.take(55)
+    assert first is not None
+    assert second is not None
+    core.settle(first, 56, ok=True)
+    assert core.refuses(61)
+    assert core.take(61) is None  # the second has been under way for six seconds
+    assert core.take(85) is not None
+
+
 # --- the model
 
 
@@ -244,8 +256,9 @@ class Model(RuleBasedStateMachine):
             self.move("half_open")
         elif self.state == "half_open" and self.probing >= self.probes:
             self.probing = self.passed  # those before are given up
+        if self.state == "half_open":
+            self.probing += 1
             self.since = self.now
-        self.probing += self.state == "half_open"
         self.out.append((permit, self.number))
 
     @precondition(lambda self: self.out)

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from kgas_async import AdaptiveLimit, ConcurrencyLimit, KeyTokens, RateLimit
 from kgas_async.testing import assert_clean, virtual_backend
 
+from .loops import SEED
+
+pytestmark = pytest.mark.anyio  # so that they are among those that KGAS_TEST_SEED runs
 BOTH = pytest.mark.parametrize("name", ["asyncio", "trio"])
 
 
 def run_virtually(name: str, seed: int, function: Any, *args: Any) -> Any:
-    backend, options = virtual_backend(name, seed)
+    backend, options = virtual_backend(name, seed + 1000 * (SEED or 0))
     return anyio.run(function, *args, backend=backend, backend_options=options)
 
 
