@@ -90,16 +90,16 @@ class _Admission:
     def judge(self, error: BaseException | None) -> BaseException | None:
         """How the attempt ended; its error, or that of the user's function which was to judge it."""
         breaker = self._breaker
+        self._ok = True
         if error is not None:
             try:
                 self._ok, self._how = _verdict(self._call, breaker, error)
             except Exception as broken:  # noqa: BLE001  (a user's function in the policy)
+                self._ok = None
                 broken.__context__ = error
                 return broken
-        elif breaker.slow is not None and (seconds := _ran_for(self._call, self._began)) > breaker.slow:
-            self._ok, self._how = False, f"slow, {seconds:.3g} s"
-        else:
-            self._ok = True
+        if self._ok and breaker.slow is not None and (seconds := _ran_for(self._call, self._began)) > breaker.slow:
+            self._ok, self._how = False, f"slow, {seconds:.3g} s"  # also where it is an answer
         return error
 
     def end(self) -> None:

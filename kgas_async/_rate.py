@@ -209,6 +209,7 @@ class RateLimit:
 
     def pause(self, seconds: float) -> None:
         """Give no token for so long, since a server said so (Retry-After). On a loop; of keys: of one's bucket."""
+        self._refuse_keyed()
         now = anyio.current_time()
         with self._lock:
             self._delay(0.0, now, Mailbox.here().serial)
@@ -218,11 +219,16 @@ class RateLimit:
 
     def refund(self, tokens: float = 1.0) -> None:
         """Give tokens back that were taken and not used."""
+        self._refuse_keyed()
         with self._lock:
             self._due -= tokens * self._interval
             self._taken -= tokens
         if self._line:
             self._line.call_first()  # who sleeps until they would have been there without these
+
+    def _refuse_keyed(self) -> None:
+        if self.is_keyed:
+            raise TypeError(f"{self!r} has a rate for each key: say whose, as in 'async with limit.for_key(key)'")
 
     async def acquire(self, tokens: float = 1.0) -> None:
         """Take tokens, waiting in line until they are there.
@@ -233,8 +239,7 @@ class RateLimit:
 
         Cancellation: Leaves the line; nothing was taken.
         """
-        if self.is_keyed:
-            raise TypeError(f"{self!r} has a rate for each key: say whose, as in 'async with limit.for_key(key)'")
+        self._refuse_keyed()
         await acquire_rates([(self, self._possible(check_seconds("acquire(tokens)", tokens)))])
 
     async def __aenter__(self) -> None:

@@ -331,6 +331,16 @@ async def test_a_slow_call_is_a_failure_though_its_value_counts() -> None:
     assert opened(sink)[0]["why"] == "2 failures in a row; the last: slow, 3 s"
 
 
+async def test_an_answer_that_is_an_error_may_be_slow_too() -> None:
+    breaker = CircuitBreaker(1, slow=1.0, on=ConnectionError)
+    server = Server(2.0)
+    server.now.error = KeyError("no such document")
+    guarded = server.using(breaker=breaker)
+    async with ServiceManager(log=None) as manager:
+        assert (await manager.outcome(guarded)).status == "failed"
+    assert breaker.state == "open"
+
+
 @pytest.mark.parametrize("slow", [0.1, 30.0])
 async def test_the_wait_for_a_thread_makes_no_call_slow(slow: float) -> None:
     breaker = CircuitBreaker(1, slow=slow)

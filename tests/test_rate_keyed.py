@@ -150,6 +150,9 @@ async def test_a_bucket_that_somebody_has_in_hand_is_not_made_a_second_time() ->
 
 async def test_without_a_key_nothing_can_be_taken_and_a_limit_without_keys_has_none() -> None:
     limit = RateLimit(1, key="host")
+    for wrong in (lambda: limit.pause(10), limit.refund):
+        with pytest.raises(TypeError, match="say whose"):
+            wrong()  # it would be nobody's
     with pytest.raises(TypeError, match="say whose"):
         await limit.acquire()
     with pytest.raises(TypeError, match="say whose"):
