@@ -150,8 +150,9 @@ class Cache:
     Calls that come while one with the same inputs runs wait for it and take what it gives (single flight).
 
     A failure is not kept. Where the tool failed or timed out, those who waited fail with it: their attempts would have
-    been the same. Where the call that ran was cancelled, rejected or came to its own deadline, one of those who waited
-    runs in its place. The value of a fallback goes to those who waited, and is not kept.
+    been the same; where their policies have others, they try by themselves. Where the call that ran was cancelled,
+    rejected or came to its own deadline, one of those who waited runs in its place. The value of a fallback goes to
+    those who waited, and is not kept.
 
     The key is made of the tool's name, its version and the validated inputs, or what ``key`` makes of those. Shared
     wherever the object is passed; its tools do not share values, since their names differ.

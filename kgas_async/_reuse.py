@@ -28,6 +28,7 @@ __all__ = ["FlightFailed", "reused_or_run"]
 Run = Callable[[Call[Any]], Awaitable[BaseException | None]]
 
 STORE_S: Final = 5.0  # seconds that a store has to answer
+ATTEMPTS: Final = ("timeout", "retry", "hedge_after", "fallback")  # what a policy says of them
 _MISSING: Final[Any] = object()
 
 
@@ -131,9 +132,9 @@ async def reused_or_run(call: Call[Any], cache: Cache, run: Run) -> BaseExceptio
         if flight.end == "value":
             _shared(call, cache, flight.leader)
             return None
-        if flight.end == "failure":
+        if flight.end == "failure" and _tries_alike(call, flight.leader):
             return _failed_with(call, flight.leader)
-        if flight.end == "alone":
+        if flight.end is not None:
             return await run(call)
         flight.lead(call)
     return await _led(call, cache, key, flight, run, is_kept=is_kept)
@@ -176,6 +177,12 @@ def _shared(call: Call[Any], cache: Cache, leader: Call[Any]) -> None:
     call.answered_by = leader.answered_by
     call.reused = True
     call.reused_from = leader.id
+
+
+def _tries_alike(call: Call[Any], leader: Call[Any]) -> bool:
+    """Whether its own attempts would have been the same: copies of a tool may have other policies."""
+    mine, others = call.bound.policy, leader.bound.policy
+    return mine is others or all(getattr(mine, field) == getattr(others, field) for field in ATTEMPTS)
 
 
 def _failed_with(call: Call[Any], leader: Call[Any]) -> FlightFailed:

@@ -234,6 +234,24 @@ async def test_a_timeout_goes_to_those_who_waited() -> None:
         assert outcome.error.call_id == call.id
 
 
+@pytest.mark.parametrize("others", [{"timeout": None}, {"retry": 2}, {"fallback": tool(lambda word: 0, name="other")}])
+async def test_who_would_try_otherwise_does_not_fail_with_the_one_that_ran(others: dict[str, Any]) -> None:
+    began: list[float] = []
+
+    @tool(policy=Policy(cache=Cache(60), timeout=1.0))
+    async def look(word: str) -> int:
+        began.append(anyio.current_time())
+        await anyio.sleep(2 if len(began) == 1 or "timeout" in others else 0)
+        return len(word)
+
+    async with ServiceManager(log=None) as manager:
+        first = manager.submit(look, word="abc")
+        await anyio.wait_all_tasks_blocked()
+        alike, other = manager.submit(look, word="abc"), manager.submit(look.using(**others), word="abc")
+        assert [(await call.outcome()).status for call in (first, alike, other)] == ["timed_out"] * 2 + ["succeeded"]
+    assert len(began) == 2
+
+
 @pytest.mark.parametrize("how", ["call", "scope", "native"])
 def test_where_the_one_that_runs_is_cancelled_another_runs(how: str) -> None:
     async def main() -> None:
