@@ -47,14 +47,18 @@ def hold(limit: Any, task: object, began: float) -> None:
 
 
 def let_go(limit: Any, task: object) -> Hold | None:
-    """This task gives a token back. None where it was taken in another context."""
-    for one in reversed(_holds.get()):
-        if one.limit is limit and one.is_live and one.task is task:
-            one.is_live = False
-            one.task = None
-            _holds.set(held_by(task))
-            return one
-    return None
+    """This task gives a token back. None where it was taken in another context.
+
+    Its own, else one that a task has taken which this one was started in: a stack of exits may be left to another.
+    """
+    found = [one for one in reversed(_holds.get()) if one.limit is limit and one.is_live]
+    found.sort(key=lambda one: one.task is not task)
+    if not found:
+        return None
+    found[0].is_live = False
+    found[0].task = None
+    _holds.set(held_by(task))
+    return found[0]
 
 
 def held_by(task: object) -> tuple[Hold, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -161,6 +162,18 @@ async def test_a_task_that_enters_a_limit_twice_is_told(make: Any) -> None:
                 pass
     async with limit:
         pass
+    assert_clean(limit)
+
+
+@kinds
+async def test_a_limit_that_another_task_leaves_is_left(make: Any) -> None:
+    limit = make()
+    stack = AsyncExitStack()
+    await stack.enter_async_context(limit)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stack.aclose)
+    async with limit:  # nobody says that it were entered already
+        assert limit.statistics().borrowed == 1
     assert_clean(limit)
 
 
