@@ -37,7 +37,7 @@ class Place(Waiter):
         self.mailbox = crew.home.mailbox
         self.priority = priority_of(call)
         self.key = NO_KEY
-        self.granted = self.has_left = False
+        self.granted = self.has_left = self.passed_over = False
         self.owned = True
         self.work = work
         self.call = call
