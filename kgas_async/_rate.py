@@ -15,7 +15,7 @@ from functools import partial
 from threading import Lock
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
 import anyio
@@ -30,6 +30,8 @@ from ._matching import refuse_async
 from ._rate_line import RateLine
 
 __all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
+
+PATIENCE: Final = 4  # lines that one goes to for tokens of several limits before it keeps its places
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +225,7 @@ class RateLimit:
         with self._lock:
             self._due -= tokens * self._interval
             self._taken -= tokens
-        if self._line:
-            self._line.call_first()  # who sleeps until they would have been there without these
+        self._line.call_first()  # who sleeps until they would have been there without these
 
     def _refuse_keyed(self) -> None:
         if self.is_keyed:
@@ -325,16 +326,19 @@ class _Buckets:
                 self._keep(bucket)
 
 
+Places: TypeAlias = list[tuple[RateLimit, Waiter]]
+
+
 def acquire_rates_nowait(wanted: Sequence[tuple[RateLimit, float]]) -> bool:
     """Take from all limits at this moment if all have enough and nobody waits; whether it did. On a loop."""
     now, clock = anyio.current_time(), Mailbox.here().serial
-    return _blocking(wanted, now, clock, None, now)[0] is None
+    return _blocking(wanted, now, clock, [], now)[0] is None
 
 
 def _blocking(
-    wanted: Sequence[tuple[RateLimit, float]], now: float, clock: int, mine: tuple[RateLimit, Waiter] | None, due: float
+    wanted: Sequence[tuple[RateLimit, float]], now: float, clock: int, mine: Places, due: float
 ) -> tuple[RateLimit | None, float]:
-    """Take all and give None, or the limit to wait for and for how long. `mine` is where we are first in line."""
+    """Take all and give None, or the limit to wait for and for how long. `mine` is where we are in line."""
     worst: RateLimit | None = None
     longest = -1.0
     locked: list[RateLimit] = []
@@ -345,7 +349,7 @@ def _blocking(
             delay = limit._delay(tokens, now, clock)
             if delay <= 0:
                 line = limit._line
-                if not line or (mine is not None and mine[0] is limit and line.is_first(mine[1])):
+                if not line or any(one is limit and line.is_first(waiter) for one, waiter in mine):
                     continue
                 delay = 0.0
             if delay > longest:
@@ -362,21 +366,34 @@ def _blocking(
 async def acquire_rates(wanted: Sequence[tuple[RateLimit, float]]) -> None:
     """Take tokens of all limits at one moment, waiting in the line of whichever is furthest from having them.
 
-    Cancellation: Leaves the line; nothing was taken.
+    Who goes from line to line leaves each, so that nobody in it waits for a limit that he does not need; but for one
+    whom others in both lines would keep going for good: from some time on it keeps its place, in one order of limits.
+
+    Cancellation: Leaves the lines; nothing was taken.
     """
     mailbox = Mailbox.here()
     clock = mailbox.serial
     due = now = anyio.current_time()
-    blocker, _ = _blocking(wanted, now, clock, None, due)
-    while blocker is not None:
-        waiter = Waiter(mailbox)
-        tokens = next(tokens for limit, tokens in wanted if limit is blocker)
-        blocker._line.join(waiter)
-        try:
+    places: Places = []
+    blocker, _ = _blocking(wanted, now, clock, places, due)
+    moves = 0
+    try:
+        while blocker is not None:
+            waiter = Waiter(mailbox)
+            tokens = next(tokens for limit, tokens in wanted if limit is blocker)
+            blocker._line.join(waiter)
+            places.append((blocker, waiter))
             await blocker._line.until_first(waiter)
             due = await blocker._until_enough(waiter, tokens, clock)
-            # Then look at all again.
-            other, _ = _blocking(wanted, anyio.current_time(), clock, (blocker, waiter), due)
-        finally:
-            blocker._line.leave(waiter)
-        blocker = other
+            blocker, _ = _blocking(wanted, anyio.current_time(), clock, places, due)
+            moves += 1
+            if moves < PATIENCE or any(id(blocker) <= id(limit) for limit, _ in places):
+                _leave(places)
+    finally:
+        _leave(places)
+
+
+def _leave(places: Places) -> None:
+    while places:
+        limit, waiter = places.pop()
+        limit._line.leave(waiter)

@@ -211,6 +211,39 @@ async def test_calls_that_wait_for_stacked_limits_get_at_least_99_percent_of_the
     assert max(starts) - min(starts) <= (230 - 30) / 0.99
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_who_needs_several_limits_is_not_starved_by_those_who_need_one(swapped: bool) -> None:
+    one, other = RateLimit(1), RateLimit(1)
+    if swapped:
+        one, other = other, one
+    zero = anyio.current_time()
+    starts: dict[Any, list[float]] = {one: [], other: [], "both": []}
+
+    async def needs_one(limit: RateLimit) -> None:
+        while anyio.current_time() - zero < 200:
+            await limit.acquire()
+            starts[limit].append(anyio.current_time() - zero)
+
+    async def needs_both() -> None:
+        for _ in range(3):
+            await acquire_rates([(one, 1), (other, 1)])
+            starts["both"].append(anyio.current_time() - zero)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(needs_one, one)
+            await anyio.sleep(0.25)  # their tokens are there at different times
+            group.start_soon(needs_one, other)
+        for _ in range(2):
+            group.start_soon(needs_both)
+    assert max(starts["both"]) < 200
+    for limit in (one, other):
+        taken = sorted(starts[limit] + starts["both"])
+        assert all(later - earlier > 1 - 1e-6 for earlier, later in itertools.pairwise(taken))
+        assert len([at for at in taken if at < 200]) > 150  # the others go on meanwhile
+    assert_clean(one, other)
+
+
 async def test_the_limit_governs_when_work_starts_and_not_how_long_it_takes() -> None:
     @tool(policy=Policy(rate=10, concurrency=5))
     async def slow() -> float:
