@@ -148,6 +148,11 @@ class LineCrew(Crew[Any]):
         place.call.end("cancelled")
         self.called_off(place)
 
+    def call_all_off(self) -> None:
+        """Nothing more is begun: what waits or was let in ends as cancelled, so that its tokens do not lie idle."""
+        for place in list(self._places):
+            self.call_off(place)
+
     def room(self) -> int:
         """How many more may be worked at; a call in line counts as if a worker waited with it."""
         return self.in_flight - len(self._places) - self._workers + len(self._parked)

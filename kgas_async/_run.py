@@ -14,7 +14,7 @@ from ._bound import Bound
 from ._employer import Employer
 from ._errors import CallCancelled, PipelineError
 from ._expand import Elements, close_all
-from ._frame import Expansion, Frame
+from ._frame import Frame
 from ._host import Host
 from ._in_line import Place
 from ._inputs import as_pipeline_error, item_fields, key_of, with_fields_read
@@ -84,20 +84,18 @@ class RunCrew(WalkCrew):
             return batch
         if self._let_in:
             return self._let_in.popleft()
+        unit = self._next_unit() if not self._places or self.room() >= 0 else None
+        if unit is None and self._batches is not None and not self.stopped:
+            return self._batches.ready(self._giving, pulling=self._puller is not None)
+        return unit
+
+    def _next_unit(self) -> Any:
+        """The next of those that leave a worker for each call in line: a token must not wait for a worker."""
         if self._ended:
             return (_RESUME, self._ended.pop())
         if self._branches:
             return self._branches.popleft()
-        unit = None
         giving = self._giving
-        if not self._places or self.room() >= 0:
-            unit = self._new(giving)
-        if unit is None and self._batches is not None and not self.stopped:
-            return self._batches.ready(giving, pulling=self._puller is not None)
-        return unit
-
-    def _new(self, giving: list[Expansion]) -> Any:
-        """What nobody has begun yet."""
         for place in range(len(giving) - 1, -1, -1):
             unit = giving[place].take()
             if unit is not None:
@@ -210,8 +208,7 @@ class RunCrew(WalkCrew):
     def end_open(self) -> None:
         """End what no worker holds any more as cancelled, so that each item that was pulled has its outcome."""
         try:
-            for place in list(self._places):
-                self.call_off(place)
+            self.call_all_off()
             for batch in self._batches.all if self._batches is not None else ():
                 while batch.seats:
                     self._unseat(batch.seats[0])
@@ -356,6 +353,7 @@ class RunCrew(WalkCrew):
     def stop(self) -> None:
         """Cancel what is in flight."""
         super().stop()
+        self.call_all_off()
         self.level.cancel("the run has ended")
 
     async def close(self) -> None:

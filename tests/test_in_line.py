@@ -355,3 +355,59 @@ async def test_items_in_batches_and_items_in_line_get_on() -> None:
     assert [one.value for one in report.outcomes] == [-x for x in range(21)]
     assert world.worst == 2
     assert is_free(limit)
+
+
+async def test_a_run_that_ends_early_keeps_no_token_for_calls_that_it_will_not_begin() -> None:
+    limit = ConcurrencyLimit(2)
+    done_at: list[float] = []
+
+    @tool(policy=Policy(concurrency=limit))
+    async def uneven(x: int) -> int:
+        if x == 0:
+            await anyio.sleep(1)
+            raise ValueError("no")
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(10)
+        return x
+
+    other = World(limit)
+
+    async def wants_a_token_too(manager: ServiceManager) -> None:
+        await anyio.sleep(0.5)
+        await manager.run(other.pipeline, other.items(1))
+        done_at.append(anyio.current_time() - start)
+
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        start = anyio.current_time()
+        with pytest.raises(CallFailed, match="no"):
+            tasks.start_soon(wants_a_token_too, manager)
+            pipeline = Pipeline("p", Phase("uneven", uneven), item=["x"])
+            await manager.run(pipeline, [{"x": x} for x in range(5)], on_error="raise")
+    assert is_free(limit)
+    assert round(done_at[0]) == 2
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+async def test_a_token_never_waits_for_a_worker_that_does_something_else(in_flight: int) -> None:
+    limit = ConcurrencyLimit(1)
+    world = World(limit)
+    began: dict[str, float] = {}
+
+    @tool
+    async def long(x: int) -> int:
+        began[f"long {x}"] = round(anyio.current_time() - start)
+        await anyio.sleep(10)
+        return x
+
+    pipeline = Pipeline("p", Phase("slow", world.slow), Phase("long", long), item=["x"])
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        start = anyio.current_time()
+        await limit.acquire()
+        tasks.start_soon(lambda: manager.run(pipeline, [{"x": x} for x in range(3)], in_flight=in_flight))
+        await anyio.sleep(1)
+        limit.release()
+        for _ in range(300):
+            await anyio.sleep(0.11)
+            assert limit.borrowed == world.inside, f"an idle token after {anyio.current_time() - start:.1f} s"
+    assert len(began) == 3
+    assert is_free(limit)
