@@ -200,7 +200,7 @@ class Worker:
         request = Request(self._number, travelling.serial, about, fields, max_memory, inputs)
         try:
             return pack(CALL, tuple(request))
-        except Exception:
+        except BaseException:  # an exit in a __reduce__ too
             for name, value in inputs.items():
                 if (why := why_not(value)) is not None:
                     raise TypeError(
@@ -220,10 +220,11 @@ class Worker:
             except Unreadable as unreadable:
                 if unreadable.kind == PROGRESS:
                     continue
+                cause = unreadable.__cause__ or unreadable
                 raise TypeError(
                     f"what the tool returned came from its worker process and could not be loaded here: "
-                    f"{type(unreadable.__cause__).__name__}: {unreadable.__cause__}; return plain data"
-                ) from unreadable.__cause__
+                    f"{type(cause).__name__}: {text_of(cause)}; return plain data"
+                ) from cause
             if kind == PROGRESS:
                 if not work.aborted:
                     call: Any = current_call.get()
@@ -231,6 +232,7 @@ class Worker:
             elif kind in (BUILDING, BUILT):
                 work.is_building = kind == BUILDING
             else:
+                work.is_building = False
                 (cpu_ns, rss_peak), outcome = said
                 self._note_usage(work, cpu_ns, rss_peak)
                 if kind != FAILED:

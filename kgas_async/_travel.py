@@ -145,11 +145,11 @@ def picklable(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if why_not(value) is None else shown(value) for name, value in values.items()}
 
 
-def why_not(value: object) -> Exception | None:
+def why_not(value: object) -> BaseException | None:
     """Why it cannot be pickled, None if it can."""
     try:
         pickle.dumps(value, 5)
-    except Exception as error:  # noqa: BLE001  (whatever a __reduce__ raises)
+    except BaseException as error:  # noqa: BLE001  (whatever a __reduce__ raises)
         return error
     return None
 
@@ -170,7 +170,7 @@ class PackedError(NamedTuple):
 
 def pack_error(error: BaseException) -> PackedError:
     """An exception as it travels: itself if it can, and what stands in for it otherwise."""
-    notes = tuple(str(note) for note in getattr(error, "__notes__", ()))
+    notes = _notes_of(error)
     with suppress(Exception):
         del error.__notes__  # they travel beside it, so that they come with exceptions that pickle in their own way
     pickled, why = _pickled_error(error)
@@ -181,6 +181,13 @@ def pack_error(error: BaseException) -> PackedError:
     text = text_of(error)
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return PackedError(pickled, _builtin_base(error, text), text, notes, _told(error), why)
+
+
+def _notes_of(error: BaseException) -> tuple[str, ...]:
+    try:
+        return tuple(str(note) for note in getattr(error, "__notes__", ()))
+    except Exception:  # noqa: BLE001  (they were not made by add_note)
+        return ()
 
 
 def _pickled_error(error: BaseException) -> tuple[bytes | None, str]:

@@ -118,22 +118,26 @@ class Channel:
         self._unless = unless
         kind, count, length = _HEAD.unpack(self._read(_HEAD.size))
         lengths = struct.unpack(f"!{count}Q", self._read(8 * count)) if count else ()
-        buffers = [_space(one) for one in lengths]
+        try:
+            buffers = [_space(one) for one in lengths]
+        except Exception as error:  # there is no memory for it
+            self._skip(sum(lengths) + length)
+            raise Unreadable(kind) from error
         for buffer in buffers:
             self._read_into(memoryview(buffer))
         if length <= LARGE:
             pickled = self._read(length)
             try:
                 return kind, pickle.loads(pickled, buffers=buffers)
-            except Exception as error:
+            except BaseException as error:
                 raise Unreadable(kind) from error
         body = _Body(length, self._read, self._read_into)
         try:
             return kind, pickle.Unpickler(body, buffers=buffers).load()
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the next message begins where this one ends
             if body.is_cut:
                 raise EOFError("the other end is gone") from error
-            body.skip()
+            self._skip(body.left)
             raise Unreadable(kind) from error
 
     def end_sending(self) -> None:
@@ -169,6 +173,10 @@ class Channel:
                 raise EOFError("the other end is gone")
             known += got
 
+    def _skip(self, count: int) -> None:
+        while count:
+            count -= len(self._read(min(count, LARGE)))
+
     def _await_more(self) -> None:
         unless = self._unless
         while not (ready := self._poll.poll(None if unless is None else 1000)):
@@ -184,36 +192,36 @@ def _space(size: int) -> Any:
 
 
 class _Body:
-    """The pickle of one message, as a file for an unpickler."""
+    """The pickle of one message, as a file for an unpickler.
+
+    Attributes:
+        left: Bytes of it that are still to come.
+        is_cut: They will not come.
+    """
 
     def __init__(self, length: int, read: Callable[[int], bytes], read_into: Callable[[memoryview], None]) -> None:
-        self._left = length
+        self.left = length
         self._read = read
         self._read_into = read_into
         self.is_cut = False
 
     def read(self, count: int) -> bytes:
-        read: bytes = self._taken(min(count, self._left), self._read)
+        read: bytes = self._taken(min(count, self.left), self._read)
         return read
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: self._left]
+        view = memoryview(buffer).cast("B")[: self.left]
         self._taken(view.nbytes, lambda _: self._read_into(view))
         return view.nbytes
 
     def readline(self) -> bytes:
         line = b""
-        while self._left and not line.endswith(b"\n"):
+        while self.left and not line.endswith(b"\n"):
             line += self.read(1)
         return line
 
-    def skip(self) -> None:
-        """Go to its end."""
-        while self._left:
-            self.read(LARGE)
-
     def _taken(self, count: int, take: Callable[[Any], Any]) -> Any:
-        self._left -= count
+        self.left -= count
         try:
             return take(count)
         except BaseException:

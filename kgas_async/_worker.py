@@ -94,7 +94,7 @@ class _CallElsewhere:
         return self._worker.is_aborted(self._number)
 
     def note_progress(self, done: float, total: float | None, message: str, data: Mapping[str, Any]) -> None:
-        self._worker.tell(PROGRESS, (done, total, message, picklable(data)))
+        self._worker.tell(PROGRESS, (done, total, message, picklable(data)), of=self._number)
 
     def nested(self, tool: Any) -> Any:
         """What the sync door of a tool does here."""
@@ -163,6 +163,7 @@ class _Worker:
         self._control = control
         self._lock = Lock()  # a tool may tell of its progress from several threads
         self._aborted = 0
+        self._at = 0  # the number of the call that is under way
         self._tools: dict[int, LegacyFunction] = {}
         self._memory = _Memory()
         self._pid = os.getpid()
@@ -170,17 +171,27 @@ class _Worker:
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        """In a fork of the tool's: the sockets are not its."""
+        """In a fork of the tool's: the sockets are not its, and the lock may be held by a thread that it has not."""
+        self._lock = Lock()
         for one in self._sockets:
             with suppress(OSError):
                 os.close(one.detach())
 
-    def tell(self, kind: int, message: object) -> None:
-        """Send a message. From any thread."""
+    def tell(self, kind: int, message: object, *, of: int | None = None) -> None:
+        """Send a message; one ``of`` a call only while that is under way. From any thread.
+
+        What a thread tells that has outlived its call would be taken for a word of the next one, or for its answer.
+        """
         parts = pack(kind, message)
         with self._lock:
-            if os.getpid() == self._pid:
+            if os.getpid() == self._pid and of in (None, self._at):
                 self._channel.send(parts)
+
+    def _tell_last(self, parts: list[Any]) -> None:
+        """Send the answer to what was asked."""
+        with self._lock:
+            self._at = 0
+            self._channel.send(parts)
 
     def is_aborted(self, number: int) -> bool:
         """Whether nobody waits for this call any more."""
@@ -199,11 +210,11 @@ class _Worker:
             except EOFError:
                 return
             except Unreadable as unreadable:
-                cause = unreadable.__cause__
+                cause = unreadable.__cause__ or unreadable
                 self._fail(
                     TypeError(
                         f"the inputs came to the worker process and could not be loaded there: "
-                        f"{type(cause).__name__}: {text_of(cause) if cause else ''}"
+                        f"{type(cause).__name__}: {text_of(cause)}"
                     )
                 )
                 continue
@@ -215,6 +226,7 @@ class _Worker:
     def _run(self, request: Request) -> tuple[bool, Any]:
         """Whether it gave a value, and that, or its error."""
         self._memory.begin()
+        self._at = request.number
         function = self._tools[request.tool]
         try:
             if function.builds_here():
@@ -270,7 +282,7 @@ class _Worker:
         usage = self._usage()
         try:
             parts = pack(VALUE, (usage, outcome))
-        except Exception as error:  # noqa: BLE001  (whatever a __reduce__ raises)
+        except BaseException as error:  # noqa: BLE001  (whatever a __reduce__ raises)
             unsendable = TypeError(
                 f"the tool returned a {type(outcome).__name__}, which cannot travel from its worker process: "
                 f"{text_of(error)}; return plain data, or map it there with returns="
@@ -278,12 +290,11 @@ class _Worker:
             unsendable.__cause__ = error
             self._fail(unsendable)
             return
-        with self._lock:
-            self._channel.send(parts)
+        self._tell_last(parts)
 
     def _fail(self, error: BaseException) -> None:
         packed: PackedError = pack_error(error)
-        self.tell(FAILED, (self._usage(), packed))
+        self._tell_last(pack(FAILED, (self._usage(), packed)))
 
     def _usage(self) -> tuple[int, int | None]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
