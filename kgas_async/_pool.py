@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 
 from ._context import current_call, current_manager, current_work
-from ._errors import CallAborted
+from ._errors import CallAborted, shown
 from ._limits import check_count, check_seconds
 from ._mailbox import is_on_loop
 from ._pool_core import Entry, PoolBounds, PoolCore, PoolStatistics, Waiter
@@ -115,6 +115,7 @@ class Pool(Service, Generic[T]):
         for what, function in (("factory", factory), ("close", close), ("check", check)):
             if function is not None and not callable(function):
                 raise TypeError(f"Pool({what}) is a function, not {function!r}")
+        _check_drop_on(drop_on)
         if (max_bytes is None) is not (cost is None):
             raise TypeError("Pool(max_bytes) bounds what Pool(cost) says that a resource takes: give both, or neither")
         self.factory = factory
@@ -303,6 +304,10 @@ class _AskedInThread:
             pool.lend(1)
         try:
             waiter: Waiter = self._reply.wait()
+        except BaseException:
+            if self._reply.error is None:  # Ctrl-C, in the main thread of a program with a manager of its own
+                motion.session.mailbox.put(self._left)
+            raise
         finally:
             if pool is not None:
                 pool.lend(-1)
@@ -342,6 +347,13 @@ class _AskedInThread:
             self._motion.withdraw(self._waiter)
             self._answer(error=self._aborted())
 
+    def _left(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and waiter.entry is not None:
+            self._motion.release_in_thread(waiter.entry, broken=False, doubtful=False)
+        else:
+            self.cancel("interrupted")
+
     def _answer(self, waiter: Waiter | None = None, error: BaseException | None = None) -> None:
         if self._call is not None and self._call.children is not None:
             self._call.children.discard(self)
@@ -351,6 +363,16 @@ class _AskedInThread:
 
     def _aborted(self) -> CallAborted:
         return CallAborted("the call that this thread works for was cancelled or has timed out")
+
+
+def _check_drop_on(drop_on: Any) -> None:
+    kinds = drop_on if isinstance(drop_on, tuple) else (drop_on,)
+    are_kinds = all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+    is_function = callable(drop_on) and not isinstance(drop_on, type)
+    if drop_on is not None and not are_kinds and not is_function:
+        raise TypeError(
+            f"Pool(drop_on) is an exception type, a tuple of such, or a function of the error, not {shown(drop_on)}"
+        )
 
 
 def _cost(cost: Callable[[Any], int] | int | None) -> Callable[[Hashable], int]:

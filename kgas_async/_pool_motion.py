@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import anyio
 
-from ._errors import ServiceNotRunning
+from ._errors import ServiceNotRunning, shown
 from ._mailbox import nested_context
 from ._pool_core import Entry, PoolCore, Waiter
 from ._records import error_fields
@@ -64,6 +64,8 @@ class Motion:
     def make_waiter(self, key: Hashable, on_settled: Callable[[], object]) -> Waiter:
         if self.core.is_over:
             raise self.stopped()
+        if key is not NO_KEY:
+            _check_key(key, self._pool.name)
         cost, most = self._pool.cost(key), self._pool.bounds.max_bytes
         if cost > most:
             raise ValueError(
@@ -107,9 +109,11 @@ class Motion:
         with kept.lock:
             kept.in_threads -= 1
             is_ours = kept.is_orphan and not kept.in_threads
-        if is_ours and self._pool.close is not None:
-            self._pool.close(entry.value)
-        self.session.mailbox.put(functools.partial(self.release, entry, broken=broken, doubtful=doubtful))
+        try:
+            if is_ours and self._pool.close is not None and not inspect.iscoroutinefunction(self._pool.close):
+                self._pool.close(entry.value)
+        finally:
+            self.session.mailbox.put(functools.partial(self.release, entry, broken=broken, doubtful=doubtful))
 
     def _obey(self) -> None:
         """Do what was decided."""
@@ -189,7 +193,8 @@ class Motion:
                 is_used = "its user did not give it back in time" if entry.users else "did not end in time"
                 error = TimeoutError(is_used)
             if error is not None:
-                self._say_failed("close" if entry.state == "closing" or was_cut else "resource", error)
+                is_end = entry.state == "closing" or was_cut or self.core.is_over
+                self._say_failed("close" if is_end else "resource", error)
             self.core.gone(entry, now)
         self._obey()
 
@@ -246,6 +251,10 @@ class Motion:
         close = self._pool.close
         with kept.lock:
             kept.is_orphan = kept.in_threads > 0
+        if kept.is_orphan and inspect.iscoroutinefunction(close):
+            raise TimeoutError(
+                "its user did not give it back in time, a thread that was left behind, which cannot call the async close="
+            )
         if close is None or kept.is_orphan:
             return
         with anyio.CancelScope(deadline=anyio.current_time() + self._close_s, shield=True) as scope:
@@ -272,6 +281,22 @@ class Motion:
         log = self.session.log
         if log is not None:
             log.emit("pool.failed", service=self._pool.name, what=what, error=error_fields(error))
+
+
+def _check_key(key: Any, pool: str) -> None:
+    """
+    Raises:
+        TypeError: One that cannot be told from others; it would be in the way of all who wait.
+    """
+    try:
+        is_itself = hash(key) == hash(key) and bool(key == key)
+    except Exception as error:
+        raise TypeError(
+            f"{pool}: acquire() takes a key that can be hashed and compared (a string, a number, a tuple of such), not "
+            f"{shown(key)}: {shown(error)}"
+        ) from error
+    if not is_itself:
+        raise TypeError(f"{pool}: acquire() takes a key that equals itself, and {shown(key)} does not")
 
 
 def factory_name(factory: Any) -> str:
