@@ -76,6 +76,10 @@ class Service:
     async def health(self) -> None:
         """Raise when ill. Asked only while it runs; a plain ``def`` is called in a thread reserved for such."""
 
+    def _note(self, **known: object) -> None:
+        for name, value in known.items():  # past a __setattr__: it may be a frozen dataclass
+            self.__dict__[f"_{name}"] = value
+
     def ensure_running(self) -> None:
         """To be called by the service's own methods.
 

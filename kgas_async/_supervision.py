@@ -74,7 +74,7 @@ class Supervision:
         finally:
             self._mark(hosted, "stopped" if hosted.error is None else "crashed" if hosted.has_run else "failed")
             if getattr(hosted.service, "_held_by", None) is self:
-                hosted.service._held_by = None
+                hosted.service._note(held_by=None)
             hosted.settled.set()
             hosted.ended.set()
             self._register.tell()
@@ -88,13 +88,13 @@ class Supervision:
                 )
                 self._say("service.failed", hosted, hosted.error)
                 return False
-            service._held_by = self
+            service._note(held_by=self)
         return True
 
     def _mark(self, hosted: Hosted, state: Any) -> None:
         hosted.state = state
         if isinstance(hosted.service, Service) and hosted.service._held_by is self:
-            hosted.service._is_running = hosted.is_running
+            hosted.service._note(is_running=hosted.is_running)
         self._session.services_down = any(one.has_run and not one.serves for one in self._register.all)
 
     # --- a life

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -398,3 +399,29 @@ async def test_whoever_waits_for_a_start_that_fails_is_told() -> None:
         await anyio.wait_all_tasks_blocked()
         gate.set()
     assert len(failures) == 2
+
+
+@dataclass(frozen=True)
+class Frozen(Service):
+    address: str
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
+    def ask(self) -> str:
+        self.ensure_running()
+        return self.address
+
+
+async def test_a_frozen_dataclass_is_a_service_in_one_manager_after_the_other() -> None:
+    service = Frozen("here")
+    for _ in range(2):
+        async with ServiceManager(service, log=None) as manager:
+            assert service.ask() == "here"
+            with pytest.raises(ServiceStartFailed, match="another open manager runs it"):
+                async with ServiceManager(service, log=None):
+                    pass
+            assert (await manager.health()).ok
+        with pytest.raises(ServiceNotRunning):
+            service.ask()
