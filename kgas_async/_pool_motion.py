@@ -253,7 +253,7 @@ class Motion:
             kept.is_orphan = kept.in_threads > 0
         if kept.is_orphan and inspect.iscoroutinefunction(close):
             raise TimeoutError(
-                "its user did not give it back in time, a thread that was left behind, which cannot call the async close="
+                "its user did not give it back in time: a thread that was left behind, which cannot await close="
             )
         if close is None or kept.is_orphan:
             return

@@ -68,7 +68,7 @@ async def test_a_resource_with_an_async_close_that_a_left_thread_still_uses_is_s
         await begun.wait()
     (failed,) = [record for record in sink.records if record["event"] == "pool.failed"]
     assert failed["what"] == "close"
-    assert "cannot call the async close=" in failed["error"]["message"]
+    assert "cannot await close=" in failed["error"]["message"]
     let_go.set()
 
 
