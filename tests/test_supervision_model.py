@@ -26,7 +26,17 @@ from kgas_async import (
 )
 from kgas_async.testing import assert_clean, virtual_backend
 
-ENDS = ("stays", "stays", "crashes", "fails to start", "fails to stop", "hangs in stop", "ends by itself", "takes long")
+ENDS = (
+    "takes long",
+    "stays",
+    "stays",
+    "crashes",
+    "fails to start",
+    "fails to stop",
+    "hangs in stop",
+    "ends by itself",
+    "is ill",
+)
 SERVICES = st.lists(
     st.fixed_dictionaries(
         {
@@ -57,13 +67,15 @@ CALLS = st.lists(
 class Fated(Service):
     """Leads the lives that it is given, then such as stay."""
 
+    health_every = 1.0
+
     def __init__(self, story: Story, number: int, fate: dict[str, Any]) -> None:
         self.story = story
         self.name = f"s{number}"
         self.lives = list(fate["lives"])
         self.needed = [story.services[one] for one in sorted(fate["requires"]) if one < number]
         if fate["restart"]:
-            self.restart = RestartPolicy(fate["restarts"], 20, wait=fate["wait"], strategy=fate["restart"])
+            self.restart = RestartPolicy(fate["restarts"], 20, wait=fate["wait"], strategy=fate["restart"], ill_after=2)
         self.leaves_users = fate["restart"] == "one_for_one"  # also those that are just starting
         self.is_up = False
 
@@ -81,13 +93,17 @@ class Fated(Service):
         if how == "fails to start":
             raise OSError("no")
         self.is_up = True
+        self.is_ill = how == "is ill"
         try:
             async with anyio.create_task_group() as tasks:
                 if how in ("crashes", "ends by itself"):
                     tasks.start_soon(self.fall, how, seconds + 0.5, tasks)
                 yield
                 users = [one for one in self.story.services if self in one.needed]
-                self.story.hold(not any(one.is_up for one in users), f"{self.name} stopped before those that use it")
+                goes_alone = self.is_ill and self.leaves_users
+                self.story.hold(
+                    goes_alone or not any(one.is_up for one in users), f"{self.name} stopped before those that use it"
+                )
                 tasks.cancel_scope.cancel()
         finally:
             self.is_up = False
@@ -95,6 +111,12 @@ class Fated(Service):
             raise LookupError("bad stop")
         if how == "hangs in stop":
             await anyio.sleep_forever()
+
+    async def health(self) -> None:
+        self.story.hold(self.is_up, "asked while it is down")
+        await anyio.sleep(0.25)
+        if self.is_ill:
+            raise LookupError("ill")
 
     async def fall(self, how: str, seconds: float, tasks: Any) -> None:
         await anyio.sleep(seconds)
@@ -185,7 +207,7 @@ class Story:
             assert outcome.ok or isinstance(error, expected), repr(outcome.error)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=80)
 @given(
     fates=SERVICES,
     calls=CALLS,
