@@ -12,7 +12,7 @@ import anyio
 from ._errors import add_note, shown
 from ._mailbox import is_self_inflicted
 
-__all__ = ["breakdown_between", "breakdown_of", "exit_in", "failure_in", "parted"]
+__all__ = ["breakdown_between", "breakdown_of", "exit_in", "failure_in", "hook_failure", "parted"]
 
 
 def parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -41,7 +41,7 @@ def exit_in(error: BaseException) -> BaseException | None:
     return None
 
 
-def failure_in(error: BaseException) -> BaseException | None:
+def failure_in(error: BaseException, *, owned: bool = True) -> BaseException | None:
     """What an iterator of the user's has raised, in a worker's task; None where it was cancelled from outside.
 
     None also for an exit, and for what else is no `Exception`: those are for the whole session.
@@ -55,7 +55,21 @@ def failure_in(error: BaseException) -> BaseException | None:
         return None
     if rest is not None:
         return rest  # the cancellation beside it will come again
-    return error if _is_nobodys(error) else None
+    return error if _is_nobodys(error, owned=owned) else None
+
+
+def hook_failure(error: BaseException, what: str, *, owned: bool = True) -> BaseException | None:
+    """As `failure_in`, of a function that a tool, service or pool has given us: its own cancellation told as an error.
+
+    asyncio only: whoever awaits a task that was cancelled raises a cancellation that is nobody else's. Let out of a
+    task of the session's, it ends the session, and nobody is told why. ``owned``: it ran in such a task.
+    """
+    failure = failure_in(error, owned=owned)
+    if failure is None or parted(failure)[0] is None:
+        return failure
+    told = RuntimeError(f"{what} was cancelled by nobody but itself: {shown(failure)}")
+    told.__cause__ = failure
+    return told
 
 
 def breakdown_of(error: BaseException) -> BaseException | None:
@@ -78,8 +92,8 @@ def breakdown_between(error: BaseException) -> BaseException | None:
     return None if parted(error)[0] is error else breakdown_of(error)
 
 
-def _is_nobodys(cancellation: BaseException) -> bool:
-    return not isinstance(cancellation, GeneratorExit) and is_self_inflicted(owned=True)
+def _is_nobodys(cancellation: BaseException, *, owned: bool = True) -> bool:
+    return not isinstance(cancellation, GeneratorExit) and is_self_inflicted(owned=owned)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -8,6 +8,7 @@ import anyio
 
 from ._attempt import contained
 from ._call import Call
+from ._cancellation import hook_failure
 from ._errors import add_note, shown
 from ._mailbox import cancels_pending
 from ._waiting import wait_until
@@ -25,14 +26,14 @@ async def clean_up(call: Call[Any], error: BaseException) -> BaseException | Non
     if not call.bound.cleans_up or not call.begun_ns or call.is_cleaned_up:
         return None
     if call.host_is_ours or cancels_pending() is None:
-        await _cleaned_up(call, error)
+        await _cleaned_up(call, error, owned=call.host_is_ours)
         return None
     ended = anyio.Event()
     exits: list[BaseException] = []
 
     async def clean() -> None:
         try:
-            await _cleaned_up(call, error)
+            await _cleaned_up(call, error, owned=True)
         except (KeyboardInterrupt, SystemExit) as caught:
             exits.append(caught)
         finally:
@@ -45,14 +46,19 @@ async def clean_up(call: Call[Any], error: BaseException) -> BaseException | Non
     return native
 
 
-async def _cleaned_up(call: Call[Any], error: BaseException) -> None:
+async def _cleaned_up(call: Call[Any], error: BaseException, *, owned: bool) -> None:
     context = call.context
     assert context is not None
     scope = anyio.CancelScope(deadline=call.grace_deadline(), shield=True)
-    try:
-        with scope:
+    broken: BaseException | None = None
+    with scope:
+        try:
             await contained(call, call.bound.hooks.cleanup_resources(call), context)
-    except Exception as broken:  # noqa: BLE001  (it must not replace the call's own error)
+        except BaseException as raised:
+            broken = hook_failure(raised, "it", owned=owned)  # under the shield: the call may be cancelled
+            if broken is None:
+                raise
+    if broken is not None:  # it must not replace the call's own error
         add_note(error, f"cleanup_resources of tool {call.tool_name!r} failed too: {shown(broken)}")
     if scope.cancelled_caught:
         add_note(error, f"cleanup_resources of tool {call.tool_name!r} did not end within its grace and was cancelled")

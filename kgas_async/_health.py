@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 import anyio
 
+from ._cancellation import exit_in, hook_failure
 from ._context import current_call, current_work, running_manager
 from ._errors import ServiceError, shown, text_of
 from ._hosted import Hosted, Life, Register
@@ -197,9 +198,14 @@ class Health:
                     await self._ask(hosted, checkup)
                 except Exception as raised:  # noqa: BLE001  (whatever it raises says that it is ill)
                     error = raised
-        except (KeyboardInterrupt, SystemExit) as exit_:
-            self._session.crash(exit_)
-            return
+        except BaseException as raised:
+            if (leaving := exit_in(raised)) is not None:
+                self._session.crash(leaving)
+                return
+            # Itself cancelled, as whoever awaits a task that was; or what the scope has left of a group.
+            error = hook_failure(raised, "its health check")
+            if error is None:
+                raise
         finally:
             checkup.scope = checkup.over = None
             over.set()

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import anyio
 
+from ._cancellation import exit_in, hook_failure
 from ._errors import ServiceNotRunning, shown
 from ._mailbox import nested_context
 from ._pool_core import Entry, PoolCore, Waiter
@@ -168,11 +169,11 @@ class Motion:
                     self._obey()
                     await self._hold(entry, kept)
                     kept.scope.deadline = anyio.current_time() + self._close_s
-        except Exception as raised:  # noqa: BLE001  (whatever the user's functions raise)
-            error = raised
-        except (KeyboardInterrupt, SystemExit) as exit_:  # on the loop's own thread: meant for the whole session
-            error = exit_
-            self.session.crash(exit_)
+        except BaseException as raised:  # whatever the user's functions raise
+            if (error := exit_in(raised)) is not None:  # on the loop's own thread: meant for the whole session
+                self.session.crash(error)
+            elif (error := hook_failure(raised, "a function of the pool's")) is None:
+                raise
         finally:
             self._over(entry, error, was_cut=kept.scope.cancelled_caught)
             if kept.thread is not None:
@@ -217,8 +218,10 @@ class Motion:
         with anyio.move_on_after(timeout) as scope:
             try:
                 await self._call(check, entry.value, kept)
-            except Exception as raised:  # noqa: BLE001  (whatever it raises says that it is no good)
-                error = raised
+            except BaseException as raised:  # whatever it raises says that it is no good
+                error = hook_failure(raised, "the check")
+                if error is None:
+                    raise
         if scope.cancelled_caught and error is None:
             error = TimeoutError(f"did not end within {timeout:g} s")
         if error is not None:

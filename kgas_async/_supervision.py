@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import anyio
 
 from ._call import Call
+from ._cancellation import exit_in
 from ._context import current_call, current_work, running_manager
 from ._errors import ServiceCrashed, ServiceError, shown, text_of
 from ._health import Health
@@ -108,8 +109,10 @@ class Supervision:
         self._mark(hosted, "starting")
         try:
             error = await self._live(hosted, life)
-        except (KeyboardInterrupt, SystemExit) as exit_:  # on the loop's own thread: meant for the whole session
-            hosted.error = exit_
+        except BaseException as raised:
+            if (exit_ := exit_in(raised)) is None:
+                raise
+            hosted.error = exit_  # on the loop's own thread: meant for the whole session
             self._say("service.crashed" if life.has_begun else "service.failed", hosted, exit_)
             self._session.crash(exit_)
             return False
@@ -134,33 +137,38 @@ class Supervision:
         failed: BaseException | None = None
         try:
             with life.scope:
-                self._say("service.starting", hosted)
-                async with lifetime(hosted.service):
-                    life.has_begun = hosted.has_run = True
-                    hosted.error, hosted.paused_by = None, ""
-                    self._mark(hosted, "running")
-                    self._say("service.started", hosted)
-                    hosted.settled.set()
-                    self._register.tell()
-                    self._health.watch(hosted, life)
-                    await life.end.wait()
-                    self._mark(hosted, "stopping")
-                    if life.ill is not None:
-                        self._say("service.crashed", hosted, life.ill)
-                        await self._bring_down(hosted, life.ill)
-                        life.stop(self._session.grace)
-                    await self._health.leave(hosted)
+                try:
+                    await self._enter(hosted, life)
+                except anyio.get_cancelled_exc_class():
+                    if not is_self_inflicted(owned=True):  # under the shield: the session may be cancelled
+                        raise
+                    failed = ServiceError(f"service {hosted.name!r} cancelled its own task", service=hosted.name)
         except Exception as error:  # noqa: BLE001  (whatever a service raises is its failure)
             failed = _singled(error)
-        except anyio.get_cancelled_exc_class():
-            if not is_self_inflicted(owned=True):
-                raise
-            failed = ServiceError(f"service {hosted.name!r} cancelled its own task", service=hosted.name)
         finally:
             self._health.forget(hosted)
         if life.scope.cancelled_caught and life.has_begun:
             failed = ServiceError(f"service {hosted.name!r} did not stop in time", service=hosted.name)
         return failed
+
+    async def _enter(self, hosted: Hosted, life: Life) -> None:
+        """Its lifetime, entered and left."""
+        self._say("service.starting", hosted)
+        async with lifetime(hosted.service):
+            life.has_begun = hosted.has_run = True
+            hosted.error, hosted.paused_by = None, ""
+            self._mark(hosted, "running")
+            self._say("service.started", hosted)
+            hosted.settled.set()
+            self._register.tell()
+            self._health.watch(hosted, life)
+            await life.end.wait()
+            self._mark(hosted, "stopping")
+            if life.ill is not None:
+                self._say("service.crashed", hosted, life.ill)
+                await self._bring_down(hosted, life.ill)
+                life.stop(self._session.grace)
+            await self._health.leave(hosted)
 
     async def _required_run(self, hosted: Hosted) -> bool:
         """Wait until all that it requires runs. False if it is to end, or one of them never will."""
