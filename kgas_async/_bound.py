@@ -24,7 +24,7 @@ from ._policy_checks import check_policy
 from ._rate import RateLimit
 from ._report import ToolStatistics
 from ._resilience import Retry
-from ._service import may_restart
+from ._service import may_restart, required_of
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
 
@@ -182,7 +182,7 @@ class Bound:
             )
         self.is_coroutine_function = inspect.iscoroutinefunction(self.function)
         self._take_policy(policy)
-        self.requires = services = tool.requires
+        self.requires = services = required_of(tool)
         self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
         self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread

@@ -15,7 +15,7 @@ from ._health import Health, HealthReport, check_options
 from ._hosted import Hosted, Register
 from ._pipeline import Pipeline
 from ._restart import RestartPolicy
-from ._service import Service, service_name
+from ._service import Service, required_of, service_name
 from ._supervision import DependencyFailed, Landlord, Supervision
 from ._tokens import DeadlinePassed
 from ._tool import KGASTool
@@ -197,7 +197,7 @@ def in_order(services: Sequence[Any]) -> list[Any]:
             raise ServiceError(f"services require each other in a circle: {names}", service=service_name(service))
         lifetime_check(service)
         path.append(service)
-        for required in getattr(service, "requires", ()):
+        for required in required_of(service):
             visit(required)
         path.pop()
         order.append(service)

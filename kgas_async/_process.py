@@ -108,6 +108,11 @@ class Worker:
         """
         try:
             self._guard.watch(self.pid, self._mark)
+        except OSError as error:
+            self.kill()
+            self.bury()
+            raise ChildProcessError(f"the guard of the worker processes could not start: {error}") from error
+        try:
             self._channel.send(pack(BOOT, (main_module(), list(sys.argv))))
             kind, said = self._channel.receive(self._patience(unless))
         except (EOFError, OSError) as error:

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
-from ._errors import ServiceNotRunning
+from ._errors import ServiceNotRunning, shown
 from ._restart import RestartPolicy
 
-__all__ = ["Service", "may_restart", "restart_policy", "service_name"]
+__all__ = ["Service", "may_restart", "required_of", "restart_policy", "service_name"]
 
 
 class Service:
@@ -105,6 +105,21 @@ def service_name(service: object) -> str:
     return name if isinstance(name, str) and name else type(service).__name__
 
 
+def required_of(thing: Any) -> tuple[Any, ...]:
+    """The services that a service or a tool requires.
+
+    Raises:
+        TypeError: It says so in another way than by a tuple of them.
+    """
+    requires = getattr(thing, "requires", ())
+    if isinstance(requires, (str, bytes)) or not isinstance(requires, Iterable):
+        raise TypeError(
+            f"requires of {service_name(thing)} names the services themselves, as a tuple such as (graph,), not "
+            f"{shown(requires)}"
+        )
+    return tuple(requires)
+
+
 def restart_policy(service: object) -> RestartPolicy | None:
     """The restart policy of a service; a plain context manager has none, since few can be entered twice."""
     return service.restart if isinstance(service, Service) else None
@@ -120,7 +135,7 @@ def may_restart(services: Iterable[Any]) -> bool:
             if restart_policy(service) is not None:
                 return True
             seen.add(id(service))
-            waiting.extend(getattr(service, "requires", ()))
+            waiting.extend(required_of(service))
     return False
 
 

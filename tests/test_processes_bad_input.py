@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from kgas_async import CallFailed, CallProgress, ServiceManager
+from kgas_async._guarding import Guard
 from kgas_async.testing import assert_clean
 
 from . import bad_process_tools as tools
@@ -102,3 +104,20 @@ except Unreadable as unreadable:
 def test_a_message_that_finds_no_memory_is_skipped_and_the_next_one_read() -> None:
     done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout.strip() in ("7 OSError (8, 'the next')", "7 MemoryError (8, 'the next')"), done.stderr
+
+
+async def test_a_guard_that_cannot_start_fails_the_call_and_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BlockingIOError("no more")
+
+    manager = ServiceManager(log=None, processes=1)
+    async with manager:
+        with monkeypatch.context() as only_here:
+            only_here.setattr(Guard, "watch", refuse)
+            with pytest.raises(
+                CallFailed, match="the guard of the worker processes could not start: no more"
+            ):
+                await manager.execute(double, x=1)
+            assert not psutil.Process().children()
+        assert await manager.execute(double, x=1) == 2
+    assert_clean(manager)

@@ -425,3 +425,23 @@ async def test_a_frozen_dataclass_is_a_service_in_one_manager_after_the_other() 
             assert (await manager.health()).ok
         with pytest.raises(ServiceNotRunning):
             service.ask()
+
+
+@pytest.mark.parametrize("wrong", [None, "graph", 3, Frozen("alone")])
+async def test_requires_that_is_no_tuple_of_services_is_refused_with_the_mend(wrong: Any) -> None:
+    class Graph(Frozen):
+        requires = wrong
+
+    class Uses(KGASTool):
+        requires = wrong
+
+        async def execute_async(self) -> None:
+            raise AssertionError("it ran")
+
+    mend = r"requires of \w+ names the services themselves, as a tuple such as \(graph,\), not "
+    with pytest.raises(TypeError, match="Graph".join(mend.split(r"\w+"))):
+        async with ServiceManager(Graph("here"), log=None):
+            pass
+    async with ServiceManager(log=None) as manager:
+        with pytest.raises(TypeError, match=mend):
+            await manager.execute(Uses())
