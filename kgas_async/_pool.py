@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from ._context import current_call, current_manager, current_work
 from ._errors import CallAborted, shown
-from ._limits import check_count, check_seconds
+from ._limits import check_count, check_seconds, check_text
 from ._mailbox import is_on_loop
 from ._pool_core import Entry, PoolBounds, PoolCore, PoolStatistics, Waiter
 from ._pool_motion import NO_KEY, Motion, factory_name, wants_key
@@ -113,8 +113,8 @@ class Pool(Service, Generic[T]):
         name: str | None = None,
     ) -> None:
         for what, function in (("factory", factory), ("close", close), ("check", check)):
-            if function is not None and not callable(function):
-                raise TypeError(f"Pool({what}) is a function, not {function!r}")
+            if not callable(function) and (what == "factory" or function is not None):
+                raise TypeError(f"Pool({what}) is a function, not {shown(function)}")
         _check_drop_on(drop_on)
         if (max_bytes is None) is not (cost is None):
             raise TypeError("Pool(max_bytes) bounds what Pool(cost) says that a resource takes: give both, or neither")
@@ -124,7 +124,7 @@ class Pool(Service, Generic[T]):
         self.check = check
         self.drop_on = drop_on
         self.same_thread = same_thread
-        self.name = name or f"Pool({factory_name(factory)})"
+        self.name = check_text("Pool(name)", name) if name else f"Pool({factory_name(factory)})"
         self.bounds = PoolBounds(
             check_count("Pool(size)", size),
             None if users is None else check_count("Pool(users)", users),

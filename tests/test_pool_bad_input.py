@@ -93,3 +93,10 @@ def test_a_main_thread_that_is_interrupted_while_it_waits_takes_no_resource_with
                 assert (now.in_use, now.users, now.waiting) == (1, 1, 0)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_factory_or_a_name_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Pool\(factory\) is a function, not None"):
+        Pool(None)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"Pool\(name\)"):
+        Pool(nullcontext, name=3)  # type: ignore[call-overload]

@@ -114,9 +114,7 @@ async def test_a_guard_that_cannot_start_fails_the_call_and_leaves_no_worker(mon
     async with manager:
         with monkeypatch.context() as only_here:
             only_here.setattr(Guard, "watch", refuse)
-            with pytest.raises(
-                CallFailed, match="the guard of the worker processes could not start: no more"
-            ):
+            with pytest.raises(CallFailed, match="the guard of the worker processes could not start: no more"):
                 await manager.execute(double, x=1)
             assert not psutil.Process().children()
         assert await manager.execute(double, x=1) == 2

@@ -268,3 +268,18 @@ async def test_a_service_that_another_manager_runs_is_told() -> None:
     service = Good()
     async with ServiceManager(service, log=None):
         await fails(service, "another open manager runs it", pickles=False)
+
+
+class Speechless(Exception):
+    def __repr__(self) -> str:
+        raise LookupError("no words")
+
+
+class CrashesWithoutWords(Good):
+    async def health(self) -> None:
+        raise Speechless
+
+
+async def test_an_error_that_cannot_be_shown_is_a_problem_like_any_other() -> None:
+    with pytest.raises(AssertionError, match=r"is ill: .a Speechless whose __repr__ raised LookupError"):
+        await check_service(CrashesWithoutWords(), sweeps=False)

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from kgas_async._context import running_manager
-from kgas_async._errors import KgasAsyncError, ServiceError, ServiceNotRunning, counted
+from kgas_async._errors import KgasAsyncError, ServiceError, ServiceNotRunning, counted, shown
 from kgas_async._evidence_sinks import MemorySink
 from kgas_async._health import check_of
 from kgas_async._manager import ServiceManager
@@ -92,7 +92,7 @@ class _Check:
             type(self.service)(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  (the user's code)
             self.problems.append(
-                f"it cannot be made again from its constructor's arguments, which it may not consume: {error!r}"
+                f"it cannot be made again from its constructor's arguments, which it may not consume: {shown(error)}"
             )
         finally:
             _seen.reset(token)
@@ -106,7 +106,7 @@ class _Check:
             copy = pickle.loads(pickle.dumps(self.service))  # our own bytes
         except Exception as error:  # noqa: BLE001  (the user's code)
             self.problems.append(
-                f"it does not survive pickling while it is not started ({error!r}); a service pickles by its "
+                f"it does not survive pickling while it is not started ({shown(error)}); a service pickles by its "
                 f"constructor's arguments; or check_service(..., pickles=False)"
             )
         else:
@@ -122,7 +122,7 @@ class _Check:
         except ServiceNotRunning:
             return
         except Exception as error:  # noqa: BLE001
-            what = f"raises {error!r}"
+            what = f"raises {shown(error)}"
         else:
             what = "works"
         self.problems.append(
@@ -156,11 +156,11 @@ class _Check:
             try:
                 await _awaited(self.use(self.service))
             except Exception as error:  # noqa: BLE001
-                self.problems.append(f"in {lifetime_of} it runs, and cannot be used: {error!r}")
+                self.problems.append(f"in {lifetime_of} it runs, and cannot be used: {shown(error)}")
         if check_of(self.service) is not None:
             health = (await manager.health())[service_name(self.service)]
             if health.status != "healthy":
-                self.problems.append(f"in {lifetime_of} it runs, and is {health.status}: {health.error!r}")
+                self.problems.append(f"in {lifetime_of} it runs, and is {health.status}: {shown(health.error)}")
 
     def _left_nothing(self, manager: ServiceManager, before: set[int], when: str) -> None:
         try:
@@ -247,7 +247,7 @@ def _what(error: Exception) -> str:
         return "does not start again in time"
     if isinstance(error, AssertionError):
         return f"did not take it: {error}"
-    return f"raises {error!r}, then or when it is started again"
+    return f"raises {shown(error)}, then or when it is started again"
 
 
 async def _awaited(value: object) -> None:
