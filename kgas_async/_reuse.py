@@ -18,6 +18,7 @@ from ._attempt import contained
 from ._breaker_guard import was_cancelled
 from ._cache import Cache, KeyFailed, MemoryStore
 from ._call import Call
+from ._cancellation import hook_failure
 from ._errors import CallError, shown
 from ._mailbox import Gate
 from ._records import call_fields, error_fields
@@ -250,8 +251,10 @@ async def _asked(call: Call[Any], cache: Cache, what: Literal["get", "set"], *ar
     with anyio.CancelScope(deadline=min(deadline_of(call), anyio.current_time() + STORE_S)) as scope:
         try:
             return await contained(call, getattr(cache.store, what)(*args), call.context)
-        except Exception as error:  # noqa: BLE001  (the user's store)
-            failed = error
+        except BaseException as raised:  # the user's store
+            failed = hook_failure(raised, "its store", owned=call.host_is_ours)
+            if failed is None:
+                raise
     if scope.cancelled_caught:
         failed = TimeoutError(f"its store did not answer within {STORE_S:g} s")
     assert failed is not None

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from kgas_async import CallFailed, KGASTool, MemorySink, Pool, Service, ServiceCrashed, ServiceManager
+from kgas_async import Cache, CallFailed, KGASTool, MemorySink, Pool, Service, ServiceCrashed, ServiceManager
 from kgas_async.testing import assert_clean
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -200,3 +200,32 @@ async def test_a_stop_is_on_record_as_failed_where_the_session_is_cancelled_too(
     (failed,) = [record for record in sink.records if record["event"] == "service.failed"]
     assert (failed["service"], failed["error"]["message"]) == ("Stops", "service 'Stops' cancelled its own task")
     assert_clean(manager)
+
+
+class Store:
+    """Of a cache; keeps nothing."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+
+    async def get(self, key: str, default: Any, /) -> Any:
+        await self.way()
+
+    async def set(self, key: str, value: Any, ttl: float | None, /) -> None:
+        await self.way()
+
+
+class Cached(KGASTool):
+    async def execute_async(self, x: int) -> int:
+        return x
+
+
+@asyncio_only
+async def test_a_store_costs_the_call_nothing() -> None:
+    sink = MemorySink()
+    tool = Cached().using(cache=Cache(60, store=Store(awaits_a_cancelled_task)))
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        assert await manager.execute(tool, x=1) == 1
+        assert (await manager.submit(tool, x=2).outcome()).value == 2
+    said = [record["operation"] for record in sink.records if record["event"] == "cache.failed"]
+    assert said == ["get", "set", "get", "set"]
