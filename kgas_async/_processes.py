@@ -93,9 +93,9 @@ class ProcessWork(Work):
             self._worker = worker = self.pool.worker_here(self._is_withdrawn)
             try:
                 worker.load(self.travelling, self._is_withdrawn)
-            except NotBegunError:
+            except NotBegunError as error:
                 if last:
-                    raise
+                    raise _gone_twice() from error
             else:
                 return worker
         raise AssertionError("it was loaded, or raised")
@@ -111,7 +111,11 @@ class ProcessWork(Work):
         try:
             return self._worker.call(self, remote.travelling, remote.max_memory, inputs)
         except NotBegunError:  # it was dead already, for a reason that is not this call's
-            return self._get_worker().call(self, remote.travelling, remote.max_memory, inputs)
+            worker = self._get_worker()
+        try:
+            return worker.call(self, remote.travelling, remote.max_memory, inputs)
+        except NotBegunError as error:
+            raise _gone_twice() from error
 
     def abort(self) -> None:
         """Nobody waits for it any more: its next ``check_cancelled()`` raises, over there."""
@@ -126,6 +130,13 @@ class ProcessWork(Work):
         worker = self._worker
         if worker is not None:
             worker.kill(self)
+
+
+def _gone_twice() -> ChildProcessError:
+    return ChildProcessError(
+        "two worker processes, one after the other, ended before they had read what they were to do: somebody kills "
+        "them, or what the program imports ends its process"
+    )
 
 
 class ProcessPool(ThreadPool):

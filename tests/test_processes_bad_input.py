@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import psutil
 import pytest
 
 from kgas_async import CallFailed, CallProgress, ServiceManager
 from kgas_async._guarding import Guard
+from kgas_async._process import Worker
 from kgas_async.testing import assert_clean
 
 from . import bad_process_tools as tools
@@ -117,5 +119,27 @@ async def test_a_guard_that_cannot_start_fails_the_call_and_leaves_no_worker(mon
             with pytest.raises(CallFailed, match="the guard of the worker processes could not start: no more"):
                 await manager.execute(double, x=1)
             assert not psutil.Process().children()
+        assert await manager.execute(double, x=1) == 2
+    assert_clean(manager)
+
+
+@pytest.mark.parametrize("what", ["load", "call"])
+async def test_workers_that_are_gone_before_they_read_fail_the_call_by_an_error_with_words(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(Worker, what)
+
+    def too_late(worker: Worker, *arguments: Any) -> Any:
+        psutil.Process(worker.pid).kill()
+        while worker.is_alive:  # its death is seen a moment later
+            pass
+        return real(worker, *arguments)
+
+    manager = ServiceManager(log=None, processes=1)
+    async with manager:
+        with monkeypatch.context() as only_here:
+            only_here.setattr(Worker, what, too_late)
+            with pytest.raises(CallFailed, match="ChildProcessError: two worker processes, one after the other, ended"):
+                await manager.execute(double, x=1)
         assert await manager.execute(double, x=1) == 2
     assert_clean(manager)
