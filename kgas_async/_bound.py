@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from ._adaptive import AdaptiveLimit
@@ -144,6 +145,7 @@ class Bound:
         "signature",
         "state",
         "supervised",
+        "take_lone",
         "template",
         "timeout",
         "tool",
@@ -186,15 +188,27 @@ class Bound:
         self.supervised = bool(services) and (home.on_crash == "continue" or may_restart(services))
         self.template: Any = None  # the evidence's, made by its writer
         self.in_thread = self.execution.kind in ("thread", "process")  # a process is talked with in a thread
-        self.gated = bool(self.limits or self.rates)
+        self.gated = bool(self.limits or self.rates or (self.retry and self.retry.budget))
         self.flat = self._is_flat()
         # Whether all that its calls ever wait for before they run is their turn in lines that everybody may join.
         self.lines_up = self.flat and not self.rates and not any(limit.refuses for limit in self.limits)
+        self.take_lone = self._lone_token() if self.flat else None
+
+    def _lone_token(self) -> Callable[[], bool] | None:
+        """How an async call takes its one token at once, where one is all it needs; if it says False, ask otherwise."""
+        if self.in_thread or len(self.limits) + len(self.rates) != 1 or (self.retry and self.retry.budget):
+            return None
+        if self.limits:
+            return self.limits[0].acquire_nowait
+        rate = self.rates[0]
+        return partial(rate.take_one_nowait, self.home.mailbox) if rate.cost is None else None
 
     def _is_flat(self) -> bool:
-        """Whether nothing but plain tokens bounds it: one attempt in the caller's task is the whole call.
+        """Whether nothing but plain tokens bounds an attempt, made in the caller's task: it is the whole call, or the
+        first of several.
 
-        What is supervised may have to wait for its services once more, after it has waited for tokens or a thread.
+        What is supervised may have to wait for its services once more: after it has waited for tokens or a thread, and
+        before it is tried again.
         """
         return (
             self.execution.kind != "inline"
@@ -203,12 +217,11 @@ class Bound:
             and not any(limit.is_keyed for limit in self.rates)
             and self.timeout is None
             and self.deadline is None
-            and self.retry is None
             and self.breaker is None
             and self.cache is None
             and self.hedge_after is None
             and not self.fallbacks
-            and not (self.supervised and (self.gated or self.in_thread))
+            and not (self.supervised and (self.gated or self.in_thread or self.retry))
         )
 
     def _take_policy(self, policy: Policy) -> None:

@@ -255,7 +255,7 @@ class Crew(Staff, Generic[T]):
 
     async def _work(self) -> None:
         self._came()
-        host = Host(owned=True, on_wait=self.wake_one, on_release=self.give_back)
+        host = Host(owned=True, on_wait=self.wake_one, on_release=self.on_release)
         self._hosts.add(host)
         try:
             while not (self.over or self.stopped):

@@ -1,8 +1,8 @@
 """The path of a call where little bounds it, written flat: what an item of a large map costs.
 
-A call without timeout, deadline, retry and hooks is validated, takes its tokens, makes one attempt and ends. That is
-`_path` in the same order, with what costs nothing where it is free: no coroutine but the tool's own until something
-waits, no scope, one context.
+A call without timeout, deadline and hooks is validated, takes its tokens, makes one attempt and ends. That is `_path`
+in the same order, with what costs nothing where it is free: no coroutine but the tool's own until something waits, no
+scope, one context. An attempt that fails and may be made again goes on there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ._attempt import in_thread
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
-from ._path import ended_by_tool, ending, note_run, perform_fully
+from ._mailbox import NativeCancels
+from ._path import ended_by_tool, ending, note_run, perform_again, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
 from ._tokens import give_back, refused, take_concurrency, take_rates, wanted_rates
 
@@ -60,8 +61,10 @@ def begin(call: Call[Any], now_ns: int = 0, *, lines_up: bool = False) -> Any:
         call.inputs = bound.check(call.inputs)
         call.attempt = 1
         if bound.gated:
-            rest = _admit(call, lines_up)
-            if rest is not None:
+            if bound.take_lone is not None and bound.take_lone():
+                if bound.limits:
+                    call.holds = bound.limits
+            elif (rest := _admit(call, lines_up)) is not None:
                 return rest
     except BaseException as error:
         if not _refused(call, error):
@@ -72,8 +75,10 @@ def begin(call: Call[Any], now_ns: int = 0, *, lines_up: bool = False) -> Any:
 
 
 def _admit(call: Call[Any], lines_up: bool) -> Any:
-    """Take the call's tokens if all are free; else what waits for the others and goes on, or those that were free."""
+    """Count the call and take its tokens if all are free; else what waits for the others, or those that were free."""
     bound = call.bound
+    if bound.retry is not None and bound.retry.budget is not None:
+        bound.retry.budget.count_call(bound.home.mailbox)
     wanted = wanted_rates(call) if bound.rates else []
     limits = bound.limits
     for number, limit in enumerate(limits):
@@ -81,7 +86,7 @@ def _admit(call: Call[Any], lines_up: bool) -> Any:
             held = list(limits[:number])
             return held if lines_up and bound.lines_up else _when_admitted(call, held, wanted)
     if wanted:
-        if not acquire_rates_nowait(wanted):
+        if not acquire_rates_nowait(wanted, bound.home.mailbox):
             return _when_admitted(call, list(limits), wanted)
         call.paid = wanted
     call.holds = limits
@@ -119,8 +124,10 @@ def begin_admitted(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
 def _start(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
     """Make the attempt of an async tool as far as it goes without waiting; what is left of it."""
     bound = call.bound
-    context = None
+    context = native = None
     try:
+        if bound.retry is not None and not call.host_is_ours:
+            native = NativeCancels()
         context = copy_context()
         context.run(_set_current_call, call)
         if bound.is_coroutine_function:
@@ -132,17 +139,20 @@ def _start(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
         except StopIteration as stop:  # it never suspended, and there is nothing to drive
             call.value = stop.value
         else:
-            return _resume(call, coroutine, context, step)
+            return _resume(call, coroutine, context, step, native)
         _succeeded(call)
     except BaseException as error:
         call.context = context
+        if _may_go_on(call, error):
+            return perform_again(call, error, native)
         if not _ended(call, error):
             raise
     return None
 
 
-async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any) -> None:
+async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any, native: NativeCancels | None) -> None:
     """Go on with an attempt whose tool has suspended."""
+    rest = None
     try:
         host = call._host
         if host is not None:
@@ -151,8 +161,22 @@ async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any) 
         _succeeded(call)
     except BaseException as error:
         call.context = context
-        if not _ended(call, error):
+        if _may_go_on(call, error):
+            rest = perform_again(call, error, native)
+        elif not _ended(call, error):
             raise
+    if rest is not None:  # not where the error is handled: it would be the context of those to come
+        await rest
+
+
+def _may_go_on(call: Call[Any], error: BaseException) -> bool:
+    """Whether a call may have another attempt after this error; then it holds nothing any more."""
+    if call.bound.retry is None or call.ended_ns or not isinstance(error, Exception):
+        return False
+    held, call.holds = call.holds, ()
+    give_back(held)  # and not as of a call that has ended: whoever gets them is to begin while this one sleeps
+    note_run(call)
+    return True
 
 
 def _succeeded(call: Call[Any]) -> None:
@@ -165,8 +189,10 @@ def _succeeded(call: Call[Any]) -> None:
 
 async def _in_thread(call: Call[Any]) -> None:
     """Make the attempt of a sync tool."""
-    context = None
+    context = native = rest = None
     try:
+        if call.bound.retry is not None and not call.host_is_ours:
+            native = NativeCancels()
         context = copy_context()
         context.run(_set_current_call, call)
         held, call.holds = call.holds, ()  # they are the thread's now
@@ -176,20 +202,27 @@ async def _in_thread(call: Call[Any]) -> None:
             call.end("succeeded")
         else:  # whatever it is, SystemExit too: it was raised in a thread
             call.context = context
-            call.end(*ending(call, failed, None))
+            if call.bound.retry is None:
+                call.end(*ending(call, failed, None))
+            else:
+                rest = perform_again(call, failed, native)
     except BaseException as error:
         call.context = context
         if not _ended(call, error):
             raise
+    if rest is not None:
+        await rest
 
 
 def _let_go(call: Call[Any]) -> None:
     held, call.holds = call.holds, ()
     host = call._host
-    if host is None or host.on_release is None:
-        give_back(held)
-    else:
+    if host is not None and host.on_release is not None:
         host.on_release(held)
+    elif len(held) == 1:
+        held[0].release()
+    else:
+        give_back(held)
 
 
 def _refused(call: Call[Any], error: BaseException) -> bool:

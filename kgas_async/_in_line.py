@@ -101,6 +101,7 @@ class LineCrew(Crew[Any]):
         self._places: dict[Place, None] = {}  # of calls that wait, or were let in and not begun
         self._let_in: deque[Place] = deque()
         self._is_releasing = False
+        self.on_release = self._give_back
 
     @abstractmethod
     def called_off(self, place: Place) -> None:
@@ -122,11 +123,11 @@ class LineCrew(Crew[Any]):
         if not self._is_releasing:  # else the worker that gives the token back comes for it
             self.wake_one()
 
-    def give_back(self, held: Sequence[Any]) -> None:
+    def _give_back(self, held: Sequence[Any]) -> None:
         """A worker gives back the tokens of its call; then it takes what was let in by that."""
         self._is_releasing = True
         try:
-            super().give_back(held)
+            give_back(held)
         finally:
             self._is_releasing = False
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import ChainMap
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
@@ -72,13 +71,14 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
     Raises:
         PipelineError: The item has no such field.
     """
-    if planned.direct is not None:
-        with suppress(KeyError):  # said below, with its name
-            return {
-                parameter: (frame.results if is_result else frame.fields)[name]
-                for parameter, is_result, name in planned.direct
-            }
     inputs: dict[str, Any] = {}
+    if planned.direct is not None:
+        try:
+            for parameter, is_result, name in planned.direct:
+                inputs[parameter] = (frame.results if is_result else frame.fields)[name]
+            return inputs
+        except KeyError:
+            inputs.clear()  # said below, with its name
     depth = len(planned.level)
     for binding in planned.bindings:
         if binding.collected:

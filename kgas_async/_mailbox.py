@@ -138,6 +138,7 @@ class Mailbox:
         "closed",
         "gate",
         "ident",
+        "now",
         "offset",
         "on_busy",
         "serial",
@@ -161,6 +162,7 @@ class Mailbox:
             home: object = trio.lowlevel.current_clock()
             self.gate = _TrioGate
             self.task: Callable[[], object] = trio.lowlevel.current_task  # by which code on the loop knows itself
+            self.now: Callable[[], float] = trio.current_time  # on the loop: `anyio.current_time` without its look-up
             self._running: Callable[[], object] = _running_trio
             self._home: object = trio.lowlevel.current_trio_token()
         else:
@@ -171,6 +173,8 @@ class Mailbox:
             self._post = lambda callback: loop.call_soon_threadsafe(callback, context=context)
             home = loop
             self.task = asyncio.current_task
+            plain = type(loop).time is asyncio.BaseEventLoop.time
+            self.now = monotonic if plain else loop.time  # which is the same, in Python
             self._running, self._home = asyncio._get_running_loop, loop
             self.gate = partial(_AsyncioGate, loop)
         # A clock that threads can read; virtual ones (kgas_async.testing) stand still while our threads work.
@@ -179,7 +183,7 @@ class Mailbox:
         if adopt is not None:
             self.time = _clock_of(home)
             adopt(self)
-        self.offset = anyio.current_time() - self.time()  # of the loop's time over that clock's
+        self.offset = self.now() - self.time()  # of the loop's time over that clock's
 
     @staticmethod
     def here() -> Mailbox:

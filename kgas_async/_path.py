@@ -1,7 +1,8 @@
 """The one path of a call: validate, tokens, timeout, run, retry, end, in the one order of the design.
 
 `perform_fully` walks it in whatever task it is awaited in, under a cancel scope that its host holds. It raises nothing
-but cancellation; how the call ended is on the call. `_flat` is the same path where little bounds a call.
+but cancellation; how the call ended is on the call. `_flat` is the same path where little bounds a call, as far as its
+first attempt succeeds; `perform_again` goes on where it has failed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from ._hedge import hedged
 from ._keyed import FunctionFailed
 from ._mailbox import NativeCancels, is_self_inflicted
 from ._offload import ReturnedError
+from ._resilience import Retry
 from ._reuse import FlightFailed, reused_or_run
 from ._served import attempt_served
 from ._tokens import DeadlinePassed, deadline_of, pause_rates
 
-__all__ = ["ended_by_tool", "ending", "note_run", "perform_fully"]
+__all__ = ["ended_by_tool", "ending", "note_run", "perform_again", "perform_fully"]
 
 
 async def perform_fully(call: Call[Any]) -> None:
@@ -50,27 +52,57 @@ async def perform_fully(call: Call[Any]) -> None:
         if error is None:
             run = _tried if bound.fallbacks else _attempts
             error = await (run(call) if bound.cache is None else reused_or_run(call, bound.cache, run))
-        if error is None:
-            call.end("reused" if call.reused else "succeeded")
-            return
-        status, ended = ending(call, error, call.last_error)
-        native = await clean_up(call, ended)
-        call.end(status, ended)
-        if native is not None:
-            raise native
+        await _end(call, error)
     except BaseException as error:
-        _cancel_children(call)
-        if not call.ended_ns:
-            native = None
-            try:
-                native = await clean_up(call, error)
-            finally:
-                is_tools_own = ended_by_tool(call, error)
-            if native is not None:
-                raise native from error
-            if is_tools_own:
-                return
-        raise
+        if not await _broke_off(call, error):
+            raise
+
+
+async def perform_again(call: Call[Any], failed: BaseException, native: NativeCancels | None) -> None:
+    """Go on with a call that has a retry and whose first attempt, made on the flat path, has failed.
+
+    Args:
+        call: It holds nothing any more.
+        failed: How.
+        native: Made before that attempt, where its task is not ours.
+    """
+    call.status = "waiting"
+    try:
+        call.attempt_context, call.context = call.context, copy_context()
+        call.context.run(current_call.set, call)
+        retry = call.bound.retry
+        assert retry is not None
+        await _end(call, await _retried(call, retry, native, failed))
+    except BaseException as error:
+        if not await _broke_off(call, error):
+            raise
+
+
+async def _end(call: Call[Any], error: BaseException | None) -> None:
+    """End a call whose last attempt, or what came before it, had this error."""
+    if error is None:
+        call.end("reused" if call.reused else "succeeded")
+        return
+    status, ended = ending(call, error, call.last_error)
+    native = await clean_up(call, ended)
+    call.end(status, ended)
+    if native is not None:
+        raise native
+
+
+async def _broke_off(call: Call[Any], error: BaseException) -> bool:
+    """End a call that something else than its attempts' errors came out of. Whether nothing is to be raised."""
+    _cancel_children(call)
+    if call.ended_ns:
+        return False
+    native = None
+    try:
+        native = await clean_up(call, error)
+    finally:
+        is_tools_own = ended_by_tool(call, error)
+    if native is not None:
+        raise native from error
+    return is_tools_own
 
 
 async def _after_replaced(call: Call[Any]) -> BaseException | None:
@@ -121,18 +153,31 @@ async def _tried(call: Call[Any]) -> BaseException | None:
 
 async def _attempts(call: Call[Any]) -> BaseException | None:
     """Attempts until one succeeds (None) or the last one's error."""
+    retry = call.bound.retry
+    if retry is None:
+        return await _attempt(call)
+    native = None if call.host_is_ours else NativeCancels()
+    if retry.budget is not None:
+        retry.budget.count_call(call.bound.home.mailbox)
+    return await _retried(call, retry, native, await _attempt(call))
+
+
+async def _attempt(call: Call[Any]) -> BaseException | None:
+    """One attempt, or a hedged one."""
+    call.attempt += 1
+    make = attempt_once if call.bound.hedge_after is None else hedged
+    return await (attempt_served(call, make) if call.bound.supervised else make(call))
+
+
+async def _retried(
+    call: Call[Any], retry: Retry, native: NativeCancels | None, error: BaseException | None
+) -> BaseException | None:
+    """Further attempts, after a first that ended so, until one succeeds (None) or the last one's error."""
     bound = call.bound
-    retry = bound.retry
-    native = None if retry is None or call.host_is_ours else NativeCancels()
-    if retry is not None and retry.budget is not None:
-        retry.budget.count_call(bound.home.mailbox)
     tries = 0  # a hedged one is one
     while True:
         tries += 1
-        call.attempt += 1
-        make = attempt_once if bound.hedge_after is None else hedged
-        error = await (attempt_served(call, make) if bound.supervised else make(call))
-        if error is None or retry is None or isinstance(error, (DeadlinePassed, FunctionFailed)):
+        if error is None or isinstance(error, (DeadlinePassed, FunctionFailed)):
             return error
         if _is_own_rejection(call, error) or call.cancel_requested:
             return error
@@ -168,6 +213,7 @@ async def _attempts(call: Call[Any]) -> BaseException | None:
         call.waits()
         await anyio.sleep(delay)
         call.wait_retry_ns += perf_counter_ns() - slept
+        error = await _attempt(call)
 
 
 def _is_own_rejection(call: Call[Any], error: BaseException) -> bool:

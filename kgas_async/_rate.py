@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from time import monotonic
-from types import TracebackType
 from typing import Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -27,32 +25,11 @@ from ._keyed import FunctionFailed, check_key, key_of
 from ._limits import check_seconds, named
 from ._mailbox import Mailbox
 from ._matching import refuse_async
-from ._rate_line import RateLine
+from ._rate_line import RateLine, RateStatistics
 
 __all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
 
 PATIENCE: Final = 4  # lines that one goes to for tokens of several limits before it keeps its places
-
-
-@dataclass(frozen=True, slots=True)
-class RateStatistics:
-    """A rate limit at one moment.
-
-    Attributes:
-        rate: Tokens per ``per`` seconds.
-        per: Seconds.
-        burst: Tokens that may be taken at once after a pause.
-        waiting: Waiters for a token.
-        taken: Tokens taken so far.
-        keys: Keys whose tokens are not all back; 0 for a limit without ``key``.
-    """
-
-    rate: float
-    per: float
-    burst: float
-    waiting: int
-    taken: float
-    keys: int = 0
 
 
 class RateLimit:
@@ -100,6 +77,7 @@ class RateLimit:
             check_key("RateLimit(key)", key)
             self._buckets = _Buckets(self, key)
         self._interval = self._per / self._rate
+        self._slack = (self._burst - 1) * self._interval  # how far ahead of now `_due` may be where one is to be taken
         self._due = -math.inf  # when the bucket would be full again, in the time of the clock below
         self._paused = -math.inf  # until when nothing is given, in the same time
         self._clock = 0  # a mailbox's serial
@@ -196,6 +174,18 @@ class RateLimit:
         self._due = max(self._due, at) + tokens * self._interval
         self._taken += tokens
 
+    def take_one_nowait(self, mailbox: Mailbox) -> bool:
+        """As `acquire_rates_nowait`, of this limit, where no key is asked for; False says nothing."""
+        with self._lock:
+            now = mailbox.now()
+            due = self._due
+            if due - now > self._slack or self._paused > now or self._line.waiters or self._clock != mailbox.serial:
+                return False
+            self._seen, self._seen_real = now, monotonic()
+            self._due = (due if due > now else now) + self._interval  # noqa: FURB136  (half the time of max)
+            self._taken += 1.0
+            return True
+
     async def _until_enough(self, waiter: Waiter, tokens: float, clock: int) -> float:
         """Wait until there are so many tokens for this one, which is first in the line; since when there are."""
         while True:
@@ -247,9 +237,7 @@ class RateLimit:
         await anyio.lowlevel.checkpoint_if_cancelled()
         await self.acquire()
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         return None
 
 
@@ -329,10 +317,10 @@ class _Buckets:
 Places: TypeAlias = list[tuple[RateLimit, Waiter]]
 
 
-def acquire_rates_nowait(wanted: Sequence[tuple[RateLimit, float]]) -> bool:
-    """Take from all limits at this moment if all have enough and nobody waits; whether it did. On a loop."""
-    now, clock = anyio.current_time(), Mailbox.here().serial
-    return _blocking(wanted, now, clock, [], now)[0] is None
+def acquire_rates_nowait(wanted: Sequence[tuple[RateLimit, float]], mailbox: Mailbox) -> bool:
+    """Take from all limits at this moment if all have enough and nobody waits; whether it did. On that loop."""
+    now = mailbox.now()
+    return _blocking(wanted, now, mailbox.serial, [], now)[0] is None
 
 
 def _blocking(
@@ -372,10 +360,9 @@ async def acquire_rates(wanted: Sequence[tuple[RateLimit, float]]) -> None:
     Cancellation: Leaves the lines; nothing was taken.
     """
     mailbox = Mailbox.here()
-    clock = mailbox.serial
-    due = now = anyio.current_time()
+    clock, due = mailbox.serial, mailbox.now()
     places: Places = []
-    blocker, _ = _blocking(wanted, now, clock, places, due)
+    blocker, _ = _blocking(wanted, due, clock, places, due)
     moves = 0
     try:
         while blocker is not None:

@@ -1,8 +1,9 @@
-"""The line of those who wait for a rate: first come, first served, from any number of event loops."""
+"""The line of those who wait for a rate: first come, first served, from any number of event loops. And its figures."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
@@ -10,10 +11,31 @@ import anyio
 
 from ._admission import Waiter
 
-__all__ = ["RateLine"]
+__all__ = ["RateLine", "RateStatistics"]
 
 LOOK_S: Final = 1.0  # how often those who wait behind another loop's look whether it is still there
 CROWD: Final = 8  # waiters that look each time; the more there are, the rarer each looks
+
+
+@dataclass(frozen=True, slots=True)
+class RateStatistics:
+    """A rate limit at one moment.
+
+    Attributes:
+        rate: Tokens per ``per`` seconds.
+        per: Seconds.
+        burst: Tokens that may be taken at once after a pause.
+        waiting: Waiters for a token.
+        taken: Tokens taken so far.
+        keys: Keys whose tokens are not all back; 0 for a limit without ``key``.
+    """
+
+    rate: float
+    per: float
+    burst: float
+    waiting: int
+    taken: float
+    keys: int = 0
 
 
 class RateLine:

@@ -14,7 +14,6 @@ from ._limits import check_count
 from ._mailbox import Gate
 from ._report import Progress
 from ._tally import Tally
-from ._tokens import give_back
 
 __all__ = ["Staff"]
 
@@ -43,6 +42,7 @@ class Staff(Tally):
         self._parked: deque[Gate] = deque()
         self._coming = 0  # hired or woken, and not at work yet
         self._hiring = False
+        self.on_release: Callable[[Sequence[Any]], object] | None = None  # as of a `Host`
 
     @abstractmethod
     async def _work(self) -> None:
@@ -59,10 +59,6 @@ class Staff(Tally):
                 self._wake_parked()
         elif not self._hiring and self._workers < self.in_flight and not self.stopped and self._is_wanted():
             self._hire()
-
-    def give_back(self, held: Sequence[Any]) -> None:
-        """A worker gives back the tokens of its call, which has ended."""
-        give_back(held)
 
     def _hire(self) -> None:
         self._hiring = True

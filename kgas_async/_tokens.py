@@ -229,7 +229,7 @@ def take_now(call: Call[Any]) -> tuple[list[Any], list[tuple[RateLimit, float]]]
             held.append(token)
         else:
             wanted = wanted_rates(call)
-            if not wanted or acquire_rates_nowait(wanted):
+            if not wanted or acquire_rates_nowait(wanted, call.bound.home.mailbox):
                 return held, wanted
     except (CallRejected, FunctionFailed):
         pass
@@ -261,7 +261,7 @@ def pause_rates(call: Call[Any], seconds: float) -> None:
 
 
 async def take_rates(call: Call[Any], wanted: list[tuple[RateLimit, float]]) -> None:
-    if wanted and not acquire_rates_nowait(wanted):
+    if wanted and not acquire_rates_nowait(wanted, call.bound.home.mailbox):
         began = perf_counter_ns()
         call.waits()
         try:

@@ -57,7 +57,11 @@ class Careful(Lost):
         self.log.append("ended")
 
 
-@pytest.mark.parametrize("policy", [{}, {"timeout": 60.0, "retry": Retry(3, wait=0)}], ids=["plain", "bounded"])
+@pytest.mark.parametrize(
+    "policy",
+    [{}, {"retry": Retry(3, wait=0)}, {"timeout": 60.0, "retry": Retry(3, wait=0)}],
+    ids=["plain", "retried", "bounded"],
+)
 async def test_an_error_that_a_tool_makes_of_its_cancellation_is_no_failure(policy: dict[str, Any]) -> None:
     lost = Lost()
     async with ServiceManager(log=None) as manager:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kgas_async import CallRejected, CallTimeout, Policy, RateLimit, Retry, RetryBudget, ServiceManager, tool
-from kgas_async._rate import acquire_rates
+from kgas_async._mailbox import Mailbox
+from kgas_async._rate import acquire_rates, acquire_rates_nowait
 from kgas_async.testing import assert_clean, virtual_backend
 
 from .loops import virtual
@@ -509,6 +510,43 @@ async def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
     before = anyio.current_time()
     await limit.acquire()
     assert anyio.current_time() - before == pytest.approx(10)
+
+
+@BOTH
+@settings(max_examples=200, deadline=None)
+@given(
+    rate=st.floats(0.1, 100),
+    burst=st.floats(1, 5),
+    steps=st.lists(
+        st.tuples(st.one_of(st.just(0.0), st.floats(0, 1)), st.sampled_from(["one", "one", "pause", "refund"])),
+        min_size=1,
+        max_size=40,
+    ),
+)
+def test_one_token_that_is_plain_to_see_is_taken_as_any_other(
+    name: str, rate: float, burst: float, steps: list[tuple[float, str]]
+) -> None:
+    """The short way gives a token where the long one does, and leaves the same behind; it may leave it to the long."""
+    short, long = RateLimit(rate, burst=burst), RateLimit(rate, burst=burst)
+
+    async def compare() -> None:
+        mailbox = Mailbox.here()
+        for gap, what in steps:
+            await anyio.sleep(gap)
+            if what == "pause":
+                short.pause(2.0)
+                long.pause(2.0)
+            elif what == "refund" and long.statistics().taken:
+                short.refund()
+                long.refund()
+            else:
+                is_plain = short.take_one_nowait(mailbox)
+                is_there = acquire_rates_nowait([(long, 1.0)], mailbox)
+                assert is_there or not is_plain
+                assert is_plain or acquire_rates_nowait([(short, 1.0)], mailbox) == is_there
+            assert (short._due, short._taken) == (long._due, long._taken)
+
+    run_virtually(name, compare)
 
 
 # --- loops and time

@@ -1,21 +1,27 @@
-"""``python -m tests.bench``: prints all tables; ``--quick`` with fewer rounds and items."""
+"""``python -m tests.bench``: prints all tables; ``--quick`` with fewer rounds and items.
+
+Imports by full names: AnyIO's worker processes, which ours are compared with, run this file outside of its package.
+"""
 
 from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 
-from .cases import LOOPS, item_cases, thread_cases
-from .idle import idle_table
-from .measure import Row, compare, table
-from .pipelines import diamond_cases, waiting_cases
-from .policies import policies_table
+from tests.bench.blocking import blocking_table
+from tests.bench.cases import LOOPS, item_cases, thread_cases
+from tests.bench.idle import idle_table
+from tests.bench.measure import Row, compare, table
+from tests.bench.pipelines import diamond_cases, waiting_cases
+from tests.bench.policies import policies_table
+from tests.bench.processes import beside_anyio_table, cpu_table, kill_table
 
 
 def main() -> int:
     quick = "--quick" in sys.argv
-    items, calls, rounds = (2_000, 500, 3) if quick else (10_000, 3_000, 9)
-    print(f"Python {platform.python_version()}, {items} items, {rounds} interleaved rounds; medians")
+    items, calls, rounds, pairs = (2_000, 500, 3, 3) if quick else (10_000, 3_000, 9, 15)
+    print(f"Python {platform.python_version()}, {items} items, {rounds} to {pairs} interleaved rounds; medians")
     print("The items do nothing: with real work the differences hide behind it.")
     rows: list[Row] = []
     rows += shown("An item, over asyncio TaskGroup + Semaphore in the same round", compare(item_cases(items), rounds))
@@ -30,12 +36,12 @@ def main() -> int:
     for loop, where in LOOPS.items():
         rows += shown(f"A diamond, over a line on {loop}", compare(diamond_cases(loop, where, items), rounds))
     missed += [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
-    table_of_policies, missed_policies = policies_table(items, rounds)
-    print("\n" + table_of_policies)
-    missed += missed_policies
-    table_of_idle, missed_idle = idle_table(1.0 if quick else 5.0)
-    print("\n" + table_of_idle)
-    missed += missed_idle
+    missed += told(*policies_table(items, pairs))
+    missed += told(*cpu_table(pairs))
+    told(kill_table(5 if quick else 40))
+    told(beside_anyio_table(calls // 10, rounds))
+    missed += told(*blocking_table(pairs))
+    missed += told(*idle_table(1.0 if quick else 5.0))
     print(f"\n{len(missed)} goals missed: {', '.join(missed)}" if missed else "\nall goals met")
     return 1 if missed and not quick else 0
 
@@ -47,6 +53,11 @@ def slower_than_half_a_barrier(rows: list[Row]) -> list[str]:
     for loop, barrier in barriers.items():
         print(f"  ours over a barrier per phase ({loop}): {ratios[f'ours ({loop})'] / barrier:.2f}x, goal 0.50")
     return [f"ours ({loop})" for loop, barrier in barriers.items() if ratios[f"ours ({loop})"] > barrier / 2]
+
+
+def told(text: str, missed: Sequence[str] = ()) -> Sequence[str]:
+    print("\n" + text, flush=True)
+    return missed
 
 
 def shown(title: str, rows: list[Row]) -> list[Row]:
