@@ -196,10 +196,9 @@ class Limit:
     def release(self) -> None:
         """Give a token back, to whoever is next. From any thread, with any loop or none."""
         with self._lock:
-            borrowed = self._borrowed
-            if borrowed <= 0:
+            if self._borrowed <= 0:
                 raise RuntimeError("a token was given back that was not taken")
-            self._borrowed = borrowed - 1
+            self._borrowed -= 1
             if not self._line.size:
                 return
             served = self._serve()

@@ -7,7 +7,7 @@ scope, one context. An attempt that fails and may be made again goes on there.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import perf_counter_ns
@@ -182,8 +182,14 @@ def _may_go_on(call: Call[Any], error: BaseException) -> bool:
 def _succeeded(call: Call[Any]) -> None:
     ended = perf_counter_ns()
     call.run_ns = ended - call.begun_ns
-    if call.holds:
-        _let_go(call)
+    held = call.holds
+    if held:
+        call.holds = ()
+        host = call._host
+        if len(held) == 1 and (host is None or host.on_release is None):
+            held[0].release()  # the common case: nobody wants to know
+        else:
+            _let_go(call, held)
     call.end("succeeded", None, ended)
 
 
@@ -214,13 +220,10 @@ async def _in_thread(call: Call[Any]) -> None:
         await rest
 
 
-def _let_go(call: Call[Any]) -> None:
-    held, call.holds = call.holds, ()
+def _let_go(call: Call[Any], held: Sequence[Any]) -> None:
     host = call._host
     if host is not None and host.on_release is not None:
         host.on_release(held)
-    elif len(held) == 1:
-        held[0].release()
     else:
         give_back(held)
 
@@ -233,7 +236,8 @@ def _refused(call: Call[Any], error: BaseException) -> bool:
 def _ended(call: Call[Any], error: BaseException) -> bool:
     """End a call by an error; False for a cancellation that is to be passed on."""
     if call.holds:
-        _let_go(call)
+        held, call.holds = call.holds, ()
+        _let_go(call, held)
     if isinstance(error, Exception):
         note_run(call)
         call.end(*ending(call, error, None))
