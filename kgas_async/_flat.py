@@ -61,9 +61,11 @@ def begin(call: Call[Any], now_ns: int = 0, *, lines_up: bool = False) -> Any:
         call.inputs = bound.check(call.inputs)
         call.attempt = 1
         if bound.gated:
-            if bound.take_lone is not None and bound.take_lone():
-                if bound.limits:
-                    call.holds = bound.limits
+            limit = bound.lone_limit
+            if limit is not None and limit.acquire_nowait():
+                call.holds = bound.limits
+            elif bound.lone_rate is not None and bound.lone_rate.take_one_nowait(bound.home.mailbox):
+                pass
             elif (rest := _admit(call, lines_up)) is not None:
                 return rest
     except BaseException as error:
@@ -185,9 +187,9 @@ def _succeeded(call: Call[Any]) -> None:
     held = call.holds
     if held:
         call.holds = ()
-        host = call._host
-        if len(held) == 1 and (host is None or host.on_release is None):
-            held[0].release()  # the common case: nobody wants to know
+        limit, host = call.bound.lone_limit, call._host
+        if limit is not None and (host is None or host.on_release is None):
+            limit.release()  # the common case: nobody wants to know
         else:
             _let_go(call, held)
     call.end("succeeded", None, ended)

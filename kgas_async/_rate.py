@@ -181,7 +181,8 @@ class RateLimit:
             due = self._due
             if due - now > self._slack or self._paused > now or self._line.waiters or self._clock != mailbox.serial:
                 return False
-            self._seen, self._seen_real = now, monotonic()
+            self._seen = now
+            self._seen_real = now if mailbox.now is monotonic else monotonic()
             self._due = (due if due > now else now) + self._interval  # noqa: FURB136  (half the time of max)
             self._taken += 1.0
             return True

@@ -15,7 +15,7 @@ from .measure import Interval
 BACKENDS = ("asyncio", "trio")
 THREADS = 5
 COUNTS = (1, 3, 5, 10)
-SLEEP_S = 0.1
+SLEEP_S = 0.2
 GOAL = 0.99  # of the limit, for the upper end of the interval
 
 
