@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Final
 
 from ._attempt import in_thread
 from ._call import Call
@@ -22,7 +22,9 @@ from ._path import ended_by_tool, ending, note_run, perform_again, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
 from ._tokens import give_back, refused, take_concurrency, take_rates, wanted_rates
 
-__all__ = ["begin", "begin_admitted", "perform"]
+__all__ = ["LINES_UP", "begin", "begin_admitted", "perform"]
+
+LINES_UP: Final = 1
 
 _set_current_call = current_call.set
 
@@ -38,12 +40,12 @@ async def perform(call: Call[Any]) -> None:
         await rest
 
 
-def begin(call: Call[Any], now_ns: int = 0, *, lines_up: bool = False) -> Any:
+def begin(call: Call[Any], now_ns: int = 0, lines_up: int = 0) -> Any:
     """Run a registered call as far as it goes without waiting.
 
     Args:
         now_ns: When it was made, unless just now.
-        lines_up: Its caller can do something better than to wait for tokens in a coroutine.
+        lines_up: `LINES_UP` where its caller can do something better than to wait for tokens in a coroutine.
 
     Returns:
         None if it has ended; else the rest, to be awaited. With ``lines_up``, for a call that needs nothing but its
@@ -76,7 +78,7 @@ def begin(call: Call[Any], now_ns: int = 0, *, lines_up: bool = False) -> Any:
     return _in_thread(call) if bound.in_thread else _start(call)
 
 
-def _admit(call: Call[Any], lines_up: bool) -> Any:
+def _admit(call: Call[Any], lines_up: int) -> Any:
     """Count the call and take its tokens if all are free; else what waits for the others, or those that were free."""
     bound = call.bound
     if bound.retry is not None and bound.retry.budget is not None:

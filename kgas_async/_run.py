@@ -84,25 +84,24 @@ class RunCrew(WalkCrew):
             return batch
         if self._let_in:
             return self._let_in.popleft()
-        unit = self._next_unit() if not self._places or self.room() >= 0 else None
-        if unit is None and self._batches is not None and not self.stopped:
-            return self._batches.ready(self._giving, pulling=self._puller is not None)
-        return unit
-
-    def _next_unit(self) -> Any:
-        """The next of those that leave a worker for each call in line: a token must not wait for a worker."""
-        if self._ended:
-            return (_RESUME, self._ended.pop())
-        if self._branches:
-            return self._branches.popleft()
-        giving = self._giving
-        for place in range(len(giving) - 1, -1, -1):
-            unit = giving[place].take()
+        if not self._places or self.room() >= 0:  # else there is a worker left for each of those in line, and no more
+            if self._ended:
+                return (_RESUME, self._ended.pop())
+            if self._branches:
+                return self._branches.popleft()
+            giving = self._giving
+            for place in range(len(giving) - 1, -1, -1):
+                unit = giving[place].take()
+                if unit is not None:
+                    return unit
+                if not giving[place].has_more:
+                    del giving[place]
+            unit = self.next_item()
             if unit is not None:
                 return unit
-            if not giving[place].has_more:
-                del giving[place]
-        return self.next_item()
+        if self._batches is not None and not self.stopped:
+            return self._batches.ready(self._giving, pulling=self._puller is not None)
+        return None
 
     def next_item(self) -> Any:
         """The next ``(index, item)``, as far as items may be open and live readers keep up."""

@@ -20,7 +20,7 @@ from ._cancellation import breakdown_of, failure_in
 from ._employer import Employer
 from ._errors import CallSkipped, CallTimeout, PipelineError, shown
 from ._expand import Elements
-from ._flat import begin, begin_admitted
+from ._flat import LINES_UP, begin, begin_admitted
 from ._frame import Expansion, Frame, Lack
 from ._host import Host
 from ._in_line import LineCrew, Place
@@ -115,16 +115,19 @@ class WalkCrew(LineCrew):
                         rest = self._seat(host, frame, planned, inputs)
                         return None if rest is None else (None, None, rest)
                     call = self._registered(frame, planned, self._bound[planned.phase.name], inputs)
+                    call._host = host
+                    host.call = call
                     try:
-                        ending = self._begin(host, call, lines_up=True)
+                        isolated = call.bound.isolated
+                        ending = self.home.run_isolated(call) if isolated else begin(call, 0, LINES_UP)
                     except BaseException as error:
                         self._cut_off(work, call, error)
                         raise
-                    if ending.__class__ is list:
+                    if ending is not None:
+                        if ending.__class__ is not list:
+                            return work, call, ending
                         self.line_up(host, work, call, ending)
                         return None
-                    if ending is not None:
-                        return work, call, ending
             expansion = None
             if call is not None:
                 host.call = None
@@ -291,11 +294,12 @@ class WalkCrew(LineCrew):
         frame.calls[planned.phase.name] = call
         return call
 
-    def _begin(self, host: Host, call: Call[Any], *, lines_up: bool = False) -> Any:
-        """Run a call as far as `begin` does; what is left of it. Whoever awaits that frees the host."""
+    def _begin(self, host: Host, call: Call[Any]) -> Awaitable[None] | None:
+        """Run a call as far as it goes without waiting; what is left of it. Whoever awaits that frees the host."""
         call._host = host
         host.call = call
-        return self.home.run_isolated(call) if call.bound.isolated else begin(call, lines_up=lines_up)
+        rest: Awaitable[None] | None = self.home.run_isolated(call) if call.bound.isolated else begin(call)
+        return rest
 
     def _broke(self, call: Call[Any], error: BaseException) -> None:
         """Something came out of a call: where nobody foresaw it, the call ends by it."""
