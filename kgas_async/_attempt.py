@@ -14,12 +14,11 @@ from typing import Any
 
 import anyio
 
-from ._bound import Home
 from ._breaker_guard import circuit_open, judged
 from ._call import Call
 from ._context import current_work
 from ._drive import drive
-from ._errors import CallAborted, CallRejected, CallTimeout
+from ._errors import CallAborted, CallTimeout
 from ._in_process import killed, note_usage, told_of_building, work_for
 from ._mailbox import OpenScopes
 from ._offload import refuse_coroutine
@@ -189,12 +188,12 @@ async def in_thread(
     """
     bound = call.bound
     home = bound.home
-    if bound.execution.kind == "thread" and (full := refused_for_abandoned(home)) is not None:
+    if bound.remote is None and (full := home.left.refusal(home.max_abandoned)) is not None:
         give_back(held)
         refund(rates)
         return refused(call, full)
     bounded = bound.timeout is not None or call.deadline_at is not None
-    timed = bounded or bool(bound.adaptive) or (bound.breaker is not None and bound.breaker.slow is not None)
+    timed = bounded or bound.is_judged_by_time
     call.holds = bound.holds
     call.status = "running"
     try:
@@ -265,16 +264,6 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
     return not late
 
 
-def refused_for_abandoned(home: Home) -> CallRejected | None:
-    """The error of a sync call where too many abandoned threads still run."""
-    if len(home.left) < home.max_abandoned:
-        return None
-    return CallRejected(
-        f"{home.max_abandoned} abandoned threads still run (max_abandoned): no further sync call is admitted until "
-        f"some end; make the tools that hang look at check_cancelled(), or raise max_abandoned"
-    )
-
-
 def _taken(call: Call[Any], work: Work) -> BaseException | None:
     """Take what a thread gave: the value, or the error is returned."""
     if work.error is not None:
@@ -290,13 +279,16 @@ def hand_over(call: Call[Any], context: Context, held: Sequence[Any], *, timed: 
     """Give a sync tool's call to a thread; the work, and when that was."""
     bound = call.bound
     home = bound.home
-    work = call.work = work_for(call, partial(bound.function, **call.inputs), context)
+    function = partial(bound.function, **call.inputs)
+    work = call.work = (
+        Work(function, context, home.mailbox) if bound.remote is None else work_for(call, function, context)
+    )
     context.run(_set_current_work, work)
     work.is_timed = timed
     if held:
         work.on_end = partial(give_back, held)
     submitted = perf_counter_ns()
-    bound.state.thread_starts += bound.execution.kind == "thread"
+    bound.state.thread_starts += bound.remote is None
     home.pool_of(bound).submit(work)
     call.waits()
     return work, submitted
@@ -308,7 +300,8 @@ def _account(call: Call[Any], work: Work, submitted: int) -> None:
     if work.started_ns:
         call.begun_ns = call.begun_ns or work.started_ns
         call.run_ns += (work.ended_ns or now) - work.started_ns
-    note_usage(call, work)
+    if call.bound.remote is not None:
+        note_usage(call, work)
 
 
 async def _wait_bounded(call: Call[Any], work: Work, deadline: float) -> bool:

@@ -129,6 +129,7 @@ class Bound:
         "hooks",
         "in_thread",
         "is_coroutine_function",
+        "is_judged_by_time",
         "isolated",
         "limits",
         "lines_up",
@@ -140,6 +141,7 @@ class Bound:
         "policy",
         "priority",
         "rates",
+        "remote",
         "requires",
         "retry",
         "run_id",
@@ -177,6 +179,7 @@ class Bound:
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources
         self.execution = _execution(tool)
+        self.remote = self.execution.remote
         self.function = self.execution.function
         if home.monitor is not None:
             self.function = home.monitor._ledger.counted(
@@ -238,6 +241,7 @@ class Bound:
         self.adaptive = tuple(limit for limit in self.limits if isinstance(limit, AdaptiveLimit))
         self.rates = _rates(policy, state)
         self.breaker = _breaker(policy, state)
+        self.is_judged_by_time = bool(self.adaptive) or (self.breaker is not None and self.breaker.slow is not None)
         self.cache = _cache(policy, state)
         self.hedge_after: float | None = policy.hedge_after
         self.fallbacks: tuple[Bound, ...] = tuple(self.home.bind(other) for other in policy.fallback or ())

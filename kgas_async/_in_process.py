@@ -22,14 +22,9 @@ KILL_S: Final = 10.0  # seconds for a killed process to be dead; longer takes on
 
 
 def work_for(call: Call[Any], function: Callable[[], object], context: Context) -> Work:
-    """What is handed to a thread for this call."""
-    mailbox = call.bound.home.mailbox
-    remote: Any = call.bound.execution.remote
-    return (
-        Work(function, context, mailbox)
-        if remote is None
-        else ProcessWork(function, context, mailbox, remote.travelling)
-    )
+    """What is handed to a thread for this call, which runs in a worker process."""
+    remote: Any = call.bound.remote
+    return ProcessWork(function, context, call.bound.home.mailbox, remote.travelling)
 
 
 async def killed(work: Work) -> BaseException | None:

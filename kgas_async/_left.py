@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from ._errors import CallRejected
 from ._threads import Work
 
 __all__ = ["LeftBehind"]
@@ -29,6 +30,15 @@ class LeftBehind:
 
     def __iter__(self) -> Iterator[Work]:
         return iter(self._calls)
+
+    def refusal(self, most: int) -> CallRejected | None:
+        """The error of a sync call where so many abandoned threads still run."""
+        if len(self._calls) < most:
+            return None
+        return CallRejected(
+            f"{most} abandoned threads still run (max_abandoned): no further sync call is admitted until some end; "
+            f"make the tools that hang look at check_cancelled(), or raise max_abandoned"
+        )
 
     def ids(self) -> list[str]:
         """The ids of their calls, the names of their services."""

@@ -78,6 +78,8 @@ class ProcessWork(Work):
         """Whether its worker was killed for it, or would have been."""
         return self._is_killed
 
+    prepares = True
+
     def prepare(self) -> None:
         """Have a worker that has loaded the tool, which takes a while at first; nothing of the call has begun."""
         if self.withdrawn:

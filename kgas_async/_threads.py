@@ -130,8 +130,12 @@ class Work:
         self.aborted = True
         self.mailbox.add_busy(0)  # it has yet to hear of this: a virtual clock stands still for it anew
 
+    prepares = False
+
     def prepare(self) -> None:
-        """In the thread that is about to claim it: get ready what it needs, while it can still be withdrawn."""
+        """In the thread that is about to claim it, where it ``prepares``: get ready what it needs, while it can still
+        be withdrawn.
+        """
 
     def run(self) -> None:
         """Run the function, in the thread that has claimed it."""
@@ -302,7 +306,8 @@ class ThreadPool:
             if work is None:
                 parked.acquire()
                 continue
-            work.prepare()
+            if work.prepares:
+                work.prepare()
             if work.claim():
                 work.run()
                 is_replaced = self._leave(work)
