@@ -186,13 +186,13 @@ def _may_go_on(call: Call[Any], error: BaseException) -> bool:
 def _succeeded(call: Call[Any]) -> None:
     ended = perf_counter_ns()
     call.run_ns = ended - call.begun_ns
-    held = call.holds
-    if held:
-        call.holds = ()
-        limit, host = call.bound.lone_limit, call._host
+    bound = call.bound
+    if bound.gated:
+        held, call.holds = call.holds, ()
+        limit, host = bound.lone_limit, call._host
         if limit is not None and (host is None or host.on_release is None):
             limit.release()  # the common case: nobody wants to know
-        else:
+        elif held:
             _let_go(call, held)
     call.end("succeeded", None, ended)
 
