@@ -85,6 +85,9 @@ def run(
     """
     if backend not in BACKENDS:
         _fail(f"--backend {backend!r} is not known; use one of {', '.join(BACKENDS)}")
+    for option, given in (("--input", input), ("--evidence", evidence)):
+        if given == "":
+            _fail(f"{option} is empty: a variable that is not set, perhaps; give a path, or leave it out")
     try:
         check_seconds("--grace", grace)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from ._errors import LoadError
 from ._suggest import nearest
 
 __all__ = ["load"]
+
+
+def _nearest_module(missing: str) -> str:
+    """A module beside it, of nearly that name."""
+    package, _, _ = missing.rpartition(".")
+    paths = sys.modules[package].__path__ if package else [str(Path.cwd())]
+    return nearest(missing, [f"{package}.{one.name}".lstrip(".") for one in pkgutil.iter_modules(paths)])
 
 
 def load(name: str) -> Any:
@@ -33,7 +41,9 @@ def load(name: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise LoadError(f"there is no module {module_name!r} in {here} or among what is installed") from None
+            raise LoadError(
+                f"there is no module {module_name!r} in {here} or among what is installed{_nearest_module(error.name)}"
+            ) from None
         raise LoadError(f"module {module_name!r} needs {error.name or error}, which is not installed") from error
     except (Exception, SystemExit) as error:  # a script without a main guard exits when it is imported
         raise LoadError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error

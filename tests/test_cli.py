@@ -175,6 +175,8 @@ def test_1_where_the_source_broke_off_with_what_was_done_until_then(run: Run) ->
     ("arguments", "said"),
     [
         (["missing:x"], "there is no module 'missing'"),
+        (["mine:good", "--input", ""], "--input is empty"),
+        (["mine:good", "--evidence", ""], "--evidence is empty"),
         (["mine:goood"], "module 'mine' has no 'goood'; did you mean 'good'?"),
         (["mine"], "'mine' is not of the form module:attribute"),
         (["mine:no_pipeline"], "'mine:no_pipeline' is no Pipeline but int"),

@@ -1,7 +1,8 @@
 """The pages do what they say: their code runs on both event loops, their links and commands hold.
 
 Each page's ```python blocks are run as one program, in order, in a folder of its own. `<!-- not run: reason -->` on
-the line before a block leaves it out. The program may use BACKEND, and `anyio.run` without a backend takes that one.
+the line before a block leaves it out. `anyio.run` without a backend takes the one that is tested, and so does
+`blocking("asyncio")`.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def test_code_of_page_runs(page: Path, anyio_backend: str | tuple[str, dict[str,
     backend, options = (anyio_backend, {}) if isinstance(anyio_backend, str) else anyio_backend
     code = program(page)
     assert code is not None
+    code = code.replace('.blocking("asyncio")', f".blocking({backend!r})")
     script = tmp_path / f"{page.stem}.py"  # a file, since worker processes import the main module again
     script.write_text(prelude(backend, options) + code, encoding="utf-8")
     done = subprocess.run(

@@ -97,3 +97,9 @@ def test_a_missing_attribute_is_said_with_the_nearest(folder: Path) -> None:
         load("kgpkg.inner:hidden")
     with pytest.raises(LoadError, match=r"has no 'a:b'$"):
         load("kgpkg:a:b")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("kgpgk:x", "kgpkg"), ("kgpkg.iner:pipeline", "kgpkg.inner")])
+def test_the_nearest_module_is_named(name: str, meant: str) -> None:
+    with pytest.raises(LoadError, match=f"did you mean '{meant}'"):
+        load(name)

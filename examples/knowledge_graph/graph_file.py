@@ -78,7 +78,9 @@ class GraphFile:
         try:
             self._connection = sqlite3.connect(self.path, timeout=LOCK_S, isolation_level=None)
         except sqlite3.Error as error:
-            raise GraphError(f"cannot open {self.path}: {error}") from error
+            raise GraphError(
+                f"cannot open {self.path}: {error}; give a place that can be written to, by the variable KGAS_GRAPH"
+            ) from error
         try:
             self._prepare()
         except BaseException:
