@@ -38,10 +38,11 @@ from ._errors import (
 from ._events import CallEvents, CallProgress, CallState
 from ._every import Every
 from ._evidence import Sink
-from ._evidence_sinks import JsonlSink, MemorySink, call_context
+from ._evidence_sinks import MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
 from ._health import HealthReport, ServiceHealth
+from ._jsonl import JsonlSink
 from ._limits import ConcurrencyLimit, KeyTokens
 from ._manager import ServiceManager
 from ._memory_limit import MemoryLimit, MemoryStatistics
@@ -62,6 +63,7 @@ from ._restart import RestartPolicy
 from ._service import Service
 from ._stream import OutcomeStream
 from ._tool import KGASTool, Toolbox
+from ._verify import EvidenceReport, verify_evidence
 
 open_door()
 
@@ -96,6 +98,7 @@ __all__ = [
     "Distribution",
     "Every",
     "EvidenceError",
+    "EvidenceReport",
     "FunctionTool",
     "HealthReport",
     "InvalidInputs",
@@ -150,6 +153,7 @@ __all__ = [
     "linear",
     "progress",
     "tool",
+    "verify_evidence",
 ]
 
 for _public in [globals()[name] for name in __all__]:

@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 import anyio
 
 from ._errors import EvidenceError, text_of
-from ._evidence_sinks import JsonlSink
+from ._jsonl import JsonlSink
 from ._mailbox import Mailbox
-from ._records import Record, call_fields, render_call, render_fields
+from ._records import Record, call_fields
 from ._threads import JOIN_S, Signal, start_daemon
 
 __all__ = ["EvidenceLog", "Sink"]
@@ -261,14 +261,7 @@ class EvidenceLog:
         for sink in list(self._sinks):
             try:
                 if isinstance(sink, JsonlSink) and type(sink).write is JsonlSink.write:
-                    sink.write_lines(  # without a mapping per record
-                        [
-                            render_fields(entry, seq, self.session, anchor)
-                            if entry.__class__ is dict
-                            else render_call(entry, seq, anchor)
-                            for seq, entry in enumerate(entries, first)
-                        ]
-                    )
+                    sink.write_entries(entries, first, self.session, anchor)  # without a mapping per record
                 else:
                     sink.write(
                         [Record.of(entry, seq, self.session, anchor) for seq, entry in enumerate(entries, first)]

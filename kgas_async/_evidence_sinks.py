@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from ._context import current_call
-from ._errors import EvidenceError
-from ._records import line_of
+from ._jsonl import JsonlSink
 
 __all__ = [
-    "JsonlSink",
     "MemorySink",
     "StructlogSink",
     "as_sinks",
@@ -24,62 +20,6 @@ __all__ = [
     "call_context",
     "open_sinks",
 ]
-
-
-class JsonlSink:
-    """A file of canonical JSON lines (RFC 8785), one record each. An existing file is continued, never truncated.
-
-    Args:
-        path: The file; its folder must exist. Relative to the working directory of now.
-
-    Raises:
-        EvidenceError: The file cannot be opened for writing.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()  # a tool may change the working directory
-        self._file: int | None = None
-
-    def __repr__(self) -> str:
-        return f"JsonlSink({str(self.path)!r})"
-
-    def open(self) -> None:
-        """Open the file; a torn last line, left by a crash, is closed so that ours begins on its own."""
-        if self._file is not None:
-            return
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
-                os.write(self._file, b"\n")
-        except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
-            self.close()
-            why = error.strerror if isinstance(error, OSError) else error
-            raise EvidenceError(
-                f"evidence cannot be written to {str(self.path)!r}: {why}; give another evidence= path"
-            ) from error
-
-    def write_lines(self, lines: Sequence[bytes]) -> None:
-        """Write whole lines."""
-        if self._file is None:
-            self.open()
-        assert self._file is not None
-        left = memoryview(b"".join(lines))
-        while left:
-            written = os.write(self._file, left)
-            if written == 0:
-                raise OSError(errno.ENOSPC, "nothing could be written")
-            left = left[written:]
-
-    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write records."""
-        self.write_lines([line_of(record) for record in records])
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
 
 class MemorySink:

@@ -18,7 +18,7 @@ from ._errors import InvalidInputs, text_of
 
 __all__ = ["SCHEMA", "Record", "call_fields", "line_of", "render_call", "render_fields", "valid_unicode"]
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2  # 1 was before the records of a file were chained
 _EVENTS: Final = {
     status: f"call.{status}"
     for status in ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused")
@@ -151,15 +151,15 @@ def finished(fields: dict[str, Any], seq: int, session: str, anchor_ns: int) -> 
     return whole
 
 
-def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int) -> bytes:
-    """A line of canonical JSON; the fields hold strings, integers, booleans, lists and mappings of them."""
-    return _encoded(finished(fields, seq, session, anchor_ns))
+def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int, previous: str) -> bytes:
+    """A line of canonical JSON, without its newline; the fields are strings, integers, booleans, lists and mappings."""
+    return line_of(finished(fields, seq, session, anchor_ns), previous)
 
 
 def _encoded(whole: Any) -> bytes:
     text = json.dumps(whole, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     try:
-        return text.encode() + b"\n"
+        return text.encode()
     except UnicodeEncodeError:
         return _encoded(valid_unicode(whole))
 
@@ -173,33 +173,34 @@ def valid_unicode(value: Any) -> Any:
     return [valid_unicode(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _template_of(bound: Any) -> tuple[str, str, str]:
-    """The constant parts of a success: what stands between the fields that differ from call to call; its place."""
+def _template_of(bound: Any) -> tuple[str, str, str, str]:
+    """The constant parts of a success: what stands between the fields that differ from call to call; its place, run."""
     if bound.template is None:
         bound.template = _made_template(bound)
     return bound.template  # type: ignore[no-any-return]
 
 
-def _made_template(bound: Any) -> tuple[str, str, str]:
-    place = ""
+def _made_template(bound: Any) -> tuple[str, str, str, str]:
+    place = run = ""
     if bound.pipeline is not None:
-        place += f',"phase":{quoted(bound.phase)},"pipeline":{quoted(bound.pipeline)}'
+        place = f',"phase":{quoted(bound.phase)},"pipeline":{quoted(bound.pipeline)}'
     if bound.run_id is not None:
-        place += f',"run_id":{quoted(bound.run_id)}'
+        run = f',"run_id":{quoted(bound.run_id)}'
     session = bound.home.session
-    first = f'{{"attempt":%d,"call_id":"{session}-%d","event":"call.succeeded"'
-    middle = f'{place.replace("%", "%%")},"run_us":%d,"schema":{SCHEMA},"seq":%d,"session_id":{quoted(session)},'
+    first = f'{{"attempt":%d,"call_id":"{session}-%d","event":"call.succeeded"%s' + place.replace("%", "%%")
+    middle = f'%s{run.replace("%", "%%")},"run_us":%d,"schema":{SCHEMA},"seq":%d,"session_id":{quoted(session)},'
     last = f'"tool":{quoted(bound.name)},"version":{quoted(str(bound.tool.version))},'.replace("%", "%%")
-    plain = first + "%s" + middle + '"status":"succeeded","time":"%s.%06dZ",' + last
+    plain = first + ',"previous_sha256":"%s"' + middle + '"status":"succeeded","time":"%s.%06dZ",' + last
     return (
-        plain + '"wait_us":{"concurrency":0,"rate":0,"retry":0,"thread":0}}\n',
-        plain + '"wait_us":{"concurrency":%d,"rate":%d,"retry":%d,"thread":%d}}\n',
+        plain + '"wait_us":{"concurrency":0,"rate":0,"retry":0,"thread":0}}',
+        plain + '"wait_us":{"concurrency":%d,"rate":%d,"retry":%d,"thread":%d}}',
         place,
+        run,
     )
 
 
-def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
-    """The line of a call's end."""
+def render_call(call: Any, seq: int, anchor_ns: int, previous: str) -> bytes:
+    """The line of a call's end, without its newline."""
     if (
         call.status != "succeeded"
         or call.reason
@@ -212,10 +213,10 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
         or call.cpu_ns is not None
         or call.wait_service_ns
     ):
-        return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns)
+        return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns, previous)
     bound = call.bound
     template = _template_of(bound)
-    who = ""
+    who = run = ""
     if call.parent is None:
         if call.item is not None:
             who = ',"item":' + quoted(call.item)
@@ -225,11 +226,12 @@ def render_call(call: Any, seq: int, anchor_ns: int) -> bytes:
             who = ',"item":' + quoted(placed.item)
         who += ',"parent_id":' + quoted(call.parent.id)
         if placed.bound is not bound:  # its template says nothing of the phase that it is a part of
-            who += _template_of(placed.bound)[2]
+            _, _, place, run = _template_of(placed.bound)
+            who += place
     seconds, rest = divmod(call.ended_ns + anchor_ns, 1_000_000_000)
     second = _second
     date = second[1] if second[0] == seconds else _formatted(seconds)
-    values = (call.attempt, call.serial, who, call.run_ns // 1000, seq, date, rest // 1000)
+    values = (call.attempt, call.serial, who, previous, run, call.run_ns // 1000, seq, date, rest // 1000)
     if call.waited:
         line = template[1] % (
             *values,
@@ -276,6 +278,6 @@ class Record(Mapping[str, Any]):
         return f"Record({self._fields})"
 
 
-def line_of(record: Mapping[str, Any]) -> bytes:
-    """A whole record's line of canonical JSON."""
-    return _encoded(dict(record))
+def line_of(record: Mapping[str, Any], previous: str) -> bytes:
+    """A whole record's line of canonical JSON, without its newline; ``previous`` is the hash of the line before."""
+    return _encoded({**record, "previous_sha256": previous})

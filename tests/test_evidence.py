@@ -73,7 +73,7 @@ def only(records: Records) -> dict[str, Any]:
 def check_whole(records: Records) -> None:
     """What holds for the evidence of every session that was left."""
     assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
-    assert {record["schema"] for record in records} == {1}
+    assert {record["schema"] for record in records} == {2}
     session = only(named(records, "session.started"))["session_id"]
     assert {record["session_id"] for record in records} == {session}
     assert records[0]["event"] == "session.started"
@@ -121,7 +121,7 @@ async def test_a_success_has_its_fields_and_no_others(sink: MemorySink) -> None:
     assert record.pop("run_us") < 5_000_000
     assert before.timestamp() - 0.01 <= datetime.fromisoformat(record.pop("time")).timestamp() <= after.timestamp() + 1
     assert record == {
-        "schema": 1,
+        "schema": 2,
         "session_id": session,
         "seq": 2,
         "event": "call.succeeded",

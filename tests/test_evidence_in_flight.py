@@ -64,7 +64,7 @@ async def test_a_call_that_is_open_at_a_flush_has_its_start_on_record_once_and_b
         record = dict(only(named(sink.records, "call.started")))
         del record["time"], record["seq"]
         assert record == {
-            "schema": 1,
+            "schema": 2,
             "session_id": session,
             "event": "call.started",
             "call_id": call.id,

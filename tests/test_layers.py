@@ -22,12 +22,12 @@ PACKAGE = "kgas_async"
 # A sub-package is named once, for all its modules. "__init__" is the public front: above all that it re-exports, below
 # the command line and the public namespaces, which it must not import (`import kgas_async` stays light).
 LAYERS: list[tuple[str, str]] = [
-    ("L0", "_errors _cancellation _mailbox _waiting _threads _bare _system _context _suggest _wire _guard"),
+    ("L0", "_errors _cancellation _mailbox _waiting _threads _bare _system _context _suggest _wire _guard _disk"),
     (
         "L1",
         "_matching _priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit "
         "_window _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
-        "_evidence _evidence_sinks _metrics _loading",
+        "_chain _verify _jsonl _evidence _evidence_sinks _metrics _loading",
     ),
     (
         "L2",

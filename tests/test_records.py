@@ -30,6 +30,7 @@ from kgas_async import (
     tool,
 )
 from kgas_async._call import Call
+from kgas_async._chain import GENESIS, hash_of
 from kgas_async._records import Record, call_fields, error_fields, line_of, render_call, render_fields, rfc3339
 
 NANOS = st.integers(0, 10**16)
@@ -39,6 +40,7 @@ TIMES = st.integers(0, 4_000_000_000 * 10**9)
 ODD = st.sampled_from('%{}"\\/\x00\x1f\x7f\x80\u2028\ud800\udc80\udfff\ue000😀dux80s')
 TEXT = st.lists(ODD | st.characters(), min_size=1, max_size=12).map("".join)
 ENDS = st.sampled_from(("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"))
+HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
 SESSION = "0123456789ab"
 
 
@@ -112,10 +114,9 @@ def no_nulls(value: Any) -> bool:
 
 def parsed(line: bytes) -> dict[str, Any]:
     """The record of a line, which must be exactly the canonical form of what it says, and one line."""
-    assert line.endswith(b"\n")
-    assert line.count(b"\n") == 1
+    assert b"\n" not in line
     record: dict[str, Any] = json.loads(line)
-    assert rfc8785.dumps(record) + b"\n" == line
+    assert rfc8785.dumps(record) == line
     assert no_nulls(record)
     return record
 
@@ -129,12 +130,13 @@ def escaped(text: str) -> str:
 
 
 @settings(deadline=None)
-@given(calls(st.just("succeeded")) | calls(), st.integers(1, 2**53 - 1))
-def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any, seq: int) -> None:
-    line = render_call(call, seq, 0)
+@given(calls(st.just("succeeded")) | calls(), st.integers(1, 2**53 - 1), HASHES)
+def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any, seq: int, previous: str) -> None:
+    line = render_call(call, seq, 0, previous)
     record = parsed(line)
+    assert record["previous_sha256"] == previous
     said = dict(Record.of(call, seq, SESSION, 0))
-    assert line_of(said) == line  # templates, and the slow way
+    assert line_of(said, previous) == line  # templates, and the slow way
     assert record["tool"] == escaped(call.bound.name)
     assert record["event"] == f"call.{call.status}"
     placed = call.placed
@@ -162,26 +164,26 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
 @settings(deadline=None)
 @given(calls(st.just("succeeded")), calls(st.just("succeeded")))
 def test_a_template_is_used_again_without_anything_left_of_the_call_before(first: Any, second: Any) -> None:
-    render_call(first, 1, 0)
+    render_call(first, 1, 0, GENESIS)
     second.bound = first.bound  # its template is made
     fresh = Said(**vars(second))
     fresh.bound = SimpleNamespace(**{**vars(first.bound), "template": None})
-    assert render_call(second, 2, 0) == render_call(fresh, 2, 0)
+    assert render_call(second, 2, 0, GENESIS) == render_call(fresh, 2, 0, GENESIS)
 
 
 @settings(deadline=None)
 @given(calls(), TEXT, st.integers(0, 10**9))
 def test_other_events_are_canonical_too(call: Any, text: str, count: int) -> None:
     retried = call_fields(call, "call.retried", ValueError(text)) | {"delay_us": count, "at_ns": 5}
-    record = parsed(render_fields(retried, 7, SESSION, 0))
+    record = parsed(render_fields(retried, 7, SESSION, 0, GENESIS))
     assert record["error"] == {"type": "ValueError", "message": escaped(text)}
     event = {"event": "service.failed", "service": text, "error": {"type": "X", "message": text}, "at_ns": 0}
-    parsed(render_fields({**event, "run_id": None, "abandoned": [text, "b"], "flag": True}, 1, SESSION, 0))
+    parsed(render_fields({**event, "run_id": None, "abandoned": [text, "b"], "flag": True}, 1, SESSION, 0, GENESIS))
 
 
 def test_a_backslash_beside_a_lone_surrogate_stays_readable() -> None:
     call = SimpleNamespace(message="\udc80 and \\udc80 and \\ud")
-    line = render_fields({"event": "x", "message": call.message, "at_ns": 0}, 1, SESSION, 0)
+    line = render_fields({"event": "x", "message": call.message, "at_ns": 0}, 1, SESSION, 0, GENESIS)
     assert parsed(line)["message"] == "\\udc80 and \\udc80 and \\ud"
 
 
@@ -326,8 +328,10 @@ async def test_a_run_of_real_calls_writes_canonical_lines_and_the_same_to_memory
     async with ServiceManager(evidence=[file, memory], log=None) as manager:
         report = await manager.run(pipeline, items, in_flight=3)
     assert (report.succeeded, report.failed) == (5, 2)
-    records = [parsed(line) for line in file.read_bytes().splitlines(keepends=True)]
-    assert [line_of(record) for record in memory.records] == [line_of(record) for record in records]
+    lines = file.read_bytes().removesuffix(b"\n").split(b"\n")
+    records = [parsed(line) for line in lines]
+    chain = [GENESIS, *map(hash_of, lines)]
+    assert [line_of(record, previous) for record, previous in zip(memory.records, chain, strict=False)] == lines
     ends = [record for record in records if record["event"].startswith("call.") and "status" in record]
     assert len(ends) == 14
     assert {record["run_id"] for record in ends} == {report.run_id}

@@ -14,7 +14,8 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kgas_async import EvidenceError, JsonlSink, MemorySink, ServiceManager, tool
+from kgas_async import EvidenceError, JsonlSink, MemorySink, ServiceManager, tool, verify_evidence
+from kgas_async._chain import GENESIS, head_path
 
 from .test_evidence import check_whole, double, ends
 
@@ -23,6 +24,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def unchained(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As other sinks see them."""
+    return [{name: value for name, value in record.items() if name != "previous_sha256"} for record in records]
 
 
 def open_files() -> list[str]:
@@ -53,28 +59,17 @@ async def test_a_path_in_any_form_names_a_file_of_json_lines(tmp_path: Path, giv
     assert len(ends(read(file))) == 1
 
 
-async def test_an_existing_file_is_continued_and_never_truncated(tmp_path: Path) -> None:
+async def test_an_existing_log_is_continued_and_never_truncated(tmp_path: Path) -> None:
     file = tmp_path / "evidence.jsonl"
-    file.write_bytes(b'{"somebody":"else"}\n')
     lengths = []
     for _ in range(3):
-        before = file.read_bytes()
+        before = file.read_bytes() if file.exists() else b""
         await one_session(file)
         assert file.read_bytes().startswith(before)
         lengths.append(len(before))
-    assert len({record["session_id"] for record in read(file)[1:]}) == 3
+    assert len({record["session_id"] for record in read(file)}) == 3
     assert lengths == sorted(set(lengths))
-
-
-@pytest.mark.parametrize("torn", [b'{"whole":1}\n{"torn', b"{", b'{"whole":1}\n{"t":"\xc3'])
-async def test_a_torn_last_line_stays_as_it_is_and_ours_begin_on_their_own(tmp_path: Path, torn: bytes) -> None:
-    file = tmp_path / "evidence.jsonl"
-    file.write_bytes(torn)
-    await one_session(file)
-    kept, ours = file.read_bytes()[: len(torn)], file.read_bytes()[len(torn) :]
-    assert kept == torn
-    assert ours.startswith(b"\n{")
-    check_whole([json.loads(line) for line in ours.splitlines()[1:]])
+    assert verify_evidence(file).ok
 
 
 @pytest.mark.parametrize("where", ["missing/evidence.jsonl", "", "file/evidence.jsonl", "nul\0", "half\ud800"])
@@ -117,16 +112,18 @@ async def test_a_relative_path_is_that_of_the_working_directory_at_construction(
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
-async def test_two_sessions_at_once_in_one_file_leave_whole_lines_of_both(tmp_path: Path) -> None:
+async def test_a_second_session_in_the_same_file_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "evidence.jsonl"
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(one_session, file, 300)
-        tasks.start_soon(one_session, str(file), 300)
-    records = read(file)
-    sessions = {record["session_id"] for record in records}
-    assert len(sessions) == 2
-    for session in sessions:
-        check_whole([record for record in records if record["session_id"] == session])
+    async with ServiceManager(evidence=file, log=None) as manager:
+        await manager.execute(double, x=1)
+        for _ in range(2):
+            with pytest.raises(EvidenceError, match=r"evidence\.jsonl.*another session writes to it.*evidence= path"):
+                await one_session(str(file))
+        await manager.execute(double, x=2)
+    check_whole(read(file))
+    assert len(ends(read(file))) == 2
+    assert verify_evidence(file).ok
+    await one_session(file)  # it is free again
 
 
 async def test_the_file_is_closed_when_the_manager_is_left_and_readable_before(tmp_path: Path) -> None:
@@ -147,8 +144,10 @@ def test_a_file_sink_may_be_used_alone(tmp_path: Path) -> None:
     sink.close()
     sink.close()
     assert sink.path.read_text(encoding="utf-8") == (
-        '{"a":[1,{"c":true,"d":null}],"b":"ü"}\n{"more":"\\\\udc80"}\n'
-    )  # fmt: skip
+        f'{{"a":[1,{{"c":true,"d":null}}],"b":"ü","previous_sha256":"{GENESIS}"}}\n'
+        f'{{"more":"\\\\udc80","previous_sha256":"{read(sink.path)[1]["previous_sha256"]}"}}\n'
+    )
+    assert verify_evidence(sink.path).ok
 
 
 # --- memory, and sinks of the user's
@@ -157,7 +156,7 @@ def test_a_file_sink_may_be_used_alone(tmp_path: Path) -> None:
 async def test_each_of_several_sinks_gets_the_same_records(tmp_path: Path) -> None:
     file, one, two = tmp_path / "evidence.jsonl", MemorySink(), MemorySink()
     await one_session([one, str(file), [two]], calls=700)
-    assert one.records == two.records == read(file)
+    assert one.records == two.records == unchained(read(file))
     check_whole(one.records)
     assert all(type(record) is dict for record in one.records)
 
@@ -191,7 +190,7 @@ async def test_a_subclass_of_the_file_sink_that_writes_in_its_own_way_is_asked(t
             super().write([{"tool": record.get("tool", "").upper()} for record in records])
 
     await one_session(Upper(tmp_path / "x.jsonl"))
-    assert (tmp_path / "x.jsonl").read_text() == '{"tool":""}\n{"tool":"DOUBLE"}\n{"tool":""}\n'
+    assert [record["tool"] for record in read(tmp_path / "x.jsonl")] == ["", "DOUBLE", ""]
 
 
 @pytest.mark.parametrize("wrong", [5, b"x.jsonl", MemorySink, [MemorySink(), None, 7], {"a": 1}])
@@ -396,11 +395,16 @@ async def test_a_disk_that_fills_is_said_and_the_session_goes_on_if_it_is_told_t
             done += outcome.ok
     assert done == 5_000
     assert "evidence.jsonl" in caplog.text
+    assert not verify_evidence(file).ok
+    # Once there is room again the file is continued behind its torn line, which is noted.
     size = file.stat().st_size
-    # Once there is room again the file is continued behind its torn line.
     copy = Path(shutil.copy(file, small_disk.parent))
+    shutil.copy(head_path(file), small_disk.parent)
     await one_session(copy)
-    check_whole([json.loads(line) for line in copy.read_bytes()[size:].splitlines() if line])  # noqa: ASYNC240
+    note, *records = [json.loads(line) for line in copy.read_bytes()[size:].splitlines() if line]  # noqa: ASYNC240
+    check_whole(unchained(records))
+    assert note["event"] == "evidence.recovered"
+    assert verify_evidence(copy).ok
 
 
 async def test_a_device_that_takes_nothing_is_said() -> None:

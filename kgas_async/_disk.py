@@ -1,0 +1,97 @@
+"""Files that must not lie: whole writes, one writer at a time, small files replaced at once.
+
+All that can fail at the disk is called through this module's ``os``, so that a test can have any of it fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["close", "is_plain", "is_same", "lock", "open_file", "replace", "size_of", "sync", "write"]
+
+
+def open_file(path: Path, *, new: bool = False) -> int:
+    """Open for reading and appending, made if it is not there; ``new``: it must not be there."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    return os.open(path, flags | os.O_EXCL if new else flags, 0o644)
+
+
+def close(file: int) -> None:
+    """Close it."""
+    os.close(file)
+
+
+def lock(file: int) -> bool:
+    """Have it for this writer alone, until it is closed or the process ends, however it ends.
+
+    Returns:
+        False: another writer has it, in this process or another.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_same(file: int, path: Path) -> bool:
+    """Whether the open file is still the one that has this name."""
+    try:
+        named = os.stat(path)
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(file)
+    return (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def is_plain(file: int) -> bool:
+    """Whether it is a file that keeps what is written, and no pipe, terminal or device."""
+    return stat.S_ISREG(os.fstat(file).st_mode)
+
+
+def size_of(file: int) -> int:
+    """Its bytes."""
+    return os.fstat(file).st_size
+
+
+def write(file: int, data: bytes) -> None:
+    """Write all of it."""
+    left = memoryview(data)
+    while left:
+        written = os.write(file, left)
+        if written == 0:
+            raise OSError(errno.ENOSPC, "nothing could be written")
+        left = left[written:]
+
+
+def sync(file: int) -> None:
+    """Have it on the disk itself."""
+    os.fsync(file)
+
+
+def replace(path: Path, data: bytes, *, synced: bool) -> None:
+    """Give a small file new content, all of it or nothing; ``synced``: it is on the disk itself afterwards."""
+    beside = path.with_name(path.name + ".new")
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        write(file, data)
+        if synced:
+            os.fsync(file)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+    finally:
+        os.close(file)
+    os.replace(beside, path)
+    if synced:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
