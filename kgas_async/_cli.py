@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints. No logic of its own.
 
-Exit codes: 0 all items succeeded, 1 some failed, 2 could not start, 130 or 143 interrupted (after draining).
+Exit codes of `run`: 0 all items succeeded, 1 some failed, 2 could not start, 130 or 143 interrupted (after draining).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ except ModuleNotFoundError as missing:  # the extra is not installed
     sys.stderr.write(f"error: kgas-async needs {missing.name}; {extra_hint('cli')}\n")
     sys.exit(2)
 
+from . import _cli_evidence
+
 __all__ = ["app", "main"]
 
 FAILURES_SHOWN = 10
@@ -46,6 +48,7 @@ app = typer.Typer(
     name="kgas-async", help="Run tools over many items: bounded, cancellable, on record.", no_args_is_help=True,
     add_completion=True, pretty_exceptions_enable=False,
 )  # fmt: skip
+app.add_typer(_cli_evidence.app)
 
 
 def _say_version(wanted: bool) -> None:

@@ -201,6 +201,7 @@ class Segment:
         self.tail = b""
         self.unended = False
         self.problem: Found | None = None
+        self._before = (0, 0, self.last)  # records, sessions, last before the latest record
 
     def scan(self) -> None:
         """Read it, up to the first problem."""
@@ -234,6 +235,7 @@ class Segment:
             if record["previous_sha256"] != last:
                 self._diagnose(number, body, record, earlier, latest)
             earlier, latest = latest, record
+            self._before = self.records, self.sessions, self.last
             last = self.last = hash_of(body)
             self.records += 1
             self.sessions += record.get("event") == "session.started"
@@ -242,7 +244,7 @@ class Segment:
             self.unended = body is line
             piece = []
             if self.records == awaited and self.head is not None and self.head.last != last:
-                self._stop("edited", number, "its hash is not that in the head")
+                self._blame_latest("edited", "its hash is not that in the head")
         self.tail = b"".join(piece)
 
     def _numbered(self) -> Iterator[tuple[int, bytes]]:
@@ -260,8 +262,10 @@ class Segment:
     def _compare(self) -> None:
         """With what the head says of the end."""
         head, next_line = self.head, self.lines + 1
-        if self.unended or (self.tail and not self.tail.endswith(b"\n")):
-            self._stop("torn", self.lines if self.unended else next_line, "it is broken off")
+        if self.unended:
+            self._stop("torn", self.lines, "its newline is missing")
+        if self.tail and not self.tail.endswith(b"\n"):
+            self._stop("torn", next_line, "it is broken off")
         if head is None:
             if self.tail:
                 self._stop("edited", next_line, "it is no record")
@@ -276,9 +280,10 @@ class Segment:
                 self._stop("torn", next_line, "it is no record")
             return
         if self.records > head.records or self.tail:
+            self.records, self.last = head.records, head.last
             self._stop("added", head.records + 1, f"the head knows of {counted(head.records, 'record')}")
         if (self.size, self.last) != (head.size, head.last):
-            self._stop("edited", max(self.lines, 1), "its end is not that in the head")
+            self._blame_latest("edited", "its end is not that in the head")
 
     def _torn_inside(self, number: int, piece: list[bytes]) -> NoReturn:
         if piece:
@@ -300,7 +305,7 @@ class Segment:
                 following = record_of(other)
             if other_hash == wanted:
                 where = other_number
-            lines = other_number
+            lines += other.endswith(b"}")  # a torn piece hardly does
         if where is not None and where > number:
             self._stop("reordered", number, f"it belongs behind line {where}")
         if following is not None:
@@ -310,10 +315,10 @@ class Segment:
         if not intact:
             self._stop("edited", number, "its hash is not the one that the next record has")
         if where is not None or (wanted == GENESIS and self.records):
-            self._stop("added", number - 1, f"line {number} follows line {where or 'of a log of its own'}")
+            self._blame_latest("added", f"line {number} follows line {where or 'of a log of its own'}")
         if self._is_loss(lines, record, earlier, latest):
             self._stop("lost", number, "records are missing before it")
-        self._stop("edited", self.lines, "its hash is not the one that the next record has")
+        self._blame_latest("edited", "its hash is not the one that the next record has")
 
     def _is_loss(self, lines: int, record: dict[str, Any], earlier: Any, latest: Any) -> bool:
         """Whether records are missing before this one; else the one before it was edited."""
@@ -325,6 +330,11 @@ class Segment:
             return bool(latest.get("event") != "session.ended")
         is_one_step = earlier is not None and _step(earlier, record) == 2  # then only the number between is wrong
         return not is_one_step and _step(latest, record) > 1
+
+    def _blame_latest(self, kind: Problem, reason: str) -> NoReturn:
+        """The bad record is the last that was read, as what comes after it has shown."""
+        self.records, self.sessions, self.last = self._before
+        self._stop(kind, max(self.lines, 1), reason)
 
     def _stop(self, kind: Problem, line: int, reason: str) -> NoReturn:
         raise _Stop(Found(kind, line, reason))

@@ -52,7 +52,7 @@ LAYERS: list[tuple[str, str]] = [
         "_batcher",
     ),
     ("front", "__init__"),
-    ("L6", "_cli __main__ services export engines testing"),
+    ("L6", "_cli _cli_evidence __main__ services export engines testing"),
 ]
 LAYER_OF = {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}
 
