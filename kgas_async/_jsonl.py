@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -67,11 +66,11 @@ class JsonlSink:
         try:
             self._open()
         except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
-            self._abandon()
+            self._release()
             why = error.strerror if isinstance(error, OSError) else error
             self._refuse(f"{why}; give another evidence= path", error)
         except BaseException:
-            self._abandon()
+            self._release()
             raise
 
     def _refuse(self, why: str, cause: BaseException | None = None) -> NoReturn:
@@ -230,10 +229,9 @@ class JsonlSink:
         self._first = self._last
         self._records = self._bytes = 0
         self._write_head("open")
-        file = _disk.open_file(segment_path(self.path, self._number), new=True)
-        if self._file is not None and self._file != self._locked:
-            _disk.close(self._file)
-        self._file = file
+        before, self._file = self._file, _disk.open_file(segment_path(self.path, self._number), new=True)
+        if before is not None and before != self._locked:
+            _disk.close(before)
 
     def _write_head(self, state: Literal["open", "continued", "sealed"]) -> None:
         head = Head(state, self._number, self._first, self._records, self._bytes, self._last)
@@ -248,14 +246,25 @@ class JsonlSink:
         try:
             if self._plain and not self._failed:
                 self._write_head("sealed")
-        finally:
-            self._abandon()
+        except BaseException:
+            self._release()
+            raise
+        failed = self._release()
+        if failed is not None:  # some file systems say only now that they could not write
+            raise failed
 
-    def _abandon(self) -> None:
-        for file in {self._file, self._locked} - {None}:
-            with suppress(OSError):
-                _disk.close(file)  # type: ignore[arg-type]
+    def _release(self) -> OSError | None:
+        """Close the files and give the lock free; the error of one that could not be closed."""
+        files = {self._file, self._locked}
         self._file = self._locked = None
+        failed: OSError | None = None
+        for file in files:
+            if file is not None:
+                try:
+                    _disk.close(file)
+                except OSError as error:
+                    failed = error
+        return failed
 
 
 def _previous_of(line: bytes) -> str:
