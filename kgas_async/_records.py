@@ -211,11 +211,11 @@ def render_call(call: Any, seq: int, anchor_ns: int, previous: str) -> bytes:
         or call.answered_by
         or call.winner
         or call.cpu_ns is not None
-        or call.wait_service_ns
+        or (call.waited and call.wait_service_ns)
     ):
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns, previous)
     bound = call.bound
-    template = _template_of(bound)
+    template = bound.template or _template_of(bound)
     who = run = ""
     if call.parent is None:
         if call.item is not None:

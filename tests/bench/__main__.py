@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from tests.bench.blocking import blocking_table
 from tests.bench.cases import LOOPS, item_cases, thread_cases
+from tests.bench.evidence import evidence_cases
 from tests.bench.idle import idle_table
 from tests.bench.measure import Row, compare, table
 from tests.bench.pipelines import diamond_cases, waiting_cases
@@ -25,6 +26,8 @@ def main() -> int:
     print("The items do nothing: with real work the differences hide behind it.")
     rows: list[Row] = []
     rows += shown("An item, over asyncio TaskGroup + Semaphore in the same round", compare(item_cases(items), rounds))
+    title = "A record of evidence, over template + sha256 + write in the same round"
+    rows += shown(title, compare(evidence_cases(items * 5), rounds))
     for loop in LOOPS:
         for in_flight in (100, 8):
             title = f"A sync call in a thread, {in_flight} in flight, over anyio.to_thread on {loop}"
