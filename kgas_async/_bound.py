@@ -27,6 +27,7 @@ from ._resilience import Retry
 from ._service import may_restart, required_of
 from ._threads import ThreadPool
 from ._tool import Execution, KGASTool
+from ._tracing import Tracing
 
 __all__ = ["Bound", "Home", "ToolState"]
 
@@ -47,6 +48,7 @@ class Home(Protocol):
     closing_at: float
     random: Callable[[], float]
     cache_waits: dict[Any, Any]
+    tracing: Tracing | None
     on_crash: Literal["raise", "continue"]
 
     async def until_served(self, call: Any) -> Exception | None: ...
@@ -175,6 +177,8 @@ class Bound:
         self.pipeline, self.phase, self.run_id = pipeline, phase, run_id
         self.signature = tool.signature
         self.check = self.signature.checker()  # a signature without a schema is misuse, said here
+        if home.tracing is not None:
+            self.check = home.tracing.around(self.check)
         self.hooks = tool._checks_and_cleans_up()
         self.validates = type(self.hooks).validate_inputs is not KGASTool.validate_inputs
         self.cleans_up = type(self.hooks).cleanup_resources is not KGASTool.cleanup_resources

@@ -63,6 +63,7 @@ class Call(Generic[R]):
     reused = False  # its value is that of another call,
     reused_from: str | None = None  # of this one, where it waited for it
     is_cleaned_up = False  # its tool was told that it had failed
+    noted: dict[str, Any] | None = None  # what is on record of its values, where anything is
     winner = 0  # the number of the attempt that gave the value, where two ran at once
     waited = False  # any of the following is above 0
     wait_concurrency_ns = wait_rate_ns = wait_retry_ns = wait_thread_ns = 0

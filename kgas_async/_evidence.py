@@ -21,8 +21,9 @@ from ._jsonl import JsonlSink
 from ._mailbox import Mailbox
 from ._records import Record, call_fields
 from ._threads import JOIN_S, Signal, start_daemon
+from ._tracing import Tracing
 
-__all__ = ["EvidenceLog", "Sink"]
+__all__ = ["EvidenceLog", "Sink", "TracingLog"]
 
 BATCH: Final = 512  # records after which the writer is woken before its delay is over
 DELAY_S: Final = 0.05  # the longest that a record waits for the writer
@@ -305,3 +306,17 @@ class EvidenceLog:
                 except BaseException as error:  # noqa: BLE001
                     self._fail(sink, error)
                     self._flush()
+
+
+class TracingLog(EvidenceLog):
+    """One that notes digests or values of each ended call."""
+
+    def __init__(self, tracing: Tracing, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._tracing = tracing
+
+    def append(self, entry: Any) -> None:
+        """Take an ended call, its values while they are what they were, or a record's fields."""
+        if entry.__class__ is not dict:
+            entry.noted = self._tracing.of_end(entry)
+        super().append(entry)

@@ -33,6 +33,16 @@ def check_count(what: str, value: object, least: int = 1) -> int:
     return value
 
 
+def one_of(name: str, value: object, first: str, second: str) -> None:
+    """Refuse what is neither of two words.
+
+    Raises:
+        ValueError: It names both.
+    """
+    if value not in (first, second):
+        raise ValueError(f"{name}= is {first!r} or {second!r}, not {value!r}")
+
+
 def check_text(what: str, value: object, *, empty: bool = False) -> str:
     """A string with something in it, or an error that names the parameter."""
     if not isinstance(value, str) or not (value or empty):

@@ -7,7 +7,7 @@ Ownership, threads and registers are the session's (`_session`); the methods tha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
@@ -21,7 +21,7 @@ from ._evidence_sinks import StructlogSink, as_sinks, open_sinks
 from ._health import HealthReport
 from ._hosting import lifetime_check
 from ._lifetime import Lifetime
-from ._limits import check_count, check_seconds, check_text
+from ._limits import check_count, check_seconds, check_text, one_of
 from ._many import ManyCalls
 from ._monitor import PerformanceMonitor
 from ._options import CallOptions
@@ -31,6 +31,7 @@ from ._single import SingleCalls
 from ._standing import statistics_of
 from ._suggest import suggests
 from ._system import cpus, default_threads
+from ._tracing import tracing_of
 
 __all__ = ["ServiceManager"]
 
@@ -63,6 +64,9 @@ class ServiceManager(SingleCalls, ManyCalls):
             that require it, and calls that use it get `ServiceCrashed`.
         max_abandoned: Abandoned threads above which new sync calls are rejected.
         on_sink_error: When evidence cannot be written: ``"stop"`` the session, or ``"continue"`` without it.
+        lineage: Whether the end of a call has the digests of its inputs and its result.
+        record_values: Whether it has the inputs and the result themselves, as text.
+        redact: Names of inputs that go into neither, and whose values are taken out of messages of errors.
 
     Raises:
         ServiceStartFailed: On entering; what had started was stopped.
@@ -85,6 +89,9 @@ class ServiceManager(SingleCalls, ManyCalls):
         on_crash: Literal["raise", "continue"] = "raise",
         max_abandoned: int = 100,
         on_sink_error: Literal["stop", "continue"] = "stop",
+        lineage: bool = False,
+        record_values: bool = False,
+        redact: Collection[str] = (),
     ) -> None:
         for service in services:
             lifetime_check(service)
@@ -92,14 +99,11 @@ class ServiceManager(SingleCalls, ManyCalls):
             raise ValueError(f"log= is 'events', 'calls' or None, not {log!r}")
         if monitor is not None and not isinstance(monitor, PerformanceMonitor):
             raise TypeError(f"monitor= is a PerformanceMonitor, not {monitor!r}")
-        if abandoned not in ("leave", "join"):
-            raise ValueError(f"abandoned= is 'leave' or 'join', not {abandoned!r}")
         if not isinstance(signals, bool):
             raise TypeError(f"signals= is True or False, not {signals!r}")
-        if on_sink_error not in ("stop", "continue"):
-            raise ValueError(f"on_sink_error= is 'stop' or 'continue', not {on_sink_error!r}")
-        if on_crash not in ("raise", "continue"):
-            raise ValueError(f"on_crash= is 'raise' or 'continue', not {on_crash!r}")
+        one_of("abandoned", abandoned, "leave", "join")
+        one_of("on_sink_error", on_sink_error, "stop", "continue")
+        one_of("on_crash", on_crash, "raise", "continue")
         self._services = services
         self._sinks = as_sinks(evidence)
         self._log = log
@@ -114,6 +118,7 @@ class ServiceManager(SingleCalls, ManyCalls):
             "on_sink_error": on_sink_error,
             "on_crash": on_crash,
             "monitor": monitor,
+            "tracing": tracing_of(lineage, record_values, redact),
         }
         self._session: Session | None = None
         self._last_session: Session | None = None  # what kgas_async.testing looks into

@@ -128,6 +128,8 @@ async def _validated(call: Call[Any]) -> BaseException | None:
                 call.inputs = await contained(call, bound.hooks.validate_inputs(**call.inputs), _context(call))
             if scope.cancelled_caught:
                 return DeadlinePassed()
+            if bound.home.tracing is not None:
+                call.inputs = bound.home.tracing.seen(call.inputs)
     except Exception as error:  # noqa: BLE001
         return error
     return None

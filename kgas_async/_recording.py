@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ._errors import EvidenceError
-from ._evidence import EvidenceLog
+from ._evidence import EvidenceLog, TracingLog
 from ._monitor import Attached
 
 __all__ = ["Recording"]
@@ -29,7 +30,8 @@ class Recording:
         monitor = session.monitor
         if sinks or quiet or monitor is not None:
             receiver = None if monitor is None else monitor._ledger
-            session.log = EvidenceLog(
+            make = EvidenceLog if session.tracing is None else partial(TracingLog, session.tracing)
+            session.log = make(
                 sinks, quiet, session.session, session.mailbox, session.calls_open, self._evidence_failed, receiver
             )
             session.log.emit("session.started")

@@ -121,6 +121,8 @@ def call_fields(call: Any, event: str, error: BaseException | None) -> dict[str,
         fields["call_name"] = call.given_name
     if error is not None:
         fields["error"] = error_fields(error)
+        if bound.home.tracing is not None and "message" in fields["error"]:
+            fields["error"]["message"] = bound.home.tracing.cleaned(call, fields["error"]["message"])
     return fields
 
 
@@ -140,7 +142,10 @@ def end_fields(call: Any) -> dict[str, Any]:
     if call.winner:
         fields["winner"] = call.winner
     if call.reason:
-        fields["reason"] = _bounded(call.reason)
+        tracing = call.bound.home.tracing
+        fields["reason"] = _bounded(call.reason if tracing is None else tracing.cleaned(call, call.reason))
+    if call.noted:
+        fields.update(call.noted)
     return fields
 
 
@@ -158,10 +163,20 @@ def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int
 
 def _encoded(whole: Any) -> bytes:
     text = json.dumps(whole, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    if not text.isascii():
+        text = json.dumps(_in_order(whole), ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode()
     except UnicodeEncodeError:
         return _encoded(valid_unicode(whole))
+
+
+def _in_order(value: Any) -> Any:
+    """With keys in the order of RFC 8785, which is that of UTF-16: another one than Python's beyond U+FFFF."""
+    if isinstance(value, Mapping):
+        names = sorted(value, key=lambda name: str(name).encode("utf-16-be", "surrogatepass"))
+        return {name: _in_order(value[name]) for name in names}
+    return [_in_order(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def valid_unicode(value: Any) -> Any:
@@ -211,6 +226,7 @@ def render_call(call: Any, seq: int, anchor_ns: int, previous: str) -> bytes:
         or call.answered_by
         or call.winner
         or call.cpu_ns is not None
+        or call.noted
         or (call.waited and call.wait_service_ns)
     ):
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns, previous)

@@ -32,6 +32,7 @@ from ._recording import Recording
 from ._reserved import Reserved
 from ._threads import ThreadPool
 from ._tool import KGASTool
+from ._tracing import Tracing
 from ._waiting import wait_until
 
 __all__ = ["Session"]
@@ -61,6 +62,7 @@ class Session:
         on_sink_error: Literal["stop", "continue"],
         on_crash: Literal["raise", "continue"],
         monitor: PerformanceMonitor | None,
+        tracing: Tracing | None,
     ) -> None:
         self.manager = manager
         self.session = secrets.token_hex(6)
@@ -75,6 +77,7 @@ class Session:
         self.services_down = False  # some that ran do not run now
         self.random: Callable[[], float] = random.Random(seed).random
         self.log: EvidenceLog | None = None
+        self.tracing = tracing
         self.monitor = monitor
         self.calls_open: dict[int, Call[Any]] = {}
         self.cache_waits: dict[Call[Any], Any] = {}  # calls that wait for another's result, and what they share with it

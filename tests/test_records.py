@@ -74,6 +74,7 @@ def calls(draw: st.DrawFn, status: st.SearchStrategy[str] = ENDS) -> Any:
         wait_thread_ns=waits[3],
         wait_service_ns=draw(st.just(0) | NANOS) if waited else 0,
         cpu_ns=draw(st.none() | NANOS),
+        noted=draw(st.none() | st.fixed_dictionaries({"inputs_sha256": HASHES, "inputs": st.dictionaries(TEXT, TEXT)})),
         rss_peak=draw(st.integers(0, 2**53 - 1)),
         run_ns=draw(NANOS),
         ended_ns=draw(TIMES),
@@ -101,7 +102,7 @@ def bounds(draw: st.DrawFn) -> Any:
         pipeline=draw(TEXT) if is_of_phase else None,
         phase=draw(TEXT) if is_of_phase else None,
         run_id=draw(TEXT) if is_of_phase else None,
-        home=SimpleNamespace(session=SESSION),
+        home=SimpleNamespace(session=SESSION, tracing=None),
         template=None,
     )
 

@@ -16,7 +16,6 @@ import anyio
 from kgas_async import JsonlSink, ServiceManager, verify_evidence
 from kgas_async._evidence import EvidenceLog
 from kgas_async._mailbox import Mailbox
-
 from tests.bench.cases import nothing
 from tests.bench.measure import Case
 
