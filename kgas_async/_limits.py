@@ -18,7 +18,7 @@ from ._keyed import KeyedLine, check_key, key_of
 from ._mailbox import Mailbox
 from ._priority import Priority, check_priority
 
-__all__ = ["ConcurrencyLimit", "KeyTokens", "check_count", "check_seconds", "check_text", "named"]
+__all__ = ["ConcurrencyLimit", "KeyTokens", "check_count", "check_seconds", "check_text", "named", "one_of"]
 
 OPTIMISM: Final = 2  # nobody is turned away who would make it if tokens came so many times as fast as they lately did
 _NORMAL: Final = int(Priority.NORMAL)
