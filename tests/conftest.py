@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from kgas_async.testing import virtual_backends
 
+from . import one_end
 from .loops import BACKENDS, SEED, chosen
 
 GUARD_SECONDS = 60.0
@@ -37,7 +38,15 @@ else:
         return request.param()  # a clock of its own for each test
 
 
+@pytest.fixture(autouse=True)
+def one_end_each(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every call of every session of a test has its one end in the evidence, whatever the test is about."""
+    with one_end.checked(on=request.node.get_closest_marker("unwatched") is None):
+        yield
+
+
 def pytest_configure() -> None:
+    one_end.watch()
     # A shell without job control starts what runs in the background with SIGINT ignored, which would go on to the
     # children that the tests send real signals to.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

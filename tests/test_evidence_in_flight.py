@@ -357,6 +357,7 @@ def writers() -> int:
     return sum(thread.name == "kgas-evidence" for thread in threading.enumerate())
 
 
+@pytest.mark.unwatched
 async def test_the_writers_thread_lives_as_long_as_the_session_and_only_where_there_is_evidence() -> None:
     before = writers()
     async with ServiceManager(log=None) as manager:

@@ -442,6 +442,7 @@ async def test_figures_are_in_the_managers_statistics() -> None:
     assert figures.run_s.max == pytest.approx(tools["echo"].mean_s)
 
 
+@pytest.mark.unwatched
 async def test_without_a_monitor_a_tool_runs_as_it_is() -> None:
     async with ServiceManager(log=None) as manager:
         await manager.execute(echo, x=1)

@@ -127,7 +127,7 @@ async def test_a_line_has_the_records_fields_and_a_level(lines: Lines) -> None: 
         record = next(dict(record) for record in kept.records if record["event"] == event)
         line = dict(of(lines, event))
         assert line.pop("level") == level
-        assert record.pop("schema") == 1
+        assert record.pop("schema") == 2
         assert {name: line.get(name) for name in record} == record
         context = {name: line.pop(name, None) for name in ("session", "call")}  # of `call_context`, in a failure
         if event == "call.failed":
