@@ -157,21 +157,18 @@ class JsonlSink:
     def write_entries(self, entries: Sequence[Any], first: int, session: str, anchor_ns: int) -> None:
         """Write what was appended to a session's log, without a mapping per record."""
         self._ready()
-        lines: list[bytes] = []
-        last = self._last
-        for seq, entry in enumerate(entries, first):
-            if entry.__class__ is dict:
-                line = render_fields(entry, seq, session, anchor_ns, last)
-            else:
-                line = render_call(entry, seq, anchor_ns, last)
-            last = sha256(line).hexdigest()
-            lines.append(line)
-            if len(lines) == AT_ONCE:
-                self._last = last
-                self._put(b"", lines)
-                lines = []
-        self._last = last
-        self._put(b"", lines)
+        last = self._last.encode()
+        for begin in range(0, len(entries), AT_ONCE):
+            lines = []
+            for seq, entry in enumerate(entries[begin : begin + AT_ONCE], first + begin):
+                if entry.__class__ is dict:
+                    line = render_fields(entry, seq, session, anchor_ns, last)
+                else:
+                    line = render_call(entry, seq, anchor_ns, last)
+                last = sha256(line).hexdigest().encode()
+                lines.append(line)
+            self._last = last.decode()
+            self._put(b"", lines)
 
     def _chained(self, record: Mapping[str, Any]) -> bytes:
         line = line_of(record, self._last)

@@ -23,21 +23,22 @@ _EVENTS: Final = {
     status: f"call.{status}"
     for status in ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused")
 }
-_second = (-1, "")
+_second = (-1, "", b"")
 
 
 def rfc3339(unix_ns: int) -> str:
     """The time in UTC with microseconds."""
     seconds, rest = divmod(unix_ns, 1_000_000_000)
-    return f"{_formatted(seconds)}.{rest // 1000:06d}Z"
+    return f"{_formatted(seconds)[1]}.{rest // 1000:06d}Z"
 
 
-def _formatted(seconds: int) -> str:
+def _formatted(seconds: int) -> tuple[int, str, bytes]:
     global _second
     second = _second  # read once: each session has a writer's thread of its own, and they share this
     if second[0] != seconds:  # one formatting a second
-        second = _second = (seconds, strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)))
-    return second[1]
+        text = strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds))
+        second = _second = (seconds, text, text.encode())
+    return second
 
 
 def quoted(text: str) -> str:
@@ -156,9 +157,9 @@ def finished(fields: dict[str, Any], seq: int, session: str, anchor_ns: int) -> 
     return whole
 
 
-def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int, previous: str) -> bytes:
+def render_fields(fields: dict[str, Any], seq: int, session: str, anchor_ns: int, previous: bytes) -> bytes:
     """A line of canonical JSON, without its newline; the fields are strings, integers, booleans, lists and mappings."""
-    return line_of(finished(fields, seq, session, anchor_ns), previous)
+    return line_of(finished(fields, seq, session, anchor_ns), previous.decode())
 
 
 def _encoded(whole: Any) -> bytes:
@@ -188,14 +189,14 @@ def valid_unicode(value: Any) -> Any:
     return [valid_unicode(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _template_of(bound: Any) -> tuple[str, str, str, str]:
+def _template_of(bound: Any) -> tuple[bytes, bytes, bytes, bytes]:
     """The constant parts of a success: what stands between the fields that differ from call to call; its place, run."""
     if bound.template is None:
         bound.template = _made_template(bound)
     return bound.template  # type: ignore[no-any-return]
 
 
-def _made_template(bound: Any) -> tuple[str, str, str, str]:
+def _made_template(bound: Any) -> tuple[bytes, bytes, bytes, bytes]:
     place = run = ""
     if bound.pipeline is not None:
         place = f',"phase":{quoted(bound.phase)},"pipeline":{quoted(bound.pipeline)}'
@@ -206,15 +207,13 @@ def _made_template(bound: Any) -> tuple[str, str, str, str]:
     middle = f'%s{run.replace("%", "%%")},"run_us":%d,"schema":{SCHEMA},"seq":%d,"session_id":{quoted(session)},'
     last = f'"tool":{quoted(bound.name)},"version":{quoted(str(bound.tool.version))},'.replace("%", "%%")
     plain = first + ',"previous_sha256":"%s"' + middle + '"status":"succeeded","time":"%s.%06dZ",' + last
-    return (
-        plain + '"wait_us":{"concurrency":0,"rate":0,"retry":0,"thread":0}}',
-        plain + '"wait_us":{"concurrency":%d,"rate":%d,"retry":%d,"thread":%d}}',
-        place,
-        run,
-    )
+    none = '"wait_us":{"concurrency":0,"rate":0,"retry":0,"thread":0}}'
+    some = '"wait_us":{"concurrency":%d,"rate":%d,"retry":%d,"thread":%d}}'
+    # Bytes are formatted in a third of the time that text takes with its encoding.
+    return (plain + none).encode(), (plain + some).encode(), place.encode(), run.encode()
 
 
-def render_call(call: Any, seq: int, anchor_ns: int, previous: str) -> bytes:
+def render_call(call: Any, seq: int, anchor_ns: int, previous: bytes) -> bytes:
     """The line of a call's end, without its newline."""
     if (
         call.status != "succeeded"
@@ -232,33 +231,32 @@ def render_call(call: Any, seq: int, anchor_ns: int, previous: str) -> bytes:
         return render_fields(end_fields(call), seq, call.bound.home.session, anchor_ns, previous)
     bound = call.bound
     template = bound.template or _template_of(bound)
-    who = run = ""
+    who = run = b""
     if call.parent is None:
         if call.item is not None:
-            who = ',"item":' + quoted(call.item)
+            who = b',"item":' + quoted(call.item).encode()
     else:
         placed = call.placed
         if placed.item is not None:
-            who = ',"item":' + quoted(placed.item)
-        who += ',"parent_id":' + quoted(call.parent.id)
+            who = b',"item":' + quoted(placed.item).encode()
+        who += b',"parent_id":' + quoted(call.parent.id).encode()
         if placed.bound is not bound:  # its template says nothing of the phase that it is a part of
             _, _, place, run = _template_of(placed.bound)
             who += place
     seconds, rest = divmod(call.ended_ns + anchor_ns, 1_000_000_000)
     second = _second
-    date = second[1] if second[0] == seconds else _formatted(seconds)
-    values = (call.attempt, call.serial, who, previous, run, call.run_ns // 1000, seq, date, rest // 1000)
+    if second[0] != seconds:
+        second = _formatted(seconds)
+    values = (call.attempt, call.serial, who, previous, run, call.run_ns // 1000, seq, second[2], rest // 1000)
     if call.waited:
-        line = template[1] % (
+        return template[1] % (
             *values,
             call.wait_concurrency_ns // 1000,
             call.wait_rate_ns // 1000,
             call.wait_retry_ns // 1000,
             call.wait_thread_ns // 1000,
         )
-    else:
-        line = template[0] % values
-    return line.encode()
+    return template[0] % values
 
 
 class Record(Mapping[str, Any]):

@@ -41,6 +41,7 @@ ODD = st.sampled_from('%{}"\\/\x00\x1f\x7f\x80\u2028\ud800\udc80\udfff\ue000😀
 TEXT = st.lists(ODD | st.characters(), min_size=1, max_size=12).map("".join)
 ENDS = st.sampled_from(("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused"))
 HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
+ZEROS = GENESIS.encode()
 SESSION = "0123456789ab"
 
 
@@ -133,7 +134,7 @@ def escaped(text: str) -> str:
 @settings(deadline=None)
 @given(calls(st.just("succeeded")) | calls(), st.integers(1, 2**53 - 1), HASHES)
 def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any, seq: int, previous: str) -> None:
-    line = render_call(call, seq, 0, previous)
+    line = render_call(call, seq, 0, previous.encode())
     record = parsed(line)
     assert record["previous_sha256"] == previous
     said = dict(Record.of(call, seq, SESSION, 0))
@@ -165,26 +166,26 @@ def test_the_line_of_a_call_is_canonical_and_says_what_the_record_says(call: Any
 @settings(deadline=None)
 @given(calls(st.just("succeeded")), calls(st.just("succeeded")))
 def test_a_template_is_used_again_without_anything_left_of_the_call_before(first: Any, second: Any) -> None:
-    render_call(first, 1, 0, GENESIS)
+    render_call(first, 1, 0, ZEROS)
     second.bound = first.bound  # its template is made
     fresh = Said(**vars(second))
     fresh.bound = SimpleNamespace(**{**vars(first.bound), "template": None})
-    assert render_call(second, 2, 0, GENESIS) == render_call(fresh, 2, 0, GENESIS)
+    assert render_call(second, 2, 0, ZEROS) == render_call(fresh, 2, 0, ZEROS)
 
 
 @settings(deadline=None)
 @given(calls(), TEXT, st.integers(0, 10**9))
 def test_other_events_are_canonical_too(call: Any, text: str, count: int) -> None:
     retried = call_fields(call, "call.retried", ValueError(text)) | {"delay_us": count, "at_ns": 5}
-    record = parsed(render_fields(retried, 7, SESSION, 0, GENESIS))
+    record = parsed(render_fields(retried, 7, SESSION, 0, ZEROS))
     assert record["error"] == {"type": "ValueError", "message": escaped(text)}
     event = {"event": "service.failed", "service": text, "error": {"type": "X", "message": text}, "at_ns": 0}
-    parsed(render_fields({**event, "run_id": None, "abandoned": [text, "b"], "flag": True}, 1, SESSION, 0, GENESIS))
+    parsed(render_fields({**event, "run_id": None, "abandoned": [text, "b"], "flag": True}, 1, SESSION, 0, ZEROS))
 
 
 def test_a_backslash_beside_a_lone_surrogate_stays_readable() -> None:
     call = SimpleNamespace(message="\udc80 and \\udc80 and \\ud")
-    line = render_fields({"event": "x", "message": call.message, "at_ns": 0}, 1, SESSION, 0, GENESIS)
+    line = render_fields({"event": "x", "message": call.message, "at_ns": 0}, 1, SESSION, 0, ZEROS)
     assert parsed(line)["message"] == "\\udc80 and \\udc80 and \\ud"
 
 
@@ -223,10 +224,10 @@ def test_two_sessions_at_once_do_not_give_each_other_their_seconds(monkeypatch: 
         def __getitem__(self, index: Any) -> Any:
             found = tuple.__getitem__(self, index)
             if index == 0:
-                _records._second = (9, "1970-01-01T00:00:09")
+                _records._second = (9, "1970-01-01T00:00:09", b"")
             return found
 
-    monkeypatch.setattr(_records, "_second", Cache((7, "1970-01-01T00:00:07")))
+    monkeypatch.setattr(_records, "_second", Cache((7, "1970-01-01T00:00:07", b"1970-01-01T00:00:07")))
     assert rfc3339(7_000_000_000) == "1970-01-01T00:00:07.000000Z"
     assert rfc3339(8_000_000_000) == "1970-01-01T00:00:08.000000Z"
 
