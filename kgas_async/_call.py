@@ -355,6 +355,8 @@ class Call(Generic[R]):
         log = home.log
         if log is not None and (log.wants_calls or status not in ("succeeded", "cancelled", "reused")):
             log.append(self)
+            if error is not None and status != "cancelled":
+                log.hurry()
         if self.context is not None and status in SUCCESSES:
             self.context = self.attempt_context = None  # it refers to the call: both are freed at once
         if self._done is not None:

@@ -27,6 +27,7 @@ __all__ = ["EvidenceLog", "Sink", "TracingLog"]
 
 BATCH: Final = 512  # records after which the writer is woken before its delay is over
 DELAY_S: Final = 0.05  # the longest that a record waits for the writer
+ERROR_EVERY_S: Final = 0.005  # errors are written at once, but not more often than so
 HIGH_WATER: Final = 10_000  # unwritten records above which no new call is admitted
 
 
@@ -91,6 +92,8 @@ class EvidenceLog:
         self.armed = False
         self._wake = Signal()
         self._full = Signal()
+        self._urgent = False
+        self._flushed_at = 0.0
         self._closing = False
         self._started = False
         self._writer: Any = None
@@ -113,11 +116,19 @@ class EvidenceLog:
         elif len(self.buffer) == BATCH:
             self._full.set()
 
+    def hurry(self) -> None:
+        """Have what was appended written at once: it is an error, and the process may not live for long."""
+        if not self._urgent:
+            self._urgent = True
+            self._full.set()
+
     def emit(self, event: str, **fields: Any) -> None:
         """Take a record that is not a call's end."""
         fields["event"] = event
         fields["at_ns"] = time.perf_counter_ns()
         self.append(fields)
+        if fields.get("error") is not None:
+            self.hurry()
 
     def retried(self, call: Any, error: BaseException, delay: float) -> None:
         """An attempt failed and another will follow."""
@@ -173,11 +184,17 @@ class EvidenceLog:
             self._wake.wait()
             if not self._closing:
                 self._full.wait(DELAY_S)
+                if self._urgent:
+                    early = self._flushed_at + ERROR_EVERY_S - time.monotonic()
+                    if early > 0 and len(self.buffer) < BATCH:
+                        time.sleep(early)
             self._wake.clear()
             self._full.clear()
+            self._urgent = False
             self.armed = False  # before draining: a later append makes its own wake-up
             closing = self._closing
             self._flush()
+            self._flushed_at = time.monotonic()
             if closing and not self.buffer:
                 self._close_sinks()
                 self._mailbox.put(self._has_closed)

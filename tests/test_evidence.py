@@ -23,6 +23,7 @@ from kgas_async import (
     Retry,
     ServiceManager,
     ToolAdapter,
+    _evidence,
     current,
     tool,
 )
@@ -163,6 +164,16 @@ async def test_invalid_inputs_are_recorded_by_type_and_place_without_the_value(s
     assert direct["attempt"] == direct["run_us"] == 0
     assert [record["error"]["errors"] for record in nested] == [[{"field": "x", "type": "int_parsing"}]] * 4
     assert "hunter2" not in repr(sink.records)
+
+
+async def test_an_error_is_written_at_once(sink: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_evidence, "DELAY_S", 600.0)
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        for which, event in ((broken, "call.failed"), (broken.using(retry=Retry(2, wait=0)), "call.retried")):
+            await manager.execute(double, x=1)
+            await manager.outcome(which, x=1)
+            while not named(sink.records, event):  # noqa: ASYNC110  (the writer's thread)
+                await anyio.sleep(0.001)
 
 
 @real_time

@@ -6,6 +6,8 @@ import json
 import random
 import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,3 +331,24 @@ async def test_the_evidence_of_sessions_is_whole_whatever_they_did(tmp_path: Pat
     assert (report.sessions, report.recovered) == (3, 0)
     assert report.records == 3 * 54
     assert report.segments > 5
+
+
+# --- the verifier in examples/
+
+
+def test_the_verifier_in_the_examples_is_short_and_needs_nothing_of_ours(log: Path) -> None:
+    source = EXAMPLE.read_text(encoding="utf-8")
+    assert "kgas_async" not in source
+    assert sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines()) <= 65
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-I", EXAMPLE, log], capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run() == (0, "intact and sealed\n")
+    content = head_path(log).read_bytes()
+    head_path(log).unlink()
+    assert run()[0] == 3
+    head_path(log).write_bytes(content)
+    log.write_bytes(log.read_bytes()[:-1])
+    assert run() == (1, "not intact: run.jsonl: its end is torn\n")
