@@ -34,7 +34,7 @@ class MapCrew(Crew[Any]):
         index, inputs = unit
         if self._arg is not None:
             inputs = {self._arg: inputs}
-        call = self.home.new_call(self._bound, inputs, self.parent)
+        call = self.new_call(self._bound, inputs)
         call.index = index
         call.on_end = self._ended
         call._host = host

@@ -289,7 +289,7 @@ class WalkCrew(LineCrew):
         return None
 
     def _registered(self, frame: Frame, planned: PlannedPhase, bound: Bound, inputs: dict[str, Any]) -> Call[Any]:
-        call = self.home.new_call(bound, inputs, self.parent, frame.key)
+        call = self.new_call(bound, inputs, frame.key)
         call.index = frame.index
         frame.calls[planned.phase.name] = call
         return call
@@ -328,8 +328,8 @@ class WalkCrew(LineCrew):
         self.wake_one()
 
     def _is_wanted(self) -> bool:
-        if not self._places or self._plan.batches:
-            return True
+        if not self._places:
+            return super()._is_wanted()
         waiting = len(self._let_in) + len(self._branches) + len(self._ended)
         return waiting > self._coming or self.room() > 0
 
