@@ -16,7 +16,6 @@ from typing import Any, Final, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._bound import Bound
 from ._call import Call
 from ._cancellation import breakdown_between, breakdown_of, failure_in
 from ._employer import Employer
@@ -178,13 +177,6 @@ class Crew(Staff, Generic[T]):
         return error
 
     # --- for subclasses
-
-    def new_call(self, bound: Bound, inputs: Any, item: str | None = None) -> Call[Any]:
-        """A call that is a part of this."""
-        call = self.home.new_call(bound, inputs, self.parent, item)
-        if self.around:
-            call.around = self.around
-        return call
 
     @abstractmethod
     def process(self, host: Host, unit: Any) -> Awaitable[None] | None:

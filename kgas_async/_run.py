@@ -82,7 +82,7 @@ class RunCrew(WalkCrew):
         """Who was let in, a late batch, who goes on, a branch, an element of the newest expansion, an item, a batch."""
         if self._let_in:
             return self._let_in.popleft()
-        if self._is_crowded():
+        if self._places and self._is_crowded():
             return None
         if self._batches is not None and not self.stopped and (batch := self._batches.overdue()) is not None:
             return batch
@@ -281,7 +281,8 @@ class RunCrew(WalkCrew):
                 batch.take_back(seats)
                 break
             inputs = {name: [seat.inputs[name] for seat in seats] for name in seats[0].inputs}
-            call = self.new_call(batch.bound, inputs)
+            call = self.home.new_call(batch.bound, inputs, self.parent)
+            call.around = self.around
             call.batch_size = len(seats)
             for seat in seats:
                 seat.call.batch_id = call.id

@@ -119,7 +119,7 @@ class WalkCrew(LineCrew):
                     host.call = call
                     try:
                         isolated = call.bound.isolated
-                        ending = self.home.run_isolated(call) if isolated else begin(call, 0, LINES_UP)
+                        ending: Any = self.home.run_isolated(call) if isolated else begin(call, 0, LINES_UP)
                     except BaseException as error:
                         self._cut_off(work, call, error)
                         raise
@@ -289,7 +289,9 @@ class WalkCrew(LineCrew):
         return None
 
     def _registered(self, frame: Frame, planned: PlannedPhase, bound: Bound, inputs: dict[str, Any]) -> Call[Any]:
-        call = self.new_call(bound, inputs, frame.key)
+        call = self.home.new_call(bound, inputs, self.parent, frame.key)
+        if self.around:
+            call.around = self.around
         call.index = frame.index
         frame.calls[planned.phase.name] = call
         return call

@@ -202,7 +202,7 @@ async def slowly(found: list[Any], seconds: float) -> AsyncIterator[Any]:
         await anyio.sleep(seconds)
 
 
-@settings(HOW, max_examples=EXAMPLES)
+@settings(HOW, max_examples=EXAMPLES // 2)
 @given(
     wanted=st.lists(runs, min_size=1, max_size=2),
     others=outsiders,
@@ -228,7 +228,7 @@ def test_runs_that_share_few_tokens_all_end_as_they_would_alone(
                 assert log.calls == interpreter.calls, backend
 
 
-@settings(HOW, max_examples=EXAMPLES)
+@settings(HOW, max_examples=EXAMPLES // 2)
 @given(run=runs, totals=totals, seed=st.integers(0, 9), stop=stops)
 def test_a_run_in_lines_stopped_at_a_random_moment_leaves_no_token_behind(
     run: Run, totals: tuple[int, ...], seed: int, stop: Stop
