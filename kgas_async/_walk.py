@@ -162,9 +162,10 @@ class WalkCrew(LineCrew):
         """A cancellation came out of a step's call: it was for this call only, unless we are all to stop."""
         self._broke(call, error)
         frame, planned = work
-        frame.fail(planned.phase.name, call)
+        expansion = self._take_result(frame, planned, call)  # one with a task of its own may have succeeded meanwhile
         self._passed(planned)
-        self._ended.append(work)
+        if expansion is None:
+            self._ended.append(work)
 
     def _after(self, frame: Frame, planned: PlannedPhase) -> Step | None:
         """A phase, and if it was expanded all its elements, has ended: what this worker goes on with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -579,3 +580,27 @@ async def test_a_run_inside_a_block_that_has_all_tokens_is_refused_them() -> Non
     assert inside == ["rejected"] * 2
     assert [one.status for one in after.outcomes] == ["succeeded"] * 2
     assert is_free(limit)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+async def test_a_call_that_succeeds_though_all_is_cancelled_keeps_its_item_whole(isolated: bool) -> None:
+    @tool(policy=Policy(isolated=isolated))
+    async def stubborn(x: int) -> int:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(1)
+        return x
+
+    pipeline = Pipeline("p", Phase("stubborn", stubborn), item=["x"])
+    outcomes: list[Outcome[Any]] = []
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await anyio.sleep(0.5)
+            await manager.cancel(reason="enough")
+
+        tasks.start_soon(cancel)
+        async with manager.stream(pipeline, [{"x": 7}]) as stream:
+            with suppress(PipelineError):
+                async for outcome in stream:
+                    outcomes.append(outcome)
+    assert [(one.status, one.value) for one in outcomes] == [("succeeded", 7)]
