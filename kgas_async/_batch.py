@@ -86,8 +86,9 @@ class Batch:
             self.due_at = math.inf
 
     def take_back(self, seats: Sequence[Seat]) -> None:
-        """They have not gone after all: they wait for the next one."""
+        """They have not gone after all: they do with the next one, which is due."""
         self.seats[:0] = seats
+        self.due_at = anyio.current_time()
         for seat in seats:
             seat.call._host = seat  # type: ignore[assignment]
             seat.call.status = "waiting"

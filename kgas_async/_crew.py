@@ -23,6 +23,7 @@ from ._errors import ManagerClosed, PipelineError, counted, shown
 from ._host import Host
 from ._limits import check_count
 from ._mailbox import Gate, absorb_own_cancel, cancels_pending
+from ._order import held_here
 from ._outcome import Outcome
 from ._report import Progress
 from ._source import close_source, closed_for_open_scope, length_of, open_source
@@ -45,6 +46,9 @@ class Crew(Staff, Generic[T]):
         in_flight: Workers at the most.
         window: How far the source may be ahead of what was taken.
         parent: The call that this is a part of, if it was started inside one.
+
+    Attributes:
+        around: What the code that started it, and waits for it, has entered by ``async with``.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Crew(Staff, Generic[T]):
     ) -> None:
         super().__init__(home, in_flight, length_of(source), on_error, on_progress)
         self.parent = parent
+        self.around = held_here()
         self.window = 4 * in_flight if window is None else check_count("ordered_window", window)
         self._ordered = ordered
         self._iterator, self._async_iterator = open_source(source)
@@ -72,6 +77,7 @@ class Crew(Staff, Generic[T]):
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
         self.drained = False  # told to pull no more
+        self.reason = ""  # why it was cut
         self.breakdown: BaseException | None = None  # what ended the session in one of its workers
         self.error: BaseException | None = None  # raised where the next outcome is taken
         self.last_error: BaseException | None = None  # raised after the last outcome
@@ -99,6 +105,7 @@ class Crew(Staff, Generic[T]):
 
     def cut(self, reason: str) -> None:
         """Cancel what is in flight. Who takes the outcomes is told, unless the source had ended."""
+        self.reason = reason
         if not self.exhausted:
             why = f": {reason}" if reason else ""
             self.last_error = PipelineError(
@@ -178,6 +185,9 @@ class Crew(Staff, Generic[T]):
     def take(self) -> Any:
         """The next unit, or None where there is none now."""
         return self.next_item()
+
+    def _is_wanted(self) -> bool:
+        return not self.over  # also a live reader, which goes on after that, says that there is room again
 
     def park_until(self) -> float:
         """Until when a worker without work may sleep (loop time)."""
@@ -265,7 +275,7 @@ class Crew(Staff, Generic[T]):
                         await self._serve(host)
                     finally:
                         if host.scopes.has_more():
-                            await self.home.close_leaked(host.scopes)
+                            await self._close_leaked(host)
         except BaseException as error:
             if (broken := breakdown_between(error)) is None:
                 raise
@@ -332,7 +342,7 @@ class Crew(Staff, Generic[T]):
             if host.was_cancelled:
                 return
             if host.scopes.has_more():
-                await self.home.close_leaked(host.scopes)
+                await self._close_leaked(host)
             if pending is not None and pending():
                 await absorb_own_cancel()
             if host.has_waited:
@@ -345,6 +355,11 @@ class Crew(Staff, Generic[T]):
                 continue
             if log is not None and log.behind:
                 await log.caught_up()
+
+    async def _close_leaked(self, host: Host) -> None:
+        """A tool has left scopes open; what runs in them may take a grace to end, in which others can work."""
+        self.wake_one()
+        await self.home.close_leaked(host.scopes)
 
     async def _pull(self, host: Host) -> Any:
         """The next item of an async source; one worker at a time."""

@@ -88,7 +88,8 @@ def _admit(call: Call[Any], lines_up: int) -> Any:
     for number, limit in enumerate(limits):
         if not limit.acquire_nowait():
             held = list(limits[:number])
-            return held if lines_up and bound.lines_up else _when_admitted(call, held, wanted)
+            may_line_up = lines_up and bound.lines_up and not call.around  # else it may wait for itself
+            return held if may_line_up else _when_admitted(call, held, wanted)
     if wanted:
         if not acquire_rates_nowait(wanted, bound.home.mailbox):
             return _when_admitted(call, list(limits), wanted)

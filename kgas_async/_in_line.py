@@ -145,8 +145,10 @@ class LineCrew(Crew[Any]):
             self._let_in.remove(place)
         place.leave()
         place.note_wait()
-        place.call._host = None
-        place.call.end("cancelled")
+        call = place.call
+        call._host = None
+        call.reason = call.reason or self.reason
+        call.end("cancelled")
         self.called_off(place)
 
     def call_all_off(self) -> None:
@@ -157,3 +159,10 @@ class LineCrew(Crew[Any]):
     def room(self) -> int:
         """How many more may be worked at; a call in line counts as if a worker waited with it."""
         return self.in_flight - len(self._places) - self._workers + len(self._parked)
+
+    def _is_crowded(self) -> bool:
+        """Whether who asks may only begin what was let in: there is a worker left for each in line, and no more.
+
+        Whatever else it did, a batch too, could wait for a token that one in line is given and nobody comes for.
+        """
+        return bool(self._places) and self.room() < 0

@@ -276,7 +276,7 @@ def is_on_loop() -> bool:
 
 
 def nested_context(backend: str) -> Context:
-    """A copy of this worker thread's context that is fit for a task on the loop again."""
+    """A copy of the context, be it a worker thread's, that is fit to begin a task on the loop in."""
     context = copy_context()
     context.run(_library.set, backend)
     return context

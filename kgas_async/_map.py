@@ -35,6 +35,8 @@ class MapCrew(Crew[Any]):
         if self._arg is not None:
             inputs = {self._arg: inputs}
         call = self.home.new_call(self._bound, inputs, self.parent)
+        if self.around:
+            call.around = self.around
         call.index = index
         call.on_end = self._ended
         call._host = host

@@ -79,26 +79,27 @@ class RunCrew(WalkCrew):
     # --- units
 
     def take(self) -> Any:
-        """Whom its limits have let in, who goes on, a branch, an element of the newest expansion, an item, a batch."""
-        if self._batches is not None and not self.stopped and (batch := self._batches.overdue()) is not None:
-            return batch
+        """Who was let in, a late batch, who goes on, a branch, an element of the newest expansion, an item, a batch."""
         if self._let_in:
             return self._let_in.popleft()
-        if not self._places or self.room() >= 0:  # else there is a worker left for each of those in line, and no more
-            if self._ended:
-                return (_RESUME, self._ended.pop())
-            if self._branches:
-                return self._branches.popleft()
-            giving = self._giving
-            for place in range(len(giving) - 1, -1, -1):
-                unit = giving[place].take()
-                if unit is not None:
-                    return unit
-                if not giving[place].has_more:
-                    del giving[place]
-            unit = self.next_item()
+        if self._places and self._is_crowded():
+            return None
+        if self._batches is not None and not self.stopped and (batch := self._batches.overdue()) is not None:
+            return batch
+        if self._ended:
+            return (_RESUME, self._ended.pop())
+        if self._branches:
+            return self._branches.popleft()
+        giving = self._giving
+        for place in range(len(giving) - 1, -1, -1):
+            unit = giving[place].take()
             if unit is not None:
                 return unit
+            if not giving[place].has_more:
+                del giving[place]
+        unit = self.next_item()
+        if unit is not None:
+            return unit
         if self._batches is not None and not self.stopped:
             return self._batches.ready(self._giving, pulling=self._puller is not None)
         return None
@@ -115,7 +116,7 @@ class RunCrew(WalkCrew):
 
     def park_until(self) -> float:
         """When a worker without work is to look again: a batch is due then."""
-        return float("inf") if self._batches is None else self._batches.due_at()
+        return float("inf") if self._batches is None or self._is_crowded() else self._batches.due_at()
 
     def process(self, host: Host, unit: Any) -> Awaitable[None] | None:
         """Walk an item, a branch or an element as far as it goes without waiting; the rest of it."""
@@ -281,6 +282,7 @@ class RunCrew(WalkCrew):
                 break
             inputs = {name: [seat.inputs[name] for seat in seats] for name in seats[0].inputs}
             call = self.home.new_call(batch.bound, inputs, self.parent)
+            call.around = self.around
             call.batch_size = len(seats)
             for seat in seats:
                 seat.call.batch_id = call.id

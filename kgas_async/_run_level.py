@@ -14,6 +14,7 @@ from ._inputs import taken
 from ._item_outcome import phase_outcome
 from ._limits import ConcurrencyLimit
 from ._live import NOTHING, LiveFeed
+from ._order import held_here
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._plan import ITEM, RUN, Binding, PlannedPhase
@@ -61,6 +62,7 @@ class RunLevel:
         self._bound = bound
         self._run_id = run_id
         self._parent = parent
+        self._around = held_here()
         self._collects = [
             _Collect(planned, self._plan.phases) for planned in self._phases if planned.phase.collect is True
         ]
@@ -161,6 +163,7 @@ class RunLevel:
     def _start(self, planned: PlannedPhase, inputs: dict[str, Any]) -> None:
         name = planned.phase.name
         call = self.home.new_call(self._bound[name], inputs, self._parent)
+        call.around = self._around
         call.on_end = lambda ended: self._ended(planned, ended)
         self._open[name] = call
         self.home.start_call(call)

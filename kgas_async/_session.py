@@ -246,7 +246,7 @@ class Session:
     async def run_isolated(self, call: Call[Any]) -> None:
         """Run a call in a task of its own and wait for it; our cancellation is its."""
         call.waits()
-        call.around = held_here()
+        call.around = call.around or held_here()
         self._spawn_host(call)
         try:
             await call.wait()

@@ -11,7 +11,7 @@ import anyio
 
 from ._employer import Employer
 from ._limits import check_count
-from ._mailbox import Gate
+from ._mailbox import Gate, nested_context
 from ._report import Progress
 from ._tally import Tally
 
@@ -42,6 +42,7 @@ class Staff(Tally):
         self._parked: deque[Gate] = deque()
         self._coming = 0  # hired or woken, and not at work yet
         self._hiring = False
+        self._context = nested_context(home.mailbox.backend)
         self.on_release: Callable[[Sequence[Any]], object] | None = None  # as of a `Host`
 
     @abstractmethod
@@ -64,7 +65,8 @@ class Staff(Tally):
         self._hiring = True
         self._workers += 1
         self._coming += 1
-        self.home.spawn(self._work)
+        # Who hires it may be anybody who gives a token back, or no task at all, but a callback of the loop.
+        self._context.run(self.home.spawn, self._work)
 
     def _came(self) -> None:
         """To be called by a worker first of all."""

@@ -119,7 +119,7 @@ class WalkCrew(LineCrew):
                     host.call = call
                     try:
                         isolated = call.bound.isolated
-                        ending = self.home.run_isolated(call) if isolated else begin(call, 0, LINES_UP)
+                        ending: Any = self.home.run_isolated(call) if isolated else begin(call, 0, LINES_UP)
                     except BaseException as error:
                         self._cut_off(work, call, error)
                         raise
@@ -162,9 +162,10 @@ class WalkCrew(LineCrew):
         """A cancellation came out of a step's call: it was for this call only, unless we are all to stop."""
         self._broke(call, error)
         frame, planned = work
-        frame.fail(planned.phase.name, call)
+        expansion = self._take_result(frame, planned, call)  # one with a task of its own may have succeeded meanwhile
         self._passed(planned)
-        self._ended.append(work)
+        if expansion is None:
+            self._ended.append(work)
 
     def _after(self, frame: Frame, planned: PlannedPhase) -> Step | None:
         """A phase, and if it was expanded all its elements, has ended: what this worker goes on with."""
@@ -290,6 +291,8 @@ class WalkCrew(LineCrew):
 
     def _registered(self, frame: Frame, planned: PlannedPhase, bound: Bound, inputs: dict[str, Any]) -> Call[Any]:
         call = self.home.new_call(bound, inputs, self.parent, frame.key)
+        if self.around:
+            call.around = self.around
         call.index = frame.index
         frame.calls[planned.phase.name] = call
         return call
@@ -328,8 +331,8 @@ class WalkCrew(LineCrew):
         self.wake_one()
 
     def _is_wanted(self) -> bool:
-        if not self._places or self._plan.batches:
-            return True
+        if not self._places:
+            return super()._is_wanted()
         waiting = len(self._let_in) + len(self._branches) + len(self._ended)
         return waiting > self._coming or self.room() > 0
 

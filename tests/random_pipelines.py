@@ -15,7 +15,8 @@ from zlib import crc32
 import anyio
 from anyio.lowlevel import checkpoint
 
-from kgas_async import ConcurrencyLimit, KGASTool, Outcome, Phase, Pipeline, tool
+from kgas_async import ConcurrencyLimit, KGASTool, Outcome, Phase, Pipeline, Retry, current, tool
+from kgas_async._context import current_call
 
 Level = tuple[str, ...]
 RUN: Level = ("<run>",)
@@ -138,6 +139,49 @@ def is_wanted(step: Step, inputs: Mapping[str, Any]) -> bool:
 # --- as a pipeline
 
 
+class StumblingError(Exception):
+    """What a tool raises that is to be tried again."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a step's tool has besides, none of which changes what comes of it.
+
+    Attributes:
+        name: In its manager.
+        limits: Tokens that it needs.
+        nested: A tool that it calls first.
+        stumbles: Attempts that fail before the one that does not.
+        priority: Of its calls.
+    """
+
+    name: str = ""
+    limits: tuple[ConcurrencyLimit, ...] = ()
+    nested: KGASTool | None = None
+    stumbles: int = 0
+    priority: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"name": self.name, "priority": self.priority}
+        if self.limits:
+            options["concurrency"] = list(self.limits)
+        if self.stumbles:
+            options["retry"] = Retry(self.stumbles + 1, on=StumblingError, wait=0.2)
+        return options
+
+    async def begin(self) -> None:
+        self.stumble()
+        if self.nested is not None:
+            await current().execute(self.nested, x=1)
+
+    def stumble(self) -> None:
+        if current_call.get().attempt <= self.stumbles:
+            raise StumblingError
+
+
+NO_EXTRA = Extra()
+
+
 @dataclass
 class Log:
     """What tools were called with; batches that were too big."""
@@ -199,10 +243,11 @@ async def later(elements: Iterator[Any]) -> AsyncIterator[Any]:
     await checkpoint()
 
 
-def tool_of(step: Step, rarity: int, log: Log, shared: ConcurrencyLimit) -> KGASTool:
+def tool_of(step: Step, rarity: int, log: Log, shared: ConcurrencyLimit, extra: Extra = NO_EXTRA) -> KGASTool:
     body = Body(step, rarity, log)
 
     async def on_loop(**given: Any) -> Any:
+        await extra.begin()
         if step.live:
             ((name, stream),) = given.items()
             given = {name: [one async for one in stream]}
@@ -212,6 +257,7 @@ def tool_of(step: Step, rarity: int, log: Log, shared: ConcurrencyLimit) -> KGAS
         return body.result(rows)
 
     def at_once(**given: Any) -> Any:
+        extra.stumble()
         return body.result(body.rows(given))
 
     function: Any = on_loop if step.flavour in ASYNC_FLAVOURS else at_once
@@ -228,6 +274,8 @@ def tool_of(step: Step, rarity: int, log: Log, shared: ConcurrencyLimit) -> KGAS
         options |= (
             {"rate": 50} if step.limit == "rate" else {"concurrency": shared if step.limit == "s" else step.limit}
         )
+    if extra is not NO_EXTRA:
+        options |= extra.options()
     made: KGASTool = tool(function, name=step.name, **offload)
     return made.using(**options) if options else made
 
@@ -242,7 +290,7 @@ def kind_of(step: Step, name: str, source: str) -> Any:
     return Any
 
 
-def pipeline_of(declaration: Declaration, log: Log) -> Pipeline:
+def pipeline_of(declaration: Declaration, log: Log, extras: Mapping[str, Extra] = {}) -> Pipeline:
     phases: dict[int, Phase] = {}
     shared = ConcurrencyLimit(2)
     for place, step in zip(declaration.places, declaration.steps, strict=True):
@@ -252,7 +300,7 @@ def pipeline_of(declaration: Declaration, log: Log) -> Pipeline:
 
         phases[place] = Phase(
             step.name,
-            tool_of(step, declaration.rarity, log, shared),
+            tool_of(step, declaration.rarity, log, shared, extras.get(step.name, NO_EXTRA)),
             bind=step.binds,
             after=step.after,
             expand=step.expand,

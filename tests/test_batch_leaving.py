@@ -133,8 +133,8 @@ async def test_who_leaves_a_batch_of_an_expansion_holds_up_no_batch_below_it() -
     assert [(outcome.status, outcome.value) for outcome in report.outcomes] == [("cancelled", None), ("succeeded", [4])]
 
 
-async def test_those_who_are_to_go_again_are_not_hit_by_the_cancellation_of_the_call_before() -> None:
-    began = anyio.Event()
+def doubler(began: anyio.Event) -> KGASTool:
+    """Cancelled as it looks at three inputs, it finds that the second is at fault."""
 
     class Doubler(KGASTool):
         name, description = "doubler", "doubles, and is slow to look at what it is given"
@@ -153,6 +153,11 @@ async def test_those_who_are_to_go_again_are_not_hit_by_the_cancellation_of_the_
             await checkpoint()
             return [2 * x for x in xs]
 
+    return Doubler()
+
+
+async def test_those_who_are_to_go_again_are_not_hit_by_the_cancellation_of_the_call_before() -> None:
+    began = anyio.Event()
     async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
 
         async def cancel() -> None:
@@ -160,13 +165,39 @@ async def test_those_who_are_to_go_again_are_not_hit_by_the_cancellation_of_the_
             next(call for call in manager.calls.values() if call.item is None).cancel("the batch")
 
         tasks.start_soon(cancel)
-        pipeline = Pipeline("p", Phase("doubled", Doubler(), bind={"xs": "x"}, batch=3))
+        pipeline = Pipeline("p", Phase("doubled", doubler(began), bind={"xs": "x"}, batch=3))
         report = await manager.run(pipeline, [{"x": x} for x in range(3)], keep="all")
     assert [(outcome.status, outcome.value) for outcome in report.outcomes] == [
         ("succeeded", 0),
         ("failed", None),
         ("succeeded", 4),
     ]
+
+
+async def test_and_they_wait_for_nobody_who_may_come_later() -> None:
+    began, all_there = anyio.Event(), anyio.Event()
+
+    async def source() -> AsyncIterator[dict[str, int]]:
+        for x in range(3):
+            yield {"x": x}
+        await all_there.wait()
+
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await began.wait()
+            next(call for call in manager.calls.values() if call.item is None).cancel("the batch")
+
+        tasks.start_soon(cancel)
+        pipeline = Pipeline("p", Phase("doubled", doubler(began), bind={"xs": "x"}, batch=3))
+        seen: list[tuple[int, str]] = []
+        with anyio.fail_after(10):
+            async with manager.stream(pipeline, source()) as outcomes:
+                async for outcome in outcomes:
+                    seen.append((outcome.index, outcome.status))
+                    if len(seen) == 3:
+                        all_there.set()
+    assert seen == [(0, "succeeded"), (1, "failed"), (2, "succeeded")]
 
 
 # --- what they return

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -15,6 +18,7 @@ from kgas_async import (
     CallCancelled,
     CallFailed,
     ConcurrencyLimit,
+    KGASTool,
     Outcome,
     Phase,
     Pipeline,
@@ -23,6 +27,7 @@ from kgas_async import (
     Priority,
     RunReport,
     ServiceManager,
+    current,
     tool,
 )
 
@@ -411,3 +416,191 @@ async def test_a_token_never_waits_for_a_worker_that_does_something_else(in_flig
             assert limit.borrowed == world.inside, f"an idle token after {anyio.current_time() - start:.1f} s"
     assert len(began) == 3
     assert is_free(limit)
+
+
+async def test_items_in_line_leave_a_worker_each_that_no_batch_takes_from_them() -> None:
+    limit = ConcurrencyLimit(1)
+    world = World(limit)
+
+    @tool(policy=Policy(concurrency=limit))
+    async def inner(x: int) -> int:
+        return x
+
+    def batched(name: str) -> KGASTool:
+        async def each(x: list[int]) -> list[int]:
+            return [await current().execute(inner, x=one) for one in x]
+
+        return tool(each, name=name)
+
+    waits = {"batch": 2, "batch_wait": 0.1}
+    batches = [Phase(name, batched(name), **waits) for name in ("b1", "b2")]
+    pipeline = Pipeline("p", Phase("slow", world.slow), *batches, item=["x"])
+    reports: list[RunReport] = []
+    async with ServiceManager(log=None) as manager:
+        await limit.acquire()
+
+        async def run() -> None:
+            reports.append(await manager.run(pipeline, world.items(4), in_flight=2, keep="all"))
+
+        with anyio.fail_after(100):  # the batches waited for a token that a call had which nobody could begin
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run)
+                await anyio.sleep(5)
+                limit.release()
+    assert [one.status for one in reports[0].outcomes] == ["succeeded"] * 4
+    assert is_free(limit)
+
+
+async def test_a_call_that_is_cancelled_in_line_with_its_manager_knows_why() -> None:
+    limit = ConcurrencyLimit(1)
+    world = World(limit)
+    async with ServiceManager(log=None) as manager:
+        await limit.acquire()
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                with pytest.raises(PipelineError, match="enough"):
+                    await manager.run(world.pipeline, world.items(3), in_flight=3)
+
+            tasks.start_soon(run)
+            await waiting_calls(manager, 3)
+            calls = list(manager.calls.values())
+            await manager.cancel(reason="enough")
+            for call in calls:
+                with pytest.raises(CallCancelled, match="enough"):
+                    call.unwrap()
+                assert call.reason == "enough"
+        limit.release()
+
+
+who: ContextVar[str] = ContextVar("who")
+
+
+async def seldom(count: int) -> AsyncIterator[dict[str, int]]:
+    for x in range(count):
+        yield {"x": x}
+        await anyio.sleep(10)
+
+
+async def test_a_call_has_the_context_of_its_run_whoever_gives_it_its_token() -> None:
+    limit = ConcurrencyLimit(1)
+    seen: list[str] = []
+
+    @tool(policy=Policy(concurrency=limit))
+    async def look(x: int) -> int:
+        seen.append(who.get())
+        return x
+
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        await limit.acquire()
+
+        async def run() -> None:
+            who.set("the run")
+            await manager.run(Pipeline("p", Phase("look", look), item=["x"]), seldom(2))
+
+        tasks.start_soon(run)
+        await waiting_calls(manager, 1)  # and the only worker waits for the source
+        who.set("somebody else")
+        limit.release()
+    assert seen == ["the run", "the run"]
+
+
+def test_a_callback_of_the_loop_may_give_a_token_back() -> None:
+    limit = ConcurrencyLimit(1)
+
+    async def main() -> list[str]:
+        began = asyncio.Event()
+
+        @tool(policy=Policy(concurrency=limit))
+        async def slow(x: int) -> int:
+            began.set()
+            return x
+
+        async def source() -> AsyncIterator[dict[str, int]]:
+            yield {"x": 0}
+            asyncio.get_running_loop().call_soon(limit.release)
+            await began.wait()  # and the only worker with it
+
+        async with ServiceManager(log=None) as manager:
+            await limit.acquire()
+            with anyio.fail_after(20):
+                pipeline = Pipeline("p", Phase("slow", slow), item=["x"])
+                report = await manager.run(pipeline, source(), in_flight=2, keep="all")
+            return [one.status for one in report.outcomes]
+
+    assert asyncio.run(main()) == ["succeeded"]
+    assert is_free(limit)
+
+
+async def test_a_token_does_not_wait_until_what_a_tool_has_left_open_has_ended() -> None:
+    limit = ConcurrencyLimit(1)
+    began: dict[int, float] = {}
+
+    @tool(policy=Policy(concurrency=limit))
+    async def leaves_open(x: int) -> int:
+        began[x] = round(anyio.current_time() - start)
+        await anyio.sleep(1)
+        if x == 0:
+            tasks = await anyio.create_task_group().__aenter__()
+            tasks.start_soon(stubborn)
+        return x
+
+    async def stubborn() -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(5)
+
+    pipeline = Pipeline("p", Phase("leaves_open", leaves_open), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        start = anyio.current_time()
+        await manager.run(pipeline, [{"x": x} for x in range(2)], in_flight=2)
+    assert began == {0: 0, 1: 1}
+
+
+async def test_a_run_inside_a_block_that_has_all_tokens_is_refused_them() -> None:
+    limit = ConcurrencyLimit(1)
+    world = World(limit)
+
+    @tool
+    async def runs_more(x: int) -> list[str]:
+        async with limit:
+            report = await current().run(world.pipeline, world.items(x), keep="all")
+        return [one.status for one in report.outcomes]
+
+    async with ServiceManager(log=None) as manager:
+        async with limit:
+            with anyio.fail_after(100):
+                report = await manager.run(world.pipeline, world.items(2), keep="all")
+                async with manager.map(world.slow, [0, 1], arg="x") as mapped:
+                    outcomes = [one async for one in mapped]
+        with anyio.fail_after(100):
+            inside = await manager.execute(runs_more, x=2)
+        after = await manager.run(world.pipeline, world.items(2), keep="all")
+    assert [one.status for one in [*report.outcomes, *outcomes]] == ["rejected"] * 4
+    assert "wait for each other" in str(report.outcomes[0].error)
+    assert inside == ["rejected"] * 2
+    assert [one.status for one in after.outcomes] == ["succeeded"] * 2
+    assert is_free(limit)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+async def test_a_call_that_succeeds_though_all_is_cancelled_keeps_its_item_whole(isolated: bool) -> None:
+    @tool(policy=Policy(isolated=isolated))
+    async def stubborn(x: int) -> int:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(1)
+        return x
+
+    pipeline = Pipeline("p", Phase("stubborn", stubborn), item=["x"])
+    outcomes: list[Outcome[Any]] = []
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await anyio.sleep(0.5)
+            await manager.cancel(reason="enough")
+
+        tasks.start_soon(cancel)
+        async with manager.stream(pipeline, [{"x": 7}]) as stream:
+            with suppress(PipelineError):
+                async for outcome in stream:
+                    outcomes.append(outcome)
+    assert [(one.status, one.value) for one in outcomes] == [("succeeded", 7)]

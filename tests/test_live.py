@@ -11,6 +11,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from kgas_async import ConcurrencyLimit, Outcome, Phase, Pipeline, Policy, Retry, ServiceManager, tool
+from kgas_async._run import RunCrew
 
 
 @tool
@@ -29,6 +30,34 @@ def live(phase_tool: Any, **options: Any) -> Pipeline:
 
 def items(count: int) -> Any:
     return ({"x": x} for x in range(count))
+
+
+async def test_nobody_is_hired_for_a_reader_that_goes_on_when_all_items_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finished = 0
+    end_open = RunCrew.end_open
+
+    def counted(crew: RunCrew) -> None:
+        nonlocal finished
+        finished += 1
+        end_open(crew)
+
+    monkeypatch.setattr(RunCrew, "end_open", counted)  # what the last worker does
+
+    @tool
+    async def reads(values: AsyncIterable[int]) -> int:
+        total = 0
+        async for value in values:
+            total += value
+            for _ in range(20):
+                await checkpoint()
+        return total
+
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(live(reads), items(10))
+    assert report.results == {"live": 90}
+    assert finished == 1
 
 
 async def test_a_live_collect_reads_in_source_order_while_the_run_goes_on() -> None:
