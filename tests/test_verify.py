@@ -329,7 +329,7 @@ async def test_the_evidence_of_sessions_is_whole_whatever_they_did(tmp_path: Pat
     report = both(path)
     assert report.ok
     assert (report.sessions, report.recovered) == (3, 0)
-    assert report.records == 3 * 54
+    assert report.records >= 3 * 54  # and a call.started of each call that is open when something is written
     assert report.segments > 5
 
 
