@@ -41,7 +41,10 @@ def _resumed(coroutine: Any, context: Context, step: Any) -> Generator[Any, Any,
             except BaseException as error:  # noqa: BLE001  (handed to the coroutine, which raises it again or not)
                 step = run(coroutine.throw, error)
             else:
-                step = run(send, sent)
+                try:
+                    step = run(send, sent)
+                finally:
+                    sent = None  # on trio it may hold an error whose traceback holds this frame: a cycle
     except StopIteration as stop:
         return stop.value
 

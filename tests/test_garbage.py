@@ -1,0 +1,43 @@
+"""What a call leaves behind is freed at once, and not only when the garbage collector comes."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from kgas_async import Phase, Pipeline, ServiceManager, tool
+
+
+@tool
+async def slept(x: int) -> int:
+    await anyio.sleep(0.001)
+    return x
+
+
+@pytest.fixture
+def garbage() -> Iterator[list[object]]:
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def test_a_call_that_has_slept_leaves_no_frames_to_the_collector(garbage: list[object]) -> None:
+    pipeline = Pipeline("p", Phase("slept", slept), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        await manager.run(pipeline, [{"x": x} for x in range(50)])
+        async with manager.map(slept, range(50), arg="x") as outcomes:
+            assert [outcome.unwrap() async for outcome in outcomes] == list(range(50))
+        gc.collect()
+        kinds = Counter(type(one).__name__ for one in garbage)
+    assert kinds["traceback"] == 0, kinds
+    assert kinds["Cancelled"] == 0, kinds
