@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["close", "is_plain", "is_same", "lock", "open_file", "replace", "size_of", "sync", "write"]
+__all__ = ["close", "is_plain", "is_same", "lock", "open_file", "replace", "size_of", "sync", "unlock", "write"]
 
 
 def open_file(path: Path, *, new: bool = False) -> int:
@@ -37,6 +37,11 @@ def lock(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(file: int) -> None:
+    """Give it free at once, also where a process that was forked still has it open."""
+    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def is_same(file: int, path: Path) -> bool:

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
@@ -259,9 +260,12 @@ class JsonlSink:
 
     def _release(self) -> OSError | None:
         """Close the files and give the lock free; the error of one that could not be closed."""
-        files = {self._file, self._locked}
+        files, locked = {self._file, self._locked}, self._locked
         self._file = self._locked = None
         failed: OSError | None = None
+        if locked is not None and self._plain:
+            with suppress(OSError):
+                _disk.unlock(locked)
         for file in files:
             if file is not None:
                 try:

@@ -97,7 +97,8 @@ def verify_evidence(path: str | os.PathLike[str]) -> EvidenceReport:
 def _verified(path: Path) -> EvidenceReport:
     paths = segments_of(path)
     previous = GENESIS
-    records = sessions = recovered = 0
+    records = sessions = recovered = number = lines = 0
+    one, head = path, None
     for number, one in enumerate(paths, 1):
         head, wrong = head_of(one)
         alone = len(paths) == 1 and head is not None and head.segment > 1
@@ -113,12 +114,12 @@ def _verified(path: Path) -> EvidenceReport:
         records += segment.records
         sessions += segment.sessions
         recovered += segment.recovered
-        previous = segment.last
+        previous, lines = segment.last, segment.lines
         if found is not None:
             break
     else:
         gap = gap_after(path, len(paths))
-        found = None if gap is None else Found("lost", segment.lines, gap)
+        found = None if gap is None else Found("lost", lines, gap)
     state: Literal["sealed", "open", "unsealed"] = "unsealed" if head is None else "sealed"
     if head is not None and head.state == "open":
         state = "open"

@@ -146,6 +146,27 @@ sink = JsonlSink({str(path)!r}); sink.open(); print("open", flush=True); input()
     assert (report.ok, report.records, report.recovered) == (True, 11, 0)
 
 
+def test_a_process_that_a_tool_has_forked_does_not_keep_the_lock(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys, time
+from kgas_async import JsonlSink
+sink = JsonlSink(sys.argv[1])
+sink.open()
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+try:
+    sink.close()
+    JsonlSink(sys.argv[1]).open()
+finally:
+    os.kill(child, signal.SIGKILL)
+"""
+    path = tmp_path / "run.jsonl"
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("max_bytes", [0, -1, True, "1", 1.5])
 def test_a_size_that_is_none_is_refused(tmp_path: Path, max_bytes: Any) -> None:
     with pytest.raises(ValueError, match="max_bytes= is a number of bytes above 0"):

@@ -167,7 +167,7 @@ def item_cases(items: int) -> list[Case]:
         bounded = loop != "uvloop"
         cases += [
             Case(f"map, evidence off ({loop})", partial(on, loop, ours_map, items, None), 0.7 if bounded else None),
-            Case(f"map, evidence on ({loop})", partial(with_evidence, loop, ours_map, items), 1.1 if bounded else None),
+            Case(f"map, evidence on ({loop})", partial(with_evidence, loop, ours_map, items), 1.0 if bounded else None),
             Case(f"3 phases, evidence off ({loop})", partial(on, loop, ours_line, items, None)),
             Case(f"3 phases, evidence on ({loop})", partial(with_evidence, loop, ours_line, items)),
         ]
