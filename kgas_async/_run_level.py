@@ -147,7 +147,7 @@ class RunLevel:
     def take_failed(self, index: int, outcome: Outcome[Any]) -> None:
         """An item was at fault before any of its phases."""
         for collect in self._collects:
-            collect.lost += not collect.sees_all
+            collect.lost += outcome.status != "skipped" and not collect.sees_all
             for binding in collect.planned.bindings:
                 if binding.collected:
                     self._keep(collect, binding, index, outcome if binding.outcomes else NOTHING)

@@ -31,8 +31,8 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L2",
-        "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service _journal "
-        "_outcome _fit _policy_checks",
+        "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service "
+        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_file _journal_writer",
     ),
     (
         "L3",
@@ -43,7 +43,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L4",
         "_misuse _run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame "
-        "_source _stream _tally _staff _in_line",
+        "_source _stream _tally _staff _in_line _run_journal _journaled _journaled_items _journaled_level",
     ),
     (
         "L5",
