@@ -57,6 +57,15 @@ def seeds(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Runs with a journal, killed at 300 moments on each event loop."""
+    install(session, "test")
+    session.env["KGAS_CRASH_MOMENTS"] = "300"
+    session.env["KGAS_TEST_BACKENDS"] = "asyncio,trio,uvloop"
+    session.run("python", "-m", "pytest", "-q", "tests/test_journal_crash.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The measurements, against plain loops and aiometer in the same run."""
     install(session, "test", "bench")

@@ -66,7 +66,7 @@ class JournaledCrew(RunCrew):
         self._finishing: dict[int, tuple[Frame, Outcome[Any]]] = {}  # whose records are not committed yet
         self.level.journal = self.journal
         self.level.anew = set()
-        self._is_sealed = False
+        self._is_sealed = self._is_whole = False
 
     async def open_journal(self) -> None:
         """Open the journal.
@@ -137,6 +137,8 @@ class JournaledCrew(RunCrew):
         if kept is not None:
             del self._frames[frame.index]
             self._keys.discard(frame.key)
+            if recorded.ended is not None:  # it has come in this run
+                self.journal.writer.put_item(frame.key, recorded.ended)
             self.level.take_failed(frame.index, kept)
             self.deliver(frame.index, kept)
             self._wake_all_parked()
@@ -335,6 +337,7 @@ class JournaledCrew(RunCrew):
         await super().finished()
         if not self._is_sealed:
             self._is_sealed = True
+            self._is_whole = not (self.stopped or self.drained or self.last_error)
             error = self.level.error or await self.journal.writer.settled()
             if error is not None:
                 raise error
@@ -344,4 +347,4 @@ class JournaledCrew(RunCrew):
         try:
             await super().close()
         finally:
-            await self.journal.writer.close("cancelled" if self.stopped and self.last_error else "ended")
+            await self.journal.writer.close("ended" if self._is_whole else "cut off")

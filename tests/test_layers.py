@@ -32,7 +32,8 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L2",
         "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service "
-        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_file _journal_writer",
+        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_file _journal_writer "
+        "_journal_inspect",
     ),
     (
         "L3",
@@ -52,7 +53,7 @@ LAYERS: list[tuple[str, str]] = [
         "_batcher",
     ),
     ("front", "__init__"),
-    ("L6", "_cli _cli_evidence __main__ services export engines testing"),
+    ("L6", "_cli _cli_evidence _cli_journal __main__ services export engines testing"),
 ]
 LAYER_OF = {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}
 
