@@ -73,7 +73,6 @@ class JournalWriter:
         self._bytes = 0
         self._lock = Lock()
         self._wake = Signal()
-        self._arrived = Signal()  # for who waits in the loop's thread
         self._answers: deque[Callable[[], object]] = deque()
         self._closing = False
         self._thread: Any = None
@@ -131,8 +130,7 @@ class JournalWriter:
     def wait_here(self, seconds: float) -> None:
         """Wait, while the loop stands still, until all that was put has its answers, and call those."""
         arrived = Signal()
-        self._queue.append(_Ask(arrived.set, _nobody))
-        self._mailbox.add_busy(1)
+        self._queue.append(arrived)
         self._wake.set()
         arrived.wait(seconds)
         self._tell()
@@ -187,6 +185,8 @@ class JournalWriter:
                 self._answers.append(partial(self._answered, entry, *self._done(entry.function)))
             elif entry.__class__ is _Mark:
                 self._answers.append(partial(self._marked, entry, self.error))
+            elif entry.__class__ is Signal:
+                entry.set()
         if wrote:
             with self._lock:
                 self._bytes -= sum(len(row.value) for row in rows)
@@ -243,7 +243,3 @@ class JournalWriter:
     def _marked(self, mark: _Mark, error: BaseException | None) -> None:
         self._mailbox.add_busy(-1)
         mark.told(error)
-
-
-def _nobody(value: Any, error: BaseException | None) -> None:
-    """Nobody wants to know."""

@@ -65,7 +65,6 @@ class JournaledCrew(RunCrew):
         self._asked: dict[int, Frame] = {}  # items of which the journal was asked and has not answered
         self._finishing: dict[int, tuple[Frame, Outcome[Any]]] = {}  # whose records are not committed yet
         self.level.journal = self.journal
-        self.level.anew = set()
         self._is_sealed = self._is_whole = False
 
     async def open_journal(self) -> None:
@@ -340,6 +339,7 @@ class JournaledCrew(RunCrew):
             self._is_whole = not (self.stopped or self.drained or self.last_error)
             error = self.level.error or await self.journal.writer.settled()
             if error is not None:
+                self.level.not_committed(error)
                 raise error
 
     async def close(self) -> None:

@@ -16,17 +16,22 @@ __all__ = ["JournaledLevel"]
 
 
 class JournaledLevel(RunLevel):
-    """See the module; its crew sets the attributes.
+    """See the module.
 
     Attributes:
-        journal: The run's.
+        journal: The run's; its crew sets it.
         anew: The phases of which something has run, or failed, in this run.
         error: Why a result could not be kept.
     """
 
     journal: RunJournal
-    anew: set[str]
     error: JournalError | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.anew: set[str] = set()
+        self._digests: dict[str, bytes] = {}
+        self._recorded: list[PlannedPhase] = []
 
     def _start(self, planned: PlannedPhase, inputs: dict[str, Any]) -> None:
         kept = self.journal.kept.get(planned.phase.name)
@@ -47,10 +52,10 @@ class JournaledLevel(RunLevel):
         self._digests[kept.name] = digest
         super()._start(planned, inputs)
 
-    @property
-    def _digests(self) -> dict[str, bytes]:
-        found: dict[str, bytes] = self.__dict__.setdefault("_of_inputs", {})
-        return found
+    def not_committed(self, error: JournalError) -> None:
+        """What was to be recorded is not in the journal, so it has not succeeded."""
+        for planned in self._recorded:
+            self._fail(planned, error)
 
     def _reuse(self, planned: PlannedPhase, inputs: dict[str, Any], value: Any) -> None:
         name = planned.phase.name
@@ -87,6 +92,7 @@ class JournaledLevel(RunLevel):
             return
         try:
             self.journal.put(kept, "", RUN_PLACE, digest, kept.encoded(call.value))
+            self._recorded.append(planned)
         except TypeError as error:
             self._fail(planned, self.journal.error(str(error)))
 

@@ -162,10 +162,12 @@ def _die_at_commit(kind: str, number: int) -> None:
 
 async def streamed(journal: Any) -> None:
     """Say the key of each outcome as it comes."""
-    async with ServiceManager(log=None, processes=2) as manager:
-        async with manager.stream(PIPELINE, source(), journal=journal, in_flight=8, ordered=False) as outcomes:
-            async for one in outcomes:
-                os.write(1, f"{one.key}\n".encode())
+    async with (
+        ServiceManager(log=None, processes=2) as manager,
+        manager.stream(PIPELINE, source(), journal=journal, in_flight=8, ordered=False) as outcomes,
+    ):
+        async for one in outcomes:
+            os.write(1, f"{one.key}\n".encode())
 
 
 def main(loop: str, journal: str, log: str, moment: str) -> None:
