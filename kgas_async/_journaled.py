@@ -283,13 +283,10 @@ class JournaledCrew(RunCrew):
 
     def _item_done(self, frame: Frame) -> None:
         outcome = item_outcome(frame, self._plan)
-        statuses = [call.status for call in frame.all_calls()]
-        if all(status == "reused" for status in statuses):
-            self.reused += bool(statuses) and outcome.ok
-        else:
-            self.level.anew.update(
-                str(call.bound.phase) for call in frame.all_calls() if call.status not in ("reused", "skipped")
-            )
+        calls = list(frame.all_calls())
+        ran = {str(call.bound.phase) for call in calls if not (call.recorded or call.status == "skipped")}
+        self.level.anew |= ran
+        self.reused += outcome.ok and not ran and any(call.recorded for call in calls)
         self.level.take_item(frame)
         self._items.pop(frame.index, None)
         if outcome.status != "cancelled":

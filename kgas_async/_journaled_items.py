@@ -62,7 +62,7 @@ def kept_outcome(frame: Frame, ended: Ended | None, retry: str) -> Outcome[Any] 
 
 def end_reused(call: Call[Any], value: Any) -> None:
     """End a call that was not made, with the value that is recorded."""
-    call.value, call.reused = value, True
+    call.value, call.reused, call.recorded = value, True, True
     call.end("reused")
 
 
@@ -71,7 +71,11 @@ def was_reused(frame: Frame, name: str) -> bool:
     above: Frame | None = frame
     while above is not None:
         if name in above.calls:
-            return above.calls[name].status in ("reused", "skipped")
+            return _did_not_run(above.calls[name])
         above = above.parent
     inner = [call for call in frame.all_calls() if call.bound.phase == name]
-    return all(call.status in ("reused", "skipped") for call in inner)
+    return all(_did_not_run(call) for call in inner)
+
+
+def _did_not_run(call: Call[Any]) -> bool:
+    return call.recorded or call.status == "skipped"

@@ -7,6 +7,7 @@ from typing import Any
 from ._call import Call
 from ._errors import JournalError
 from ._journal_file import RUN_PLACE
+from ._journaled_items import end_reused
 from ._outcome import Outcome
 from ._plan import RUN, PlannedPhase
 from ._run_journal import NOTHING, RunJournal
@@ -61,8 +62,7 @@ class JournaledLevel(RunLevel):
         name = planned.phase.name
         call = self.home.new_call(self._bound[name], inputs, self._parent)
         self._open[name] = call
-        call.value, call.reused = value, True
-        call.end("reused")
+        end_reused(call, value)
         self._ended(planned, call)
 
     def _upstream(self, planned: PlannedPhase) -> set[str]:
@@ -85,7 +85,7 @@ class JournaledLevel(RunLevel):
     def _ended(self, planned: PlannedPhase, call: Call[Any]) -> None:
         kept = self.journal.kept.get(planned.phase.name)
         super()._ended(planned, call)
-        if call.status != "reused" or not call.reused:
+        if not call.recorded:
             self.anew.add(planned.phase.name)
         digest = None if kept is None else self._digests.pop(kept.name, None)
         if kept is None or digest is None or not call.ok:

@@ -11,7 +11,7 @@ from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
 from ._frame import Frame
 from ._inputs import taken
-from ._item_outcome import phase_outcome
+from ._item_outcome import outcome_as_input
 from ._limits import ConcurrencyLimit
 from ._live import NOTHING, LiveFeed
 from ._order import held_here
@@ -139,7 +139,7 @@ class RunLevel:
                     continue
                 value = NOTHING
                 if binding.outcomes:
-                    value = phase_outcome(frame, self._plan.phases[binding.name])
+                    value = outcome_as_input(frame, self._plan.phases[binding.name])
                 elif blocked is None:
                     value = (frame.fields if binding.kind == "field" else frame.results).get(binding.name, NOTHING)
                 self._keep(collect, binding, frame.index, value)
