@@ -61,7 +61,9 @@ class Row(NamedTuple):
 
     def checked(self) -> tuple[Any, ...]:
         """As it is written: with its checksum."""
-        return (*self, _checksum(*self))
+        item, place, phase, source, inputs, value = self
+        crc = crc32(f"{item}\0{place}\0{phase}\0{source}".encode("utf-8", "surrogatepass"))
+        return item, place, phase, source, inputs, value, crc32(value, crc32(inputs, crc))
 
 
 class Ended(NamedTuple):
@@ -89,11 +91,7 @@ class Recorded(NamedTuple):
 
 
 def _checksum(*parts: object) -> int:
-    crc = 0
-    for part in parts:
-        data = part if isinstance(part, bytes) else b"" if part is None else str(part).encode("utf-8", "surrogatepass")
-        crc = crc32(data, crc32(b"%d:" % len(data), crc))
-    return crc
+    return crc32("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"))
 
 
 def _text(key: str) -> str:
@@ -307,9 +305,10 @@ class JournalFile:
             JournalError: One is damaged.
         """
         for *fields, crc in self.database.execute("SELECT * FROM results WHERE item=?", (item,)):
-            if crc != _checksum(*fields):
-                raise self._damaged(f"what phase {fields[2]!r} gave for item {item!r}")
-            yield Row(*fields)
+            row = Row(*fields)
+            if row.checked()[-1] != crc:
+                raise self._damaged(f"what phase {row.phase!r} gave for item {item!r}")
+            yield row
 
     def _damaged(self, what: str) -> JournalError:
         return JournalError(

@@ -10,7 +10,6 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from threading import Lock
 from typing import Any, Final
 
 from ._errors import JournalError, shown
@@ -70,11 +69,10 @@ class JournalWriter:
         self._on_room = on_room
         self._on_error = on_error
         self._queue: deque[Any] = deque()
-        self._bytes = 0
-        self._lock = Lock()
+        self._put = self._written = 0  # bytes of values: the first on the loop alone, the second in the thread alone
+        self._awake = False  # the thread has been told, and has not looked since
         self._wake = Signal()
         self._answers: deque[Callable[[], object]] = deque()
-        self._closing = False
         self._thread: Any = None
 
     async def start(self, first: Callable[[], Any]) -> Any:
@@ -106,16 +104,15 @@ class JournalWriter:
         """Have something done in the thread; ``told`` gets the result, or the error, on the loop."""
         self._mailbox.add_busy(1)
         self._queue.append(_Ask(function, told))
-        self._wake.set()
+        self._arouse()
 
     def put(self, row: Row) -> None:
         """Have a row written."""
         self._queue.append(row)
-        with self._lock:
-            self._bytes += len(row.value)
-        if len(self._queue) > HIGH_WATER or self._bytes > HIGH_BYTES:
+        self._put += len(row.value)
+        if len(self._queue) > HIGH_WATER or self._put - self._written > HIGH_BYTES:
             self.is_behind = True
-        self._wake.set()
+        self._arouse()
 
     def put_item(self, item: str, ended: Ended) -> None:
         """Have it written how an item ended."""
@@ -125,13 +122,18 @@ class JournalWriter:
         """Have ``told`` called on the loop once all that was put until now is committed, or cannot be."""
         self._mailbox.add_busy(1)
         self._queue.append(_Mark(told))
-        self._wake.set()
+        self._arouse()
+
+    def _arouse(self) -> None:
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
 
     def wait_here(self, seconds: float) -> None:
         """Wait, while the loop stands still, until all that was put has its answers, and call those."""
         arrived = Signal()
         self._queue.append(arrived)
-        self._wake.set()
+        self._arouse()
         arrived.wait(seconds)
         self._tell()
 
@@ -150,9 +152,12 @@ class JournalWriter:
 
         Cancellation: Waited out; asyncio's own is raised again.
         """
+        if self._thread is None:
+            return self.error
         done = self._mailbox.gate()
-        self._closing = True
         self.ask(partial(self.file.close, status), lambda value, error: done.set())
+        self._queue.append(None)
+        self._arouse()
         native = await wait_until(done)
         self._thread.join(JOIN_S)
         if native is not None:
@@ -165,12 +170,12 @@ class JournalWriter:
         while True:
             self._wake.wait()
             self._wake.clear()
+            self._awake = False  # before looking: what comes later wakes it again
             while self._queue:
-                closing = self._closing
                 entries = [self._queue.popleft() for _ in range(min(len(self._queue), MANY))]
                 self._serve(entries)
                 self._post()
-                if closing and not self._queue:
+                if entries[-1] is None:
                     return
 
     def _serve(self, entries: Sequence[Any]) -> None:
@@ -188,11 +193,13 @@ class JournalWriter:
             elif entry.__class__ is Signal:
                 entry.set()
         if wrote:
-            with self._lock:
-                self._bytes -= sum(len(row.value) for row in rows)
-            if self.is_behind and len(self._queue) < HIGH_WATER // 2 and self._bytes < HIGH_BYTES // 2:
+            self._written += sum(len(row.value) for row in rows)
+            if self.is_behind and self._has_room():
                 self.is_behind = False
                 self._answers.append(self._on_room)
+
+    def _has_room(self) -> bool:
+        return len(self._queue) < HIGH_WATER // 2 and self._put - self._written < HIGH_BYTES // 2
 
     def _commit(self, rows: Sequence[Row], items: Sequence[tuple[str, Ended]]) -> None:
         self.file.begin()
