@@ -16,7 +16,7 @@ _ON_CHANGE: Final = ("reuse", "run", "refuse")
 
 
 class Journal:
-    """A file that a run keeps its finished phases in: ``manager.run(pipeline, items, journal=Journal("run.db"))``.
+    """A file that a run keeps its finished phases in: ``manager.run(pipeline, items, journal=Journal("papers.db"))``.
 
     An SQLite database of one pipeline. One run at a time has it open.
 

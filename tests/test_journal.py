@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic import BaseModel
 
@@ -24,8 +27,11 @@ from kgas_async import (
     RunReport,
     ServiceManager,
     ToolAdapter,
+    _journal_writer,
     tool,
 )
+from kgas_async._journal_file import JournalFile
+from kgas_async._journal_writer import JournalWriter
 
 ran: Counter[Any] = Counter()
 broken: set[Any] = set()
@@ -721,3 +727,65 @@ async def test_many_items_through_a_small_window(tmp_path: Path) -> None:
     pipeline = Pipeline("many", Phase("left", left), Phase("right", right), item=["text"], key="text")
     many = items(*(f"t{n}" for n in range(500)))
     await resumed(pipeline, tmp_path / "run.db", many, in_flight=3)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+async def test_a_source_that_waits_for_outcomes_is_served(tmp_path: Path, in_flight: int) -> None:
+    for _ in range(2):
+        done = anyio.Event()
+
+        async def source() -> AsyncIterator[dict[str, str]]:
+            nonlocal done
+            for text in TEXTS:
+                yield {"text": text}
+                await done.wait()
+                done = anyio.Event()
+
+        async with (
+            ServiceManager(log=None) as manager,
+            manager.stream(LINEAR, source(), journal=tmp_path / "run.db", in_flight=in_flight) as outcomes,
+        ):
+            keys = []
+            async for one in outcomes:
+                keys.append(one.key)
+                done.set()
+        assert keys == TEXTS
+
+
+async def test_what_is_not_written_yet_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_journal_writer, "HIGH_WATER", 40)
+    most = 0
+    commit, put = JournalFile.commit, JournalWriter.put
+
+    def slowly(self: JournalFile) -> None:
+        time.sleep(0.005)
+        commit(self)
+
+    def counted(self: JournalWriter, row: Any) -> None:
+        nonlocal most
+        put(self, row)
+        most = max(most, len(self._queue))
+
+    monkeypatch.setattr(JournalFile, "commit", slowly)
+    monkeypatch.setattr(JournalWriter, "put", counted)
+    report = await run(EXPANDED, tmp_path / "run.db", items("a" * 2000, "b" * 10), in_flight=4)
+    assert [len(one.value) for one in report.outcomes] == [4000, 20]
+    assert 40 < most < 80
+    ran.clear()
+    assert (await run(EXPANDED, tmp_path / "run.db", items("a" * 2000, "b" * 10))).reused == 2
+    assert not ran
+
+
+async def test_memory_does_not_grow_with_the_items(tmp_path: Path) -> None:
+    pipeline = Pipeline("many", Phase("left", left), item=["text"])
+    peaks = []
+    async with ServiceManager(log=None) as manager:
+        for count in (200, 2000):
+            tracemalloc.start()
+            path = tmp_path / f"{count}.db"
+            report = await manager.run(pipeline, ({"text": f"{n}"} for n in range(count)), journal=path, in_flight=10)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            ran.clear()
+            assert report.succeeded == count
+    assert peaks[1] < 3 * peaks[0]
