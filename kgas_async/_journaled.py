@@ -183,9 +183,6 @@ class JournaledCrew(RunCrew):
             end_reused(call, value)
         return call
 
-    def _begin(self, host: Host, call: Call[Any], *, lines_up: bool = False) -> Any:
-        return None if call.ended_ns else super()._begin(host, call, lines_up=lines_up)
-
     def _seat(
         self, host: Host, frame: Frame, planned: PlannedPhase, inputs: dict[str, Any]
     ) -> Awaitable[Step | None] | None:
@@ -248,11 +245,18 @@ class JournaledCrew(RunCrew):
 
     # --- expansions
 
-    def _new(self, giving: list[Expansion]) -> Any:
-        unit = None if self.journal.writer.is_behind else super()._new(giving)
-        if isinstance(unit, Frame) and unit.expansion is not None:
+    def take(self) -> Any:
+        """As of `RunCrew`; nothing new is begun where the journal does not keep up."""
+        if self.journal.writer.is_behind and not (self._let_in or self._ended or self._branches):
+            return None
+        unit = super().take()
+        if unit.__class__ is Frame and unit.expansion is not None:
             self._note_element(unit, unit.expansion)
         return unit
+
+    def park_until(self) -> float:
+        """As of `RunCrew`; where the journal does not keep up, until it does."""
+        return float("inf") if self.journal.writer.is_behind else super().park_until()
 
     def _note_element(self, frame: Frame, expansion: Expansion) -> None:
         of_inputs = self._items[root_of(frame).index].expanding.get(expansion)
