@@ -60,6 +60,7 @@ class JournaledCrew(RunCrew):
     ) -> None:
         super().__init__(home, pipeline, bound, run_id, source, **options)
         self.journal = RunJournal(home, journal, pipeline, bound, run_id, self._has_room, self.journal_failed)
+        self._keyed = True
         self._retry = retry
         self._items: dict[int, OpenItem] = {}
         self._asked: dict[int, Frame] = {}  # items of which the journal was asked and has not answered
@@ -108,7 +109,10 @@ class JournaledCrew(RunCrew):
             self.fail(failure)
             raise failure from None
 
-    def _opened(self, frame: Frame) -> Step | None:
+    def _entered(self, frame: Frame) -> Step | None:
+        """As of `RunCrew` for an element; for an item, once the journal has said what it has of it."""
+        if frame.parent is not None:
+            return super()._entered(frame)
         self._asked[frame.index] = frame
         self.journal.look_up(frame.key, partial(self._found, frame), numbers=self.pipeline.key is None)
         return None
@@ -143,7 +147,7 @@ class JournaledCrew(RunCrew):
             self._wake_all_parked()
             return
         self._items[frame.index] = OpenItem(recorded.rows)
-        step = self._entered(frame)
+        step = super()._entered(frame)
         if step is not None:
             self._branches.append(step)
         self.wake_one()
@@ -323,8 +327,9 @@ class JournaledCrew(RunCrew):
         """As of `RunCrew`; what had ended, and only has to be committed, keeps the outcome that it has."""
         for frame in self._asked.values():
             self._items[frame.index] = OpenItem({})
-            self._begun(frame)
-            self._branches.extend((frame, planned) for planned in frame.steps.starts)
+            step = super()._entered(frame)
+            if step is not None:
+                self._branches.append(step)
         self._asked.clear()
         super()._cut_open()
         if self._finishing:

@@ -67,6 +67,7 @@ class RunCrew(WalkCrew):
         self._unclosed: list[Elements] = []  # lazy ones that were left early
         self._keys: set[str] = set()
         self._frames: dict[int, Frame] = {}  # of the items that are open
+        self._keyed = pipeline.key is not None
         self._verified = False
         self._finished = False
         self._feeds: list[Any] = []
@@ -153,7 +154,8 @@ class RunCrew(WalkCrew):
             fields = item if item.__class__ is dict else item_fields(self.pipeline, item)
             if not self._verified:
                 self._verify(fields)
-            key = self._key_of(item, fields, index)
+            if self._keyed:
+                key = self._key_of(item, fields, index)
             if self._plan.taken_per_run:
                 fields = with_fields_read(self.pipeline, self._plan.taken_per_run, fields, key)
         except Exception as error:  # noqa: BLE001  (a mapping or a property of the user's, if not ours)
@@ -162,7 +164,7 @@ class RunCrew(WalkCrew):
         if self.pipeline.key is not None:
             self._keys.add(key)
         frame = self._frames[index] = Frame(None, self._plan.item, index, key, fields)
-        return self._opened(frame)
+        return self._entered(frame)
 
     def _key_of(self, item: Any, fields: Mapping[str, Any], index: int) -> str:
         """The key of an item.
@@ -170,8 +172,6 @@ class RunCrew(WalkCrew):
         Raises:
             PipelineError: It has none, or that of another one in flight.
         """
-        if self.pipeline.key is None:
-            return str(index)
         key = key_of(self.pipeline.key, item, fields, index, self.pipeline.name)
         if key in self._keys:
             raise PipelineError(
@@ -179,10 +179,6 @@ class RunCrew(WalkCrew):
                 f"must differ"
             )
         return key
-
-    def _opened(self, frame: Frame) -> Step | None:
-        """The first step of a new item."""
-        return self._entered(frame)
 
     def _at_fault(self, index: int, key: str, error: PipelineError) -> None:
         self._say_failed(key, None, error)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from pydantic import BaseModel
 
@@ -789,3 +790,43 @@ async def test_memory_does_not_grow_with_the_items(tmp_path: Path) -> None:
             ran.clear()
             assert report.succeeded == count
     assert peaks[1] < 3 * peaks[0]
+
+
+async def test_items_that_only_run_level_phases_take(tmp_path: Path) -> None:
+    @tool
+    async def longest(texts: list[str]) -> int:
+        note("longest", len(texts))
+        return max(map(len, texts))
+
+    pipeline = Pipeline("fields", Phase("longest", longest, bind={"texts": "text"}, collect=True), item=["text"])
+    report = await resumed(pipeline, tmp_path / "run.db")
+    assert report.results == {"longest": 3}
+    ran.clear()
+    assert (await run(pipeline, tmp_path / "run.db", items("aaaa"))).results == {"longest": 4}
+    assert ran == {("longest", 1): 1}
+    async with ServiceManager(log=None) as manager:
+        async with manager.stream(pipeline, items(), journal=tmp_path / "run.db") as outcomes:
+            await anext(aiter(outcomes))
+
+
+async def test_a_manager_that_blocks_has_journals_too(tmp_path: Path) -> None:
+    def block() -> list[int]:
+        with ServiceManager(log=None).blocking() as manager:
+            reports = [manager.run(LINEAR, items(), journal=tmp_path / "run.db") for _ in range(2)]
+            with manager.stream(LINEAR, items(), journal=tmp_path / "run.db") as outcomes:
+                assert [one.key for one in outcomes] == TEXTS
+        return [report.reused for report in reports]
+
+    assert await anyio.to_thread.run_sync(block) == [0, 3]
+
+
+async def test_a_run_inside_a_tool_has_its_own_journal(tmp_path: Path) -> None:
+    @tool
+    async def nested(text: str) -> int:
+        report = await current().run(LINEAR, items(text, text + "x"), journal=tmp_path / f"{text}.db")
+        return int(report.reused)
+
+    outer = Pipeline("outer", Phase("nested", nested, journal=False), item=["text"])
+    for wanted in (0, 2):
+        report = await run(outer, tmp_path / "outer.db")
+        assert [one.value for one in report.outcomes] == [wanted] * 3
