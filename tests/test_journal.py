@@ -804,9 +804,9 @@ async def test_items_that_only_run_level_phases_take(tmp_path: Path) -> None:
     ran.clear()
     assert (await run(pipeline, tmp_path / "run.db", items("aaaa"))).results == {"longest": 4}
     assert ran == {("longest", 1): 1}
-    async with ServiceManager(log=None) as manager:
-        async with manager.stream(pipeline, items(), journal=tmp_path / "run.db") as outcomes:
-            await anext(aiter(outcomes))
+    left_early = tmp_path / "other.db"
+    async with ServiceManager(log=None) as manager, manager.stream(pipeline, items(), journal=left_early) as outcomes:
+        await anext(aiter(outcomes))
 
 
 async def test_a_manager_that_blocks_has_journals_too(tmp_path: Path) -> None:
