@@ -29,6 +29,7 @@ from kgas_async import (
     ServiceManager,
     ToolAdapter,
     _journal_writer,
+    current,
     tool,
 )
 from kgas_async._journal_file import JournalFile
