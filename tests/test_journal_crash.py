@@ -27,6 +27,7 @@ from .programs import Program
 
 MOMENTS = int(os.environ.get("KGAS_CRASH_MOMENTS", "6"))
 KILLS = 2  # of one journal, one after the other
+GROUP = 6  # moments in one test
 CHILD = ("-c", "import sys; from tests.crash_pipelines import main; main(*sys.argv[1:])")
 KINDS = ("before", "after", "tool", "time", "group")
 
@@ -101,15 +102,14 @@ def survives(folder: Path, loop: str, moments: list[str], wrapper: tuple[str, ..
 
 
 @pytest.mark.parametrize("loop", chosen())
-def test_killed_at_seeded_moments_it_resumes(tmp_path: Path, loop: str) -> None:
-    seeds = list(range(MOMENTS))
+@pytest.mark.parametrize("seed", range(0, MOMENTS, GROUP))
+def test_killed_at_seeded_moments_it_resumes(tmp_path: Path, loop: str, seed: int) -> None:
     hits = 0
-    for first in range(0, MOMENTS, KILLS):
+    for first in range(seed, seed + GROUP, KILLS):
         folder = tmp_path / str(first)
         folder.mkdir()
-        hits += survives(folder, loop, [moment(seed) for seed in seeds[first : first + KILLS]])
-        shutil.rmtree(folder)
-    assert hits >= MOMENTS // 2, "hardly any of the moments came before the end"
+        hits += survives(folder, loop, [moment(first + number) for number in range(KILLS)])
+    assert hits, "none of the moments came before the end"
 
 
 @pytest.mark.parametrize("loop", chosen())
@@ -139,7 +139,7 @@ def _can_trace() -> bool:
 @pytest.mark.parametrize("loop", chosen())
 def test_killed_between_a_write_and_its_fsync_it_resumes(tmp_path: Path, loop: str) -> None:
     tracer = shutil.which("strace") or ""
-    for first in range(0, max(2, MOMENTS // 10), 2):
+    for first in range(0, max(2, MOMENTS // 30), 2):
         moments = [random.Random(first + number).randint(3, 20) for number in range(2)]
         folder = tmp_path / str(first)
         folder.mkdir()
