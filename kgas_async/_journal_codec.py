@@ -13,7 +13,7 @@ import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from ._digest import digest
 from ._errors import shown
@@ -24,6 +24,7 @@ __all__ = ["JournalCodec", "codec_for", "elements_of", "named_codec", "read_back
 _ITERABLES = {
     list, tuple, set, frozenset, Iterable, Iterator, Generator, Sequence, AsyncIterable, AsyncIterator, AsyncGenerator,
 }  # fmt: skip
+_CONFIG = ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64")
 
 
 @runtime_checkable
@@ -64,14 +65,15 @@ class TypedJson:
 
     name = "json"
 
-    def __init__(self, adapter: TypeAdapter[Any]) -> None:
-        self._adapter = adapter
+    def __init__(self, annotation: Any) -> None:
+        # In a tuple, since pydantic takes no configuration for a dataclass or a TypedDict by itself.
+        self._adapter: TypeAdapter[Any] = TypeAdapter(tuple[annotation], config=_CONFIG)
 
     def encode(self, value: Any, /) -> bytes:
-        return self._adapter.dump_json(value, round_trip=True, warnings="error")
+        return self._adapter.dump_json((value,), round_trip=True, warnings="error")[1:-1]
 
     def decode(self, data: bytes, /) -> Any:
-        return self._adapter.validate_json(data)
+        return self._adapter.validate_json(b"[%b]" % data)[0]
 
 
 class Pickled:
@@ -113,7 +115,7 @@ def named_codec(what: str, codec: object) -> JournalCodec | None:
 
 @functools.lru_cache(256)
 def _typed(annotation: Any) -> JournalCodec:
-    return TypedJson(TypeAdapter(annotation))
+    return TypedJson(annotation)
 
 
 def codec_for(annotation: Any) -> JournalCodec:
@@ -130,7 +132,7 @@ def codec_for(annotation: Any) -> JournalCodec:
         except TypeError as error:
             if "unhashable" not in str(error):
                 raise
-            return TypedJson(TypeAdapter(annotation))
+            return TypedJson(annotation)
     except NO_SCHEMA as error:
         raise TypeError(f"pydantic knows no JSON for {annotation!r}: {str(error).partition(chr(10))[0]}") from error
 
@@ -155,8 +157,11 @@ def _without_errors(annotation: Any) -> Any:
     return typing.Union[tuple(kept)] if kept else Any  # noqa: UP007  (made of a tuple)
 
 
-def read_back(codec: JournalCodec, value: Any) -> bytes:
-    """A value as bytes, which have been seen to give it back.
+def read_back(codec: JournalCodec, value: Any) -> tuple[bytes, Any]:
+    """A value as bytes, and what they give back, which is equal to it.
+
+    Whoever goes on with that is given the same now and by a journal: an aware datetime, say, may come back with another
+    class of time zone, and so have another digest.
 
     Raises:
         TypeError: They do not, or there are none.
@@ -172,12 +177,13 @@ def read_back(codec: JournalCodec, value: Any) -> bytes:
         raise TypeError(
             f"{type(value).__name__} does not come back from {codec.name} as it was: {_cut(value)} gives {_cut(again)}"
         )
-    return data
+    return data, again
 
 
 def _same(value: Any, again: Any) -> bool:
     try:
-        if value.__class__ is again.__class__ and value == again:
+        is_alike = value.__class__ is again.__class__ or (value.__class__ is int and again.__class__ is float)
+        if is_alike and value == again:
             return True
     except Exception:  # noqa: BLE001  (a comparison of the user's; arrays give no truth value)
         pass

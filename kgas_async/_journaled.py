@@ -224,9 +224,8 @@ class JournaledCrew(RunCrew):
         if kept is None or of_inputs is None or not call.ok:
             return super()._take_result(frame, planned, call)
         if planned.phase.expand is None:
-            if self._record(frame, kept, of_inputs, call.value):
-                return super()._take_result(frame, planned, call)
-            return None
+            call.value = self._recorded(frame, kept, of_inputs, call.value)
+            return None if call.value is NOTHING else super()._take_result(frame, planned, call)
         size = len(call.value) if isinstance(call.value, Sized) else None
         expansion = super()._take_result(frame, planned, call)
         if expansion is not None:
@@ -235,17 +234,17 @@ class JournaledCrew(RunCrew):
                 self._note_whole(expansion)
         return expansion
 
-    def _record(self, frame: Frame, kept: Kept, of_inputs: bytes, value: Any) -> bool:
-        """Have a value written; where it cannot be, the run ends by that."""
-        root = root_of(frame)
+    def _recorded(self, frame: Frame, kept: Kept, of_inputs: bytes, value: Any) -> Any:
+        """Have a value written, and give it as it comes back; `NOTHING` where it cannot be, which ends the run."""
         try:
-            self.journal.put(kept, root.key, place_of(frame), of_inputs, kept.encoded(value))
+            data, value = kept.encoded(value)
         except TypeError as error:
             failure = self.journal.error(str(error))
             frame.fail_with(kept.name, failure)
             self.fail(failure)
-            return False
-        return True
+            return NOTHING
+        self.journal.put(kept, root_of(frame).key, place_of(frame), of_inputs, data)
+        return value
 
     # --- expansions
 
@@ -267,8 +266,10 @@ class JournaledCrew(RunCrew):
         if of_inputs is None:
             return
         phase = expansion.planned.phase
-        is_kept = self._record(frame, self.journal.kept[phase.name], of_inputs, frame.fields[str(phase.expand)])
-        if is_kept and not expansion.has_more:
+        name = str(phase.expand)
+        element = self._recorded(frame, self.journal.kept[phase.name], of_inputs, frame.fields[name])
+        frame.fields = {name: element}
+        if element is not NOTHING and not expansion.has_more:
             self._note_whole(expansion)
 
     def _note_whole(self, expansion: Expansion) -> None:

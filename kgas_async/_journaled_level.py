@@ -91,10 +91,13 @@ class JournaledLevel(RunLevel):
         if kept is None or digest is None or not call.ok:
             return
         try:
-            self.journal.put(kept, "", RUN_PLACE, digest, kept.encoded(call.value))
-            self._recorded.append(planned)
+            data, value = kept.encoded(call.value)
         except TypeError as error:
             self._fail(planned, self.journal.error(str(error)))
+            return
+        self.results[kept.name] = self.outcomes[kept.name].value = value
+        self.journal.put(kept, "", RUN_PLACE, digest, data)
+        self._recorded.append(planned)
 
     def _fail(self, planned: PlannedPhase, error: JournalError) -> None:
         name = planned.phase.name

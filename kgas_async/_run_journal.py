@@ -74,8 +74,8 @@ class Kept:
                     ) from None
             raise
 
-    def encoded(self, value: Any) -> bytes:
-        """A value as it is kept.
+    def encoded(self, value: Any) -> tuple[bytes, Any]:
+        """A value as it is kept, and as it comes back.
 
         Raises:
             TypeError: It cannot be, with the mend.

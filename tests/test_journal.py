@@ -7,6 +7,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -584,6 +585,52 @@ async def test_numbers_and_texts_that_json_hardly_knows_come_back(tmp_path: Path
     second = await run(pipeline, tmp_path / "run.db", items("a"))
     assert not ran
     assert repr(first.outcomes[0].value) == repr(second.outcomes[0].value)
+
+
+@tool
+async def moment(text: str) -> datetime:
+    note("moment", text)
+    return datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@tool
+async def ratio(text: str) -> float:
+    note("ratio", text)
+    return 1
+
+
+@tool
+def taken(moment: datetime, ratio: Any) -> str:
+    note("taken", None)
+    return f"{moment.isoformat()} {ratio!r}"
+
+
+@tool
+def moments(text: str) -> Iterator[datetime]:
+    for hour in range(len(text)):
+        yield datetime(2024, 1, 1, hour, tzinfo=UTC)
+
+
+@tool
+def hour(moment: datetime) -> int:
+    note("hour", moment.hour)
+    return moment.hour
+
+
+async def test_what_comes_back_equal_but_not_the_same_is_handed_on_as_it_comes_back(tmp_path: Path) -> None:
+    pipeline = Pipeline(
+        "moments", Phase("moment", moment), Phase("ratio", ratio), Phase("taken", taken), item=["text"], key="text"
+    )
+    first = await run(pipeline, tmp_path / "run.db", items("a"))
+    ran.clear()
+    second = await run(pipeline, tmp_path / "run.db", items("a"))
+    assert not ran  # its inputs have another class of time zone, and 1.0 for 1, in both runs
+    assert [one.value for one in first.outcomes] == [one.value for one in second.outcomes]
+    expanded = Pipeline("hours", Phase("moments", moments, expand="moment"), Phase("hour", hour), item=["text"])
+    for _ in range(2):
+        ran.clear()
+        await run(expanded, tmp_path / "hours.db", items("abc"))
+    assert not ran
 
 
 class Handle:
