@@ -104,14 +104,8 @@ def run(
         kept = as_journal(journal, retry)
     except (TypeError, ValueError) as error:
         _fail(str(error))
-    try:
-        found = load(pipeline)
-        if not isinstance(found, Pipeline):
-            raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}")
-        if found.source is None:
-            raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
-    except KgasAsyncError as error:
-        _fail(str(error))
+    found = _loaded(pipeline)
+    assert found.source is not None
     try:
         items = found.source() if input is None else found.source(input)
     except Exception as error:  # noqa: BLE001  (the user's function)
@@ -126,6 +120,18 @@ def run(
             f"returns an iterable, or a generator function, also an async one"
         )
     raise typer.Exit(_run(found, items, backend, evidence, grace, journal=kept, retry=retry))
+
+
+def _loaded(pipeline: str) -> Pipeline:
+    try:
+        found = load(pipeline)
+        if not isinstance(found, Pipeline):
+            raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}")
+        if found.source is None:
+            raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
+    except KgasAsyncError as error:
+        _fail(str(error))
+    return found
 
 
 def _needs_argument(source: Any) -> bool:

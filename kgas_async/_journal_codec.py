@@ -67,7 +67,8 @@ class TypedJson:
 
     def __init__(self, annotation: Any) -> None:
         # In a tuple, since pydantic takes no configuration for a dataclass or a TypedDict by itself.
-        self._adapter: TypeAdapter[Any] = TypeAdapter(tuple[annotation], config=_CONFIG)
+        kind: Any = tuple
+        self._adapter: TypeAdapter[Any] = TypeAdapter(kind[annotation], config=_CONFIG)
 
     def encode(self, value: Any, /) -> bytes:
         return self._adapter.dump_json((value,), round_trip=True, warnings="error")[1:-1]

@@ -126,7 +126,7 @@ class WalkCrew(LineCrew):
                         self._cut_off(work, call, error)
                         raise
                     if ending is not None:
-                        if ending.__class__ is not list:
+                        if not isinstance(ending, list):
                             return work, call, ending
                         self.line_up(host, work, call, ending)
                         return None
