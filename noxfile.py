@@ -57,6 +57,19 @@ def seeds(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Runs with a journal, killed at 300 moments on each event loop; and each of its system calls failing."""
+    install(session, "test")
+    session.env["KGAS_CRASH_MOMENTS"] = "300"
+    session.env["KGAS_TEST_BACKENDS"] = "asyncio,trio,uvloop"
+    files = ("tests/test_journal_crash.py", "tests/test_journal_system.py")
+    session.run(
+        "python", "-m", "pytest", "-q", "-m", "slow or not slow", "-o", "faulthandler_timeout=3600", *files,
+        *session.posargs,
+    )  # fmt: skip
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The measurements, against plain loops and aiometer in the same run."""
     install(session, "test", "bench")

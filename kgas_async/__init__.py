@@ -25,6 +25,7 @@ from ._errors import (
     CircuitOpen,
     EvidenceError,
     InvalidInputs,
+    JournalError,
     KgasAsyncError,
     LoadError,
     ManagerClosed,
@@ -42,6 +43,8 @@ from ._evidence_sinks import MemorySink, call_context
 from ._figures import CallFigures, PerformanceReport
 from ._function_tool import FunctionTool, tool
 from ._health import HealthReport, ServiceHealth
+from ._journal import Journal
+from ._journal_codec import JournalCodec
 from ._jsonl import JsonlSink
 from ._limits import ConcurrencyLimit, KeyTokens
 from ._manager import ServiceManager
@@ -102,6 +105,9 @@ __all__ = [
     "FunctionTool",
     "HealthReport",
     "InvalidInputs",
+    "Journal",
+    "JournalCodec",
+    "JournalError",
     "JsonlSink",
     "KGASTool",
     "KeyTokens",

@@ -60,6 +60,7 @@ class Call(Generic[R]):
     deadline_at: float | None = None
     begun_ns = ended_ns = run_ns = 0
     answered_by: str | None = None  # the fallback whose value it has
+    recorded = False  # it was not made: a journal has its value
     reused = False  # its value is that of another call,
     reused_from: str | None = None  # of this one, where it waited for it
     is_cleaned_up = False  # its tool was told that it had failed

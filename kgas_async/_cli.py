@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 import anyio
 
-from ._errors import KgasAsyncError, LoadError, counted, text_of
+from ._errors import JournalError, KgasAsyncError, LoadError, counted, text_of
+from ._journal import as_journal
 from ._limits import check_seconds
 from ._loading import load
 from ._manager import ServiceManager
@@ -36,7 +37,7 @@ except ModuleNotFoundError as missing:  # the extra is not installed
     sys.stderr.write(f"error: kgas-async needs {missing.name}; {extra_hint('cli')}\n")
     sys.exit(2)
 
-from . import _cli_evidence
+from . import _cli_evidence, _cli_journal
 
 __all__ = ["app", "main"]
 
@@ -49,6 +50,7 @@ app = typer.Typer(
     add_completion=True, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.add_typer(_cli_evidence.app)
+app.add_typer(_cli_journal.app)
 
 
 def _say_version(wanted: bool) -> None:
@@ -75,6 +77,12 @@ def run(
     backend: str = typer.Option("asyncio", help="asyncio, uvloop or trio"),
     input: str | None = typer.Option(None, help="given to the pipeline's source"),  # noqa: A002
     evidence: str | None = typer.Option(None, help="a file of JSON lines; an existing one is continued"),
+    journal: str | None = typer.Option(
+        None, help="a file that finished phases are kept in; those that are in it already are not run again"
+    ),
+    retry: str = typer.Option(
+        "all", help="with --journal: all runs what failed and what is new, failed or none only one of them"
+    ),
     grace: float = typer.Option(
         10.0, metavar="SECONDS", help="what is in flight at Ctrl-C has so long to end; then it is cancelled"
     ),
@@ -93,16 +101,11 @@ def run(
             _fail(f"{option} is empty: a variable that is not set, perhaps; give a path, or leave it out")
     try:
         check_seconds("--grace", grace)
-    except ValueError as error:
+        kept = as_journal(journal, retry)
+    except (TypeError, ValueError) as error:
         _fail(str(error))
-    try:
-        found = load(pipeline)
-        if not isinstance(found, Pipeline):
-            raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}")
-        if found.source is None:
-            raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
-    except KgasAsyncError as error:
-        _fail(str(error))
+    found = _loaded(pipeline)
+    assert found.source is not None
     try:
         items = found.source() if input is None else found.source(input)
     except Exception as error:  # noqa: BLE001  (the user's function)
@@ -116,7 +119,19 @@ def run(
             f"the source of {pipeline!r} gives no items but {type(items).__name__}: a source is a plain function that "
             f"returns an iterable, or a generator function, also an async one"
         )
-    raise typer.Exit(_run(found, items, backend, evidence, grace))
+    raise typer.Exit(_run(found, items, backend, evidence, grace, journal=kept, retry=retry))
+
+
+def _loaded(pipeline: str) -> Pipeline:
+    try:
+        found = load(pipeline)
+        if not isinstance(found, Pipeline):
+            raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}")
+        if found.source is None:
+            raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
+    except KgasAsyncError as error:
+        _fail(str(error))
+    return found
 
 
 def _needs_argument(source: Any) -> bool:
@@ -137,14 +152,16 @@ class _Session:
     report: RunReport | None = None
 
 
-def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None, grace: float) -> int:
+def _run(
+    pipeline: Pipeline, items: Any, backend: str, evidence: str | None, grace: float, **given: Any
+) -> int:  # fmt: skip
     name, options = BACKENDS[backend]
     session = _Session()
     code = 0
     try:
         with _progress(pipeline.name) as on_progress:
             anyio.run(
-                partial(_execute, pipeline, items, evidence, grace, on_progress, session),
+                partial(_execute, pipeline, items, evidence, grace, session, on_progress=on_progress, **given),
                 backend=name, backend_options=options,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -162,7 +179,7 @@ def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None, gra
         _fail(text_of(error))
     except KgasAsyncError as error:
         session.report = session.report or getattr(error, "report", None)
-        if not session.opened:
+        if not session.opened or (isinstance(error, JournalError) and session.report is None):
             _fail(str(error))
         _say(f"error: {error}")
         code = 1
@@ -176,12 +193,12 @@ def _run(pipeline: Pipeline, items: Any, backend: str, evidence: str | None, gra
 
 
 async def _execute(
-    pipeline: Pipeline, items: Any, evidence: str | None, grace: float, on_progress: Any, session: _Session
+    pipeline: Pipeline, items: Any, evidence: str | None, grace: float, session: _Session, **given: Any
 ) -> None:  # fmt: skip
     async with ServiceManager(*pipeline.services, evidence=evidence, log=None, grace=grace, signals=True) as manager:
         session.opened = True
         try:
-            session.report = await manager.run(pipeline, items, on_progress=on_progress)
+            session.report = await manager.run(pipeline, items, **given)
             session.ended = True
         finally:
             session.report = manager._last_report

@@ -21,6 +21,7 @@ __all__ = [
     "CircuitOpen",
     "EvidenceError",
     "InvalidInputs",
+    "JournalError",
     "KgasAsyncError",
     "LoadError",
     "ManagerClosed",
@@ -216,6 +217,20 @@ class PipelineError(KgasAsyncError):
 
 class EvidenceError(KgasAsyncError):
     """The evidence cannot be written."""
+
+
+class JournalError(KgasAsyncError):
+    """A journal cannot be opened, read or written, or a value cannot be kept in it; the file is as it was.
+
+    Attributes:
+        path: The journal's file.
+        report: Where a run ended by it, the ``RunReport`` of what had finished until then, else None.
+    """
+
+    def __init__(self, message: str, *, path: str = "", report: Any = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.report = report
 
 
 class LoadError(KgasAsyncError):

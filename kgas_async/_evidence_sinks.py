@@ -43,7 +43,18 @@ _QUIET = (
     *("call.started", "call.succeeded", "call.cancelled", "call.reused", "session.started", "session.ended"),
     *("block.succeeded", "block.cancelled", "resource.sampled"),
 )
-_ERRORS = ("failed", "crashed", "rejected", "timed_out", "opened", "stalled", "slow", "abandoned", "fell_back")
+_ERRORS = (
+    "failed",
+    "crashed",
+    "rejected",
+    "timed_out",
+    "opened",
+    "stalled",
+    "slow",
+    "abandoned",
+    "fell_back",
+    "code_changed",
+)
 
 
 class StructlogSink:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from ._errors import PipelineError, shown
 from ._frame import Expansion, Frame, Lack
-from ._item_outcome import phase_outcome
+from ._item_outcome import outcome_as_input
 from ._offload import refuse_coroutine
 from ._pipeline import Pipeline
 from ._plan import Binding, PlannedPhase
@@ -122,7 +122,7 @@ def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) 
     inputs = inputs_for(planned, frame)
     for binding in wanted:
         if binding.outcomes:
-            inputs[binding.parameter] = [phase_outcome(one, inner[binding.name]) for one in expansion.frames]
+            inputs[binding.parameter] = [outcome_as_input(one, inner[binding.name]) for one in expansion.frames]
         else:
             inputs[binding.parameter] = [
                 taken(binding, one.results[binding.name] if binding.kind == "result" else one.fields[binding.name])

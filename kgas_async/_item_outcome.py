@@ -10,7 +10,7 @@ from ._frame import Frame
 from ._outcome import Outcome
 from ._plan import Plan, PlannedPhase
 
-__all__ = ["item_outcome", "phase_outcome"]
+__all__ = ["item_outcome", "outcome_as_input", "phase_outcome"]
 
 
 def item_outcome(frame: Frame, plan: Plan) -> Outcome[Any]:
@@ -83,6 +83,14 @@ def phase_outcomes(frame: Frame) -> dict[str, Any]:
                 rows = found.setdefault(name, [])
                 rows.extend(outcome) if isinstance(outcome, list) else rows.append(outcome)
     return found
+
+
+def outcome_as_input(frame: Frame, planned: PlannedPhase) -> Outcome[Any]:
+    """What came of a phase, for a tool that takes outcomes: the same whether a journal had it or it has just run."""
+    outcome = phase_outcome(frame, planned)
+    if outcome.status == "reused" and frame.calls[planned.phase.name].recorded:
+        outcome.status = "succeeded"
+    return outcome
 
 
 def phase_outcome(frame: Frame, planned: PlannedPhase) -> Outcome[Any]:

@@ -5,6 +5,7 @@ What moves them is `_map`, `_run` and, under both, `_crew`; and `_together`.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +15,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import anyio
 
-from ._errors import PipelineError
+from ._errors import JournalError, PipelineError
+from ._journal import Journal, as_journal
 from ._map import MapCrew
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -108,6 +110,8 @@ class ManyCalls(ABC):
         *,
         ordered: bool = True,
         ordered_window: int | None = None,
+        journal: str | os.PathLike[str] | Journal | None = None,
+        retry: Literal["all", "failed", "none"] = "all",
         in_flight: int = 100,
         on_error: OnError = "collect",
         on_progress: Callable[[Progress], object] | None = None,
@@ -119,6 +123,9 @@ class ManyCalls(ABC):
             items: Mappings, models or dataclasses, from a sync or async iterable, pulled lazily; may be endless.
             ordered: Outcomes in source order, else as they come.
             ordered_window: How far the source may be ahead of what was taken; four times ``in_flight`` unless given.
+            journal: A file, or a `Journal`, that finished phases are kept in and taken from.
+            retry: What of a journal runs: ``"all"``: what is new and what failed before; ``"failed"``: only what failed
+                before, new items are skipped; ``"none"``: only what is new, what failed keeps its outcome.
             in_flight: Calls at once, and open source items.
             on_error, on_progress: As of `map`.
 
@@ -128,12 +135,16 @@ class ManyCalls(ABC):
         Raises:
             PipelineError: From the iteration: the source raised (after the last outcome), the first item lacks a
                 field.
+            JournalError: The journal cannot be used; from the iteration: a value cannot be kept in it, or it cannot be
+                written any more.
 
         Cancellation: On leaving, however, what is in flight is cancelled and waited for.
         """
         check_crew_options(on_progress, ordered=ordered)
-        options = {"in_flight": in_flight, "ordered": ordered, "on_error": on_error, "on_progress": on_progress}
-        return Opening("manager.stream", self._streaming(pipeline, items, {**options, "window": ordered_window}))
+        options: dict[str, Any] = {"in_flight": in_flight, "ordered": ordered, "window": ordered_window}
+        options |= {"on_error": on_error, "on_progress": on_progress}
+        options |= {"journal": as_journal(journal, retry), "retry": retry}
+        return Opening("manager.stream", self._streaming(pipeline, items, options))
 
     @asynccontextmanager
     async def _streaming(
@@ -148,6 +159,8 @@ class ManyCalls(ABC):
         pipeline: Pipeline,
         items: Iterable[Any] | AsyncIterable[Any],
         *,
+        journal: str | os.PathLike[str] | Journal | None = None,
+        retry: Literal["all", "failed", "none"] = "all",
         in_flight: int = 100,
         on_error: OnError = "collect",
         on_progress: Callable[[Progress], object] | None = None,
@@ -156,7 +169,7 @@ class ManyCalls(ABC):
         """Run a pipeline over items to the end.
 
         Args:
-            pipeline, items, in_flight, on_error, on_progress: As of `stream`.
+            pipeline, items, journal, retry, in_flight, on_error, on_progress: As of `stream`.
             keep: ``"all"`` keeps every outcome on the report; else memory does not grow with the items.
 
         Returns:
@@ -164,6 +177,7 @@ class ManyCalls(ABC):
 
         Raises:
             PipelineError: The source raised, or too many items failed; ``.report`` has what had finished.
+            JournalError: The journal cannot be used, or written any more; ``.report`` likewise.
             CallError: The first failure, with ``on_error="raise"``.
 
         Cancellation: Cancels what is in flight and waits for it.
@@ -171,12 +185,13 @@ class ManyCalls(ABC):
         if keep not in (None, "all"):
             raise ValueError(f"keep= is 'all' or None, not {keep!r}")
         check_crew_options(on_progress)
+        kept = as_journal(journal, retry)
         self._last_report = None
         crew: Any = None
         try:
             async with running(
                 self._here("manager.run"), pipeline, items, ordered=True, window=None, in_flight=in_flight,
-                on_error=on_error, on_progress=on_progress,
+                on_error=on_error, on_progress=on_progress, journal=kept, retry=retry,
             ) as crew:  # fmt: skip
                 report = self._last_report = RunReport(pipeline.name, crew.run_id)
                 await _fill(report, crew, keep_all=keep == "all")
@@ -267,7 +282,7 @@ async def _fill(report: RunReport, crew: Any, *, keep_all: bool) -> None:
     try:
         with suppress(StopAsyncIteration):
             await crew.next()
-    except PipelineError as error:
+    except (PipelineError, JournalError) as error:
         for outcome in not_taken(crew):
             report.add(outcome, keep_all=keep_all)
         error.report = report
@@ -275,4 +290,5 @@ async def _fill(report: RunReport, crew: Any, *, keep_all: bool) -> None:
     finally:
         report.elapsed_s = perf_counter() - began
         crew.level.tell(report)
+        report.reused = crew.reused
         report.drained = crew.drained

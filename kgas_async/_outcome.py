@@ -18,8 +18,8 @@ class Outcome(Generic[R]):
     """What came of one call, or of one source item of a pipeline.
 
     Attributes:
-        status: ``succeeded``, ``reused`` (the value of another call), ``failed``, ``timed_out``, ``cancelled``,
-            ``rejected``, ``skipped``.
+        status: ``succeeded``, ``reused`` (the value of another call, or of a journal), ``failed``, ``timed_out``,
+            ``cancelled``, ``rejected``, ``skipped``.
         value: The result, None unless there is one. For an item: that of the only leaf among its phases, else a dict by
             leaf.
         error: The error, None if succeeded.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
+from ._journal_codec import JournalCodec, named_codec
 from ._limits import check_count, check_seconds
 from ._offload import gives_coroutine
 from ._policy import Policy
@@ -36,6 +37,8 @@ class Phase:
         missing: What a collect does about failed inputs: ``"skip"`` (it is skipped and the parent fails; the default
             per parent) or ``"ignore"`` (it goes on without them; the default per run).
         policy: Laid over the tool's own.
+        journal: In a run with a journal: False leaves the phase out, so that it runs each time; ``"pickle"`` or a codec
+            keeps its values otherwise than the journal's other ones.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Phase:
         batch: int | None = None,
         batch_wait: float | None = None,
         policy: Policy | None = None,
+        journal: bool | Literal["json", "pickle"] | JournalCodec = True,
     ) -> None:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"the name of a phase is an identifier, since inputs are bound by it, not {name!r}")
@@ -67,14 +71,14 @@ class Phase:
         self.when = when
         self.batch = None if batch is None else check_count(f"phase {name!r}: batch", batch)
         self.batch_wait = None if batch_wait is None else check_seconds(f"phase {name!r}: batch_wait", batch_wait)
-        self._check_when_and_batch()
-        if expand is not None and (not isinstance(expand, str) or not expand.isidentifier()):
-            raise ValueError(f"phase {name!r}: expand= names one element of the result, not {expand!r}")
+        self.is_journaled = journal is not False
+        self.codec = _codec(name, journal)
+        self._check_when_batch_expand()
         if collect is not None and collect is not True and not isinstance(collect, str):
             raise TypeError(f"phase {name!r}: collect= is the name of an expansion or True, not {collect!r}")
-        if policy is not None and not isinstance(policy, Policy):
-            raise TypeError(f"phase {name!r}: policy= is a Policy(...), not {policy!r}")
         if policy is not None:
+            if not isinstance(policy, Policy):
+                raise TypeError(f"phase {name!r}: policy= is a Policy(...), not {policy!r}")
             check_policy(tool, policy)
         if missing is not None and collect is None:
             raise TypeError(f"phase {name!r}: missing= belongs to a collect")
@@ -88,7 +92,9 @@ class Phase:
                     f"{', '.join(tool.signature.types) or 'none'}{nearest(parameter, tool.signature.types)}"
                 )
 
-    def _check_when_and_batch(self) -> None:
+    def _check_when_batch_expand(self) -> None:
+        if self.expand is not None and (not isinstance(self.expand, str) or not self.expand.isidentifier()):
+            raise ValueError(f"phase {self.name!r}: expand= names one element of the result, not {self.expand!r}")
         if self.batch is None and self.batch_wait is not None:
             raise TypeError(f"phase {self.name!r}: batch_wait= belongs to a batch: say how many, batch=...")
         if self.batch is not None and self.collect is True:
@@ -98,6 +104,11 @@ class Phase:
 
     def __repr__(self) -> str:
         return f"Phase({self.name!r}, {self.tool.name!r})"
+
+
+def _codec(phase: str, journal: object) -> JournalCodec | None:
+    """What the phase asks its values to be kept by, if anything."""
+    return None if isinstance(journal, bool) else named_codec(f"phase {phase!r}: journal", journal)
 
 
 def _checked_after(phase: str, after: object) -> tuple[str, ...]:

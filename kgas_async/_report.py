@@ -154,6 +154,7 @@ class RunReport:
         outcomes: All outcomes in source order, with ``keep="all"``, else empty.
         elapsed_s: Seconds.
         drained: Whether the run was told to stop before the source's end.
+        reused: How many of the succeeded were in the journal as a whole, so that nothing of them ran.
     """
 
     pipeline: str
@@ -173,6 +174,7 @@ class RunReport:
     outcomes: list[Outcome[Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
     drained: bool = False
+    reused: int = 0
 
     @property
     def ok(self) -> bool:
@@ -218,6 +220,8 @@ class RunReport:
 
     def __str__(self) -> str:
         text = f"{self.pipeline}: {counted(self.total, 'item')} in {self.elapsed_s:.1f} s: {self.counts()}"
+        if self.reused:
+            text += f" ({self.reused} from the journal)"
         for phase, error in self.errors.items():
             text += f"; phase {phase!r} failed: {error}"
         for phase, count in self.missing.items():

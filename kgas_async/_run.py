@@ -41,7 +41,13 @@ class RunCrew(WalkCrew):
         run_id: As in the evidence.
         source: The items.
         options: As of `Crew`.
+
+    Attributes:
+        reused: How many items were in a journal as a whole.
     """
+
+    level_class: type[RunLevel] = RunLevel
+    reused = 0
 
     def __init__(
         self,
@@ -55,12 +61,13 @@ class RunCrew(WalkCrew):
         super().__init__(home, pipeline.plan, bound, source, **options)
         self.pipeline = pipeline
         self.run_id = run_id
-        self.level = RunLevel(home, pipeline, bound, run_id, self.parent)
+        self.level = self.level_class(home, pipeline, bound, run_id, self.parent)
         self.level.check_limits()
         self._batches = Batches(pipeline.plan, bound) if pipeline.plan.batches else None
         self._unclosed: list[Elements] = []  # lazy ones that were left early
         self._keys: set[str] = set()
         self._frames: dict[int, Frame] = {}  # of the items that are open
+        self._keyed = pipeline.key is not None
         self._verified = False
         self._finished = False
         self._feeds: list[Any] = []
@@ -147,13 +154,8 @@ class RunCrew(WalkCrew):
             fields = item if item.__class__ is dict else item_fields(self.pipeline, item)
             if not self._verified:
                 self._verify(fields)
-            if self.pipeline.key is not None:
-                key = key_of(self.pipeline.key, item, fields, index, self.pipeline.name)
-                if key in self._keys:
-                    raise PipelineError(
-                        f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in "
-                        f"flight; keys must differ"
-                    )
+            if self._keyed:
+                key = self._key_of(item, fields, index)
             if self._plan.taken_per_run:
                 fields = with_fields_read(self.pipeline, self._plan.taken_per_run, fields, key)
         except Exception as error:  # noqa: BLE001  (a mapping or a property of the user's, if not ours)
@@ -163,6 +165,20 @@ class RunCrew(WalkCrew):
             self._keys.add(key)
         frame = self._frames[index] = Frame(None, self._plan.item, index, key, fields)
         return self._entered(frame)
+
+    def _key_of(self, item: Any, fields: Mapping[str, Any], index: int) -> str:
+        """The key of an item.
+
+        Raises:
+            PipelineError: It has none, or that of another one in flight.
+        """
+        key = key_of(self.pipeline.key, item, fields, index, self.pipeline.name)
+        if key in self._keys:
+            raise PipelineError(
+                f"pipeline {self.pipeline.name!r}: item {index} has the key {key!r} of another item in flight; keys "
+                f"must differ"
+            )
+        return key
 
     def _at_fault(self, index: int, key: str, error: PipelineError) -> None:
         self._say_failed(key, None, error)

@@ -11,7 +11,7 @@ from ._employer import Employer
 from ._errors import CallSkipped, PipelineError, shown
 from ._frame import Frame
 from ._inputs import taken
-from ._item_outcome import phase_outcome
+from ._item_outcome import outcome_as_input
 from ._limits import ConcurrencyLimit
 from ._live import NOTHING, LiveFeed
 from ._order import held_here
@@ -139,7 +139,7 @@ class RunLevel:
                     continue
                 value = NOTHING
                 if binding.outcomes:
-                    value = phase_outcome(frame, self._plan.phases[binding.name])
+                    value = outcome_as_input(frame, self._plan.phases[binding.name])
                 elif blocked is None:
                     value = (frame.fields if binding.kind == "field" else frame.results).get(binding.name, NOTHING)
                 self._keep(collect, binding, frame.index, value)
@@ -147,7 +147,7 @@ class RunLevel:
     def take_failed(self, index: int, outcome: Outcome[Any]) -> None:
         """An item was at fault before any of its phases."""
         for collect in self._collects:
-            collect.lost += not collect.sees_all
+            collect.lost += outcome.status != "skipped" and not collect.sees_all
             for binding in collect.planned.bindings:
                 if binding.collected:
                     self._keep(collect, binding, index, outcome if binding.outcomes else NOTHING)

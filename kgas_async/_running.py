@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from ._journal import Journal
+from ._journaled import JournaledCrew
 from ._pipeline import Pipeline
 from ._run import RunCrew
 from ._session import Session
@@ -15,12 +17,17 @@ __all__ = ["running"]
 
 @asynccontextmanager
 async def running(
-    session: Session, pipeline: Pipeline, items: Iterable[Any] | AsyncIterable[Any], **options: Any
+    session: Session,
+    pipeline: Pipeline,
+    items: Iterable[Any] | AsyncIterable[Any],
+    journal: Journal | None = None,
+    retry: str = "all",
+    **options: Any,
 ) -> AsyncGenerator[RunCrew]:
     """The crew of a new run, which is ended on leaving; the services that the pipeline needs stay for the session.
 
     Raises:
-        ManagerClosed, ServiceStartFailed: It did not begin.
+        ManagerClosed, ServiceStartFailed, JournalError: It did not begin.
     """
     parent = session.parent()
     session.check_open(parent)
@@ -33,7 +40,14 @@ async def running(
         phase.name: session.bind(phase.tool, phase.policy, pipeline=pipeline.name, phase=phase.name, run_id=run_id)
         for phase in pipeline.phases
     }
-    crew = RunCrew(session, pipeline, bound, run_id, items, parent=parent, **options)
+    options["parent"] = parent
+    if journal is None:
+        crew = RunCrew(session, pipeline, bound, run_id, items, **options)
+    else:
+        crew = journaled = JournaledCrew(
+            session, pipeline, bound, run_id, items, journal=journal, retry=retry, **options
+        )
+        await journaled.open_journal()
     if session.log is not None:
         session.log.emit("run.started", run_id=run_id, pipeline=pipeline.name)
     crew.start()

@@ -118,13 +118,15 @@ class WalkCrew(LineCrew):
                     call._host = host
                     host.call = call
                     try:
-                        isolated = call.bound.isolated
-                        ending: Any = self.home.run_isolated(call) if isolated else begin(call, 0, LINES_UP)
+                        ending: Any = None
+                        if not call.ended_ns:  # else a journal has its value
+                            isolated = call.bound.isolated
+                            ending = self.home.run_isolated(call) if isolated else begin(call, 0, LINES_UP)
                     except BaseException as error:
                         self._cut_off(work, call, error)
                         raise
                     if ending is not None:
-                        if ending.__class__ is not list:
+                        if not isinstance(ending, list):
                             return work, call, ending
                         self.line_up(host, work, call, ending)
                         return None

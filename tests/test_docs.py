@@ -133,7 +133,7 @@ def test_index_links_every_page() -> None:
 
 
 def test_the_page_of_the_evidence_names_every_event() -> None:
-    kinds = "session|call|thread|scope|run|item|phase|service|evidence|breaker|cache"
+    kinds = "session|call|thread|scope|run|item|phase|service|evidence|breaker|cache|journal"
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kgas_async").glob("*.py"))
     page = (DOCS / "evidence.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]

@@ -31,8 +31,9 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L2",
-        "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service _journal "
-        "_outcome _fit _policy_checks",
+        "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service "
+        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_file _journal_writer "
+        "_journal_inspect",
     ),
     (
         "L3",
@@ -43,7 +44,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L4",
         "_misuse _run _walk _run_level _live _batch _inputs _item_outcome _crew _on_error _employer _expand _frame "
-        "_source _stream _tally _staff _in_line",
+        "_source _stream _tally _staff _in_line _run_journal _journaled _journaled_items _journaled_level",
     ),
     (
         "L5",
@@ -52,7 +53,7 @@ LAYERS: list[tuple[str, str]] = [
         "_batcher",
     ),
     ("front", "__init__"),
-    ("L6", "_cli _cli_evidence __main__ services export engines testing"),
+    ("L6", "_cli _cli_evidence _cli_journal __main__ services export engines testing"),
 ]
 LAYER_OF = {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}
 

@@ -1,4 +1,4 @@
-"""The capabilities of rows.md about calls (6, 10 to 13, 15, 17, 19, 30, 31, 48, 49), with what used to be wrong."""
+"""The capabilities of rows.md about calls (6, 10 to 13, 15, 17, 19, 30, 31, 41, 48, 49), with what used to be wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,7 +28,11 @@ from kgas_async import (
     progress,
     tool,
 )
+from kgas_async._journal_inspect import summary
 from kgas_async.testing import assert_clean
+
+from .loops import chosen
+from .programs import Program
 
 
 class Peak:
@@ -343,3 +348,40 @@ async def test_row_48_and_49_running_tasks_are_listed_with_name_and_progress_and
         go.set()
     assert lines[0]["call_name"] == "import"
     assert lines[0]["tool"] == "reads"
+
+
+# --- row 41: records that survive a restart; there: of a status, while the work itself was gone
+
+
+IMPORTS = """
+import sys
+
+@tool
+async def imported(path: str) -> str:
+    say("ran", path)
+    if path == sys.argv[2]:
+        os.kill(os.getpid(), 9)
+    return path.upper()
+
+async def main():
+    pipeline = Pipeline("imports", Phase("imported", imported), item=["path"], key="path")
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, [{"path": p} for p in "abc"], journal=sys.argv[1], in_flight=1)
+    say(report.succeeded, report.reused)
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("loop", chosen())
+def test_row_41_what_was_cut_off_is_known_and_goes_on_after_a_restart(tmp_path: Path, loop: str) -> None:
+    journal = str(tmp_path / "run.db")
+    with Program(IMPORTS, journal, "b", loop=loop) as program:
+        assert program.rest() == ["ran a", "ran b"]
+    (orphan,) = summary(journal).runs
+    assert orphan.ended is None  # nobody has to clear a run that was killed
+    assert summary(journal).items == {"succeeded": 1}
+    with Program(IMPORTS, journal, "none", loop=loop) as program:
+        assert program.rest() == ["ran b", "ran c", "3 1"]
+    assert [run.status for run in summary(journal).runs] == [None, "ended"]
+    assert summary(journal).items == {"succeeded": 3}

@@ -13,6 +13,8 @@ from tests.bench.blocking import blocking_table
 from tests.bench.cases import LOOPS, item_cases, thread_cases
 from tests.bench.evidence import evidence_cases
 from tests.bench.idle import idle_table
+from tests.bench.journal import item_cases as journaled_cases
+from tests.bench.journal import row_cases
 from tests.bench.measure import Row, compare, table
 from tests.bench.pipelines import diamond_cases, waiting_cases
 from tests.bench.policies import policies_table
@@ -38,6 +40,12 @@ def main() -> int:
     missed = [f"{name}, over a barrier per phase" for name in slower_than_half_a_barrier(waiting)]
     for loop, where in LOOPS.items():
         rows += shown(f"A diamond, over a line on {loop}", compare(diamond_cases(loop, where, items), rounds))
+    for loop, where in LOOPS.items():
+        rows += shown(f"A row of the journal on {loop}", compare(row_cases(loop, where, items, durable=False), rounds))
+        rows += shown("The same, durable", compare(row_cases(loop, where, items, durable=True), rounds))
+        rows += shown(
+            f"An item of three phases with a journal on {loop}", compare(journaled_cases(loop, where, items), rounds)
+        )
     missed += [row.name for row in rows if row.goal is not None and row.ratio > row.goal]
     missed += told(*policies_table(items, pairs))
     missed += told(*cpu_table(pairs))

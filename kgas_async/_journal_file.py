@@ -1,0 +1,365 @@
+"""The file of a journal: an SQLite database that one process at a time has open. Used from one thread.
+
+What is in it is either whole or refused: each row has a checksum, a file is made under another name and appears
+complete, and nothing is written to a file that is not this pipeline's journal of this schema. Knows rows, no calls.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+from zlib import crc32
+
+from ._errors import JournalError
+
+__all__ = ["RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "error_of", "peek"]
+
+APPLICATION: Final = 0x4B474153  # "KGAS", in the header of each journal
+SCHEMA: Final = 1
+CHECKED_WHOLE: Final = 1 << 26  # bytes up to which a file is checked from end to end as it is opened: under a second
+RUN_PLACE: Final = "<run>"  # of what runs once per run, under the key ""
+
+_TABLES = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE runs(run INTEGER PRIMARY KEY, run_id TEXT, started REAL, ended REAL, status TEXT);
+CREATE TABLE sources(source INTEGER PRIMARY KEY, phase TEXT, tool TEXT, version TEXT, codec TEXT, code TEXT,
+    run INTEGER, UNIQUE(phase, tool, version, codec, code));
+CREATE TABLE items(item TEXT PRIMARY KEY, run INTEGER, status TEXT, phase TEXT, error TEXT, crc INTEGER) WITHOUT ROWID;
+CREATE TABLE results(item TEXT, place TEXT, phase TEXT, source INTEGER, inputs BLOB, value BLOB, crc INTEGER,
+    UNIQUE(item, place, phase));
+"""
+PUT: Final = "INSERT OR REPLACE INTO results VALUES(?,?,?,?,?,?,?)"
+_PUT_ITEM: Final = "INSERT OR REPLACE INTO items VALUES(?,?,?,?,?,?)"
+
+
+class Source(NamedTuple):
+    """Who gave a value: a phase's tool, how its values are encoded, and the fingerprint of its function."""
+
+    phase: str
+    tool: str
+    version: str
+    codec: str
+    code: str
+
+
+class Row(NamedTuple):
+    """What one phase gave for one item, or for the element at a place below it (``"3/0"``), or for the whole run."""
+
+    item: str
+    place: str
+    phase: str
+    source: int
+    inputs: bytes
+    value: bytes
+
+    def checked(self) -> tuple[Any, ...]:
+        """As it is written: with its checksum."""
+        item, place, phase, source, inputs, value = self
+        crc = crc32(f"{item}\0{place}\0{phase}\0{source}".encode("utf-8", "surrogatepass"))
+        return item, place, phase, source, inputs, value, crc32(value, crc32(inputs, crc))
+
+
+class Ended(NamedTuple):
+    """How an item ended."""
+
+    status: str
+    phase: str | None
+    error: str | None
+
+
+class Recorded(NamedTuple):
+    """What there is of an item.
+
+    Attributes:
+        item: Its key.
+        times: How often its key has come in this run before.
+        ended: How it ended the last time that it did.
+        rows: What its phases gave, by place and phase.
+    """
+
+    item: str
+    times: int
+    ended: Ended | None
+    rows: dict[tuple[str, str], Row]
+
+
+def _checksum(*parts: object) -> int:
+    return crc32("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"))
+
+
+def _text(key: str) -> str:
+    """SQLite takes no lone surrogates, which undecodable file names are made of."""
+    return key if key.isascii() else key.encode("utf-8", "backslashreplace").decode()
+
+
+def error_of(path: str, error: BaseException) -> JournalError:
+    """What SQLite or the system says, with what it means for the journal."""
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        why = "another run, or another program, has it open: one run at a time writes to a journal"
+    elif "full" in text:
+        why = f"the disk is full ({text}); what was committed is kept: make room and run again"
+    elif "readonly" in text or not _is_writable(path):
+        why = "it cannot be written to; give it, and its folder, write permission"
+    elif "malformed" in text or "not a database" in text or "corrupt" in text:
+        why = f"it is damaged ({text}); restore a copy, or begin a new journal"
+    else:
+        why = text
+    failure = JournalError(f"journal {path!r}: {why}", path=path)
+    failure.__cause__ = error
+    return failure
+
+
+def _is_writable(path: str) -> bool:
+    """Whether a journal can be there: SQLite keeps its log of what is new beside it."""
+    return os.access(path if os.path.lexists(path) else Path(path).parent, os.W_OK) and os.access(
+        Path(path).parent, os.W_OK
+    )
+
+
+def peek(path: str) -> None:
+    """Look whether a file may be a journal, without opening it as one: nothing is written or locked.
+
+    Raises:
+        JournalError: It is not, or of another schema.
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)) as database:
+            if Path(path).stat().st_size == 0:
+                raise JournalError(f"journal {path!r} is empty, so it is none; remove it to begin anew", path=path)
+            application = database.execute("PRAGMA application_id").fetchone()[0]
+            schema = database.execute("PRAGMA user_version").fetchone()[0]
+    except (sqlite3.Error, OSError) as error:
+        raise error_of(path, error) from error
+    if application != APPLICATION:
+        raise JournalError(f"{path!r} is a database, but no journal of kgas_async; give another file", path=path)
+    if schema != SCHEMA:
+        raise JournalError(
+            f"journal {path!r} has schema {schema}, and this version of kgas_async writes schema {SCHEMA}; resume it "
+            f"with the version that made it, or begin a new journal",
+            path=path,
+        )
+
+
+class JournalFile:
+    """See the module.
+
+    Args:
+        path: The file; made if it is not there.
+        durable: Each commit survives a power loss, and not only a killed process.
+    """
+
+    def __init__(self, path: str, *, durable: bool = False) -> None:
+        self.path = path
+        self.durable = durable
+        self.run = 0
+        self.is_fresh = False  # nothing was in it when it was opened
+        self._database: sqlite3.Connection | None = None
+
+    def open(self, pipeline: str | None, run_id: str | None = None) -> None:
+        """Open it for this pipeline; for a run, which is counted, if one is given.
+
+        Raises:
+            JournalError: Another run has it, it is no journal of this pipeline, it is damaged or cannot be written.
+        """
+        try:
+            if run_id is not None and not os.path.lexists(self.path):
+                self._create(str(pipeline))
+            peek(self.path)
+            self._database = self._connected()
+            self._check(pipeline)
+            if run_id is not None:
+                self._begin_run(run_id)
+        except (sqlite3.Error, OSError) as error:
+            self.break_off()
+            raise error_of(self.path, error) from error
+        except JournalError:
+            self.break_off()
+            raise
+
+    def _create(self, pipeline: str) -> None:
+        """Make the file under another name, and give it its own once it is whole: nobody ever sees half of one."""
+        made = f"{self.path}.{secrets.token_hex(6)}.new"
+        try:
+            with closing(sqlite3.connect(f"file:{quote(made)}?mode=rwc", uri=True, isolation_level=None)) as database:
+                database.execute(f"PRAGMA application_id={APPLICATION}")
+                database.execute(f"PRAGMA user_version={SCHEMA}")
+                database.executescript(f"BEGIN;{_TABLES}COMMIT;")
+                database.execute("INSERT INTO meta VALUES('pipeline', ?)", (_text(pipeline),))
+                database.execute("PRAGMA journal_mode=WAL")
+            with suppress(FileExistsError):  # another run was faster: its file is as good
+                os.link(made, self.path)
+        finally:
+            for name in (made, f"{made}-journal", f"{made}-wal", f"{made}-shm"):
+                with suppress(FileNotFoundError):
+                    Path(name).unlink()
+
+    def _connected(self) -> sqlite3.Connection:
+        database = sqlite3.connect(f"file:{quote(self.path)}?mode=rw", uri=True, isolation_level=None, timeout=0)
+        try:
+            database.execute("PRAGMA locking_mode=EXCLUSIVE")  # a lock of the system's, which ends with the process
+            database.execute(f"PRAGMA synchronous={'FULL' if self.durable else 'NORMAL'}")
+            database.execute("PRAGMA temp_store=FILE")
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("COMMIT")
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _check(self, pipeline: str | None) -> None:
+        database = self.database
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+        if Path(self.path).stat().st_size % size:
+            raise sqlite3.DatabaseError("malformed: it has been cut off within a page")
+        if Path(self.path).stat().st_size <= CHECKED_WHOLE:
+            found = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(f"malformed: {found}")
+        row = database.execute("SELECT value FROM meta WHERE name='pipeline'").fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError("malformed: it names no pipeline")
+        self.pipeline = str(row[0])
+        if pipeline is not None and self.pipeline != _text(pipeline):
+            raise JournalError(
+                f"journal {self.path!r} is of pipeline {self.pipeline!r}, not of {pipeline!r}; give each pipeline a "
+                f"journal of its own",
+                path=self.path,
+            )
+        self.is_fresh = database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
+
+    def _begin_run(self, run_id: str) -> None:
+        database = self.database
+        # What has come in this run: in a temporary file, since there may be many, and of no use to another run.
+        database.execute("CREATE TEMP TABLE claims(item TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID")
+        added = database.execute("INSERT INTO runs(run_id, started) VALUES(?, ?)", (run_id, time.time()))
+        assert added.lastrowid is not None
+        self.run = added.lastrowid
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        """The open connection."""
+        assert self._database is not None
+        return self._database
+
+    # --- who gave what
+
+    def sources(self) -> dict[int, tuple[Source, int]]:
+        """All that have ever given a value, by number, each with the last run that it was in."""
+        found = self.database.execute("SELECT source, phase, tool, version, codec, code, run FROM sources")
+        return {number: (Source(*rest), run) for number, *rest, run in found}
+
+    def number_of(self, source: Source) -> int:
+        """The number of one who is about to give values in this run."""
+        insert = (
+            "INSERT INTO sources(phase, tool, version, codec, code, run) VALUES(?,?,?,?,?,?) "
+            "ON CONFLICT(phase, tool, version, codec, code) DO UPDATE SET run = excluded.run"
+        )
+        self.database.execute(insert, (*source, self.run))
+        select = "SELECT source FROM sources WHERE phase=? AND tool=? AND version=? AND codec=? AND code=?"
+        return int(self.database.execute(select, source).fetchone()[0])
+
+    # --- reading
+
+    def recorded(self, item: str, *, numbers: bool = False) -> Recorded:
+        """What there is of an item, which has come in this run.
+
+        Args:
+            item: Its key.
+            numbers: Whether an item whose key has come before is another one, with a number at its key.
+
+        Raises:
+            JournalError: A row is damaged.
+        """
+        item = _text(item)
+        times = self._claimed(item)
+        if times and numbers:
+            item, times = f"{item}#{times}", 0
+        if self.is_fresh or times:
+            return Recorded(item, times, None, {})
+        found = self.database.execute("SELECT * FROM items WHERE item=?", (item,)).fetchone()
+        ended = None
+        if found is not None:
+            if found[-1] != _checksum(*found[:-1]):
+                raise self._damaged(f"how item {item!r} ended")
+            ended = Ended(*found[2:5])
+        return Recorded(item, times, ended, {(row.place, row.phase): row for row in self.rows(item)})
+
+    def _claimed(self, item: str) -> int:
+        database = self.database
+        upsert = "INSERT INTO claims VALUES(?, 0) ON CONFLICT(item) DO UPDATE SET times = times + 1"
+        database.execute(upsert, (item,))
+        return int(database.execute("SELECT times FROM claims WHERE item=?", (item,)).fetchone()[0])
+
+    def rows(self, item: str) -> Iterator[Row]:
+        """The rows of an item.
+
+        Raises:
+            JournalError: One is damaged.
+        """
+        for *fields, crc in self.database.execute("SELECT * FROM results WHERE item=?", (item,)):
+            row = Row(*fields)
+            if row.checked()[-1] != crc:
+                raise self._damaged(f"what phase {row.phase!r} gave for item {item!r}")
+            yield row
+
+    def _damaged(self, what: str) -> JournalError:
+        return JournalError(
+            f"journal {self.path!r} is damaged: {what} is not as it was written; restore a copy, or begin a new "
+            f"journal",
+            path=self.path,
+        )
+
+    # --- writing
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self.database.execute("BEGIN IMMEDIATE")
+
+    def write(self, rows: Sequence[Row], items: Iterable[tuple[str, Ended]]) -> None:
+        """Write rows, and how items ended."""
+        database = self.database
+        if rows:
+            database.executemany(PUT, [_checked(row) for row in rows])
+        ended = [(_text(item), self.run, *how) for item, how in items]
+        if ended:
+            database.executemany(_PUT_ITEM, [(*one, _checksum(*one)) for one in ended])
+
+    def commit(self) -> None:
+        """What was written is there for good; with ``durable`` also if the power fails now."""
+        self.database.execute("COMMIT")
+
+    def close(self, status: str | None = None) -> None:
+        """Close it; for a run with how it ended.
+
+        Raises:
+            JournalError: That could not be written.
+        """
+        try:
+            if status is not None:
+                sql = "UPDATE runs SET ended=?, status=? WHERE run=?"
+                self.database.execute(sql, (time.time(), status, self.run))
+        except sqlite3.Error as error:
+            raise error_of(self.path, error) from error
+        finally:
+            self.break_off()
+
+    def break_off(self) -> None:
+        """Close it as it is, without what is not committed."""
+        database, self._database = self._database, None
+        if database is not None:
+            with suppress(sqlite3.Error):
+                if database.in_transaction:
+                    database.rollback()
+            database.close()
+
+
+def _checked(row: Row) -> tuple[Any, ...]:
+    return (Row(_text(row[0]), *row[1:]) if not row[0].isascii() else row).checked()

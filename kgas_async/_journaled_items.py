@@ -1,0 +1,81 @@
+"""What a run with a journal knows of each open item, and what it takes of the journal instead of running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ._call import Call
+from ._errors import CallError, CallFailed, CallRejected, CallSkipped, CallTimeout
+from ._frame import Expansion, Frame
+from ._journal_file import Ended, Row
+from ._outcome import Outcome
+from ._run_journal import below
+
+__all__ = ["OpenItem", "end_reused", "kept_outcome", "place_of", "root_of", "was_reused"]
+
+_FAILURES: Final[Mapping[str, type[CallError]]] = {
+    "failed": CallFailed, "timed_out": CallTimeout, "rejected": CallRejected,
+}  # fmt: skip
+
+
+class OpenItem:
+    """What the journal has of an open item, and what is about to go into it.
+
+    Attributes:
+        digests: Of the inputs of phases that run, by frame and phase.
+        expanding: The expansions whose elements are recorded, with the digest of their inputs.
+    """
+
+    __slots__ = ("digests", "expanding", "rows")
+
+    def __init__(self, rows: Mapping[tuple[str, str], Row]) -> None:
+        self.rows = rows
+        self.digests: dict[tuple[Frame, str], bytes] = {}
+        self.expanding: dict[Expansion, bytes] = {}
+
+
+def root_of(frame: Frame) -> Frame:
+    """The frame of the source item."""
+    while frame.parent is not None:
+        frame = frame.parent
+    return frame
+
+
+def place_of(frame: Frame) -> str:
+    """Where an element is below its item; empty for the item itself."""
+    return "" if frame.parent is None else below(place_of(frame.parent), frame.index)
+
+
+def kept_outcome(frame: Frame, ended: Ended | None, retry: str) -> Outcome[Any] | None:
+    """The outcome of an item that is not to run, as ``retry`` says."""
+    key, index = frame.key, frame.index
+    if retry == "failed" and ended is None:
+        skipped = CallSkipped(f"item {key!r} is new, and retry='failed' runs only what failed before")
+        return Outcome("skipped", None, skipped, key, index)
+    if retry != "none" or ended is None or ended.status not in _FAILURES:
+        return None
+    error = _FAILURES[ended.status](ended.error or "")
+    error.add_note("as it is recorded in the journal; retry='none' does not try it again")
+    return Outcome(ended.status, None, error, key, index, failed_phase=ended.phase)
+
+
+def end_reused(call: Call[Any], value: Any) -> None:
+    """End a call that was not made, with the value that is recorded."""
+    call.value, call.reused, call.recorded = value, True, True
+    call.end("reused")
+
+
+def was_reused(frame: Frame, name: str) -> bool:
+    """Whether a phase that one of this frame needs was taken from the journal, there or above or below."""
+    above: Frame | None = frame
+    while above is not None:
+        if name in above.calls:
+            return _did_not_run(above.calls[name])
+        above = above.parent
+    inner = [call for call in frame.all_calls() if call.bound.phase == name]
+    return all(_did_not_run(call) for call in inner)
+
+
+def _did_not_run(call: Call[Any]) -> bool:
+    return call.recorded or call.status == "skipped"

@@ -1,0 +1,107 @@
+"""Run-level phases of a run with a journal: taken from it where everything upstream was, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._call import Call
+from ._errors import JournalError
+from ._journal_file import RUN_PLACE
+from ._journaled_items import end_reused
+from ._outcome import Outcome
+from ._plan import RUN, PlannedPhase
+from ._run_journal import NOTHING, RunJournal
+from ._run_level import RunLevel
+
+__all__ = ["JournaledLevel"]
+
+
+class JournaledLevel(RunLevel):
+    """See the module.
+
+    Attributes:
+        journal: The run's; its crew sets it.
+        anew: The phases of which something has run, or failed, in this run.
+        error: Why a result could not be kept.
+    """
+
+    journal: RunJournal
+    error: JournalError | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.anew: set[str] = set()
+        self._digests: dict[str, bytes] = {}
+        self._recorded: list[PlannedPhase] = []
+
+    def _start(self, planned: PlannedPhase, inputs: dict[str, Any]) -> None:
+        kept = self.journal.kept.get(planned.phase.name)
+        if kept is None:
+            super()._start(planned, inputs)
+            return
+        try:
+            digest = kept.digest(inputs)
+        except TypeError as error:
+            self._fail(planned, self.journal.error(str(error)))
+            return
+        row = self.journal.run_rows.get(kept.name)
+        if row is not None and self._upstream(planned).isdisjoint(self.anew):
+            value = self.journal.value_of(kept, {(RUN_PLACE, kept.name): row}, RUN_PLACE, digest)
+            if value is not NOTHING:
+                self._reuse(planned, inputs, value)
+                return
+        self._digests[kept.name] = digest
+        super()._start(planned, inputs)
+
+    def not_committed(self, error: JournalError) -> None:
+        """What was to be recorded is not in the journal, so it has not succeeded."""
+        for planned in self._recorded:
+            self._fail(planned, error)
+
+    def _reuse(self, planned: PlannedPhase, inputs: dict[str, Any], value: Any) -> None:
+        name = planned.phase.name
+        call = self.home.new_call(self._bound[name], inputs, self._parent)
+        self._open[name] = call
+        end_reused(call, value)
+        self._ended(planned, call)
+
+    def _upstream(self, planned: PlannedPhase) -> set[str]:
+        """All phases that it comes after, however far."""
+        phases = self._plan.phases
+        owners = {one.phase.expand: name for name, one in phases.items() if one.phase.expand is not None}
+        found: set[str] = set()
+        waiting = list(planned.needs)
+        while waiting:
+            name = waiting.pop()
+            if name in found:
+                continue
+            found.add(name)
+            one = phases[name]
+            waiting += one.needs
+            if one.level != RUN:
+                waiting += [owners[element] for element in one.level]
+        return found
+
+    def _ended(self, planned: PlannedPhase, call: Call[Any]) -> None:
+        kept = self.journal.kept.get(planned.phase.name)
+        super()._ended(planned, call)
+        if not call.recorded:
+            self.anew.add(planned.phase.name)
+        digest = None if kept is None else self._digests.pop(kept.name, None)
+        if kept is None or digest is None or not call.ok:
+            return
+        try:
+            data, value = kept.encoded(call.value)
+        except TypeError as error:
+            self._fail(planned, self.journal.error(str(error)))
+            return
+        self.results[kept.name] = self.outcomes[kept.name].value = value
+        self.journal.put(kept, "", RUN_PLACE, digest, data)
+        self._recorded.append(planned)
+
+    def _fail(self, planned: PlannedPhase, error: JournalError) -> None:
+        name = planned.phase.name
+        self.error = self.error or error
+        self.results.pop(name, None)
+        self.anew.add(name)
+        self.outcomes[name] = Outcome("failed", None, error, name, -1)

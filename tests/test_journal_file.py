@@ -1,0 +1,258 @@
+"""The journal's file by itself: what is committed is there, and what is no journal of ours is refused untouched."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kgas_async import JournalError
+from kgas_async._journal_file import APPLICATION, SCHEMA, Ended, JournalFile, Row, Source
+
+from .programs import Program
+
+
+def row(item: str, value: bytes = b"1", place: str = "", phase: str = "a", source: int = 1) -> Row:
+    return Row(item, place, phase, source, b"i" * 16, value)
+
+
+def made(path: Path, rows: int = 20) -> bytes:
+    """A journal with some rows; its bytes."""
+    file = JournalFile(str(path))
+    file.open("papers", "run1")
+    number = file.number_of(Source("a", "tool", "0", "json", ""))
+    file.begin()
+    file.write(
+        [row(f"k{n}", b'"%d"' % n, source=number) for n in range(rows)], [("k0", Ended("succeeded", None, None))]
+    )
+    file.commit()
+    file.close("ended")
+    return path.read_bytes()
+
+
+def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    made(path)
+    file = JournalFile(str(path))
+    file.open("papers", "run2")
+    found = file.recorded("k3")
+    assert (found.times, found.ended, found.rows) == (0, None, {("", "a"): row("k3", b'"3"')})
+    assert file.recorded("k0").ended == Ended("succeeded", None, None)
+    assert file.recorded("k3").times == 1
+    assert file.recorded("new", numbers=True).item == "new"
+    assert file.recorded("new", numbers=True).item == "new#1"
+    assert file.run == 2
+    file.close("ended")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    made(path)
+    file = JournalFile(str(path))
+    file.open("papers", "run2")
+    file.begin()
+    file.write([row("late")], [])
+    file.break_off()
+    file.open("papers", "run3")
+    assert file.recorded("late").rows == {}
+    file.close("ended")
+
+
+def test_keys_that_no_encoding_has_are_kept(tmp_path: Path) -> None:
+    file = JournalFile(str(tmp_path / "run.db"))
+    file.open("papers", "run1")
+    file.begin()
+    file.write([row("caf\udce9"), row("né"), row("")], [("caf\udce9", Ended("failed", "a", "no"))])
+    file.commit()
+    file.close("ended")
+    file.open("papers", "run2")
+    for key in ("caf\udce9", "né", ""):
+        assert len(file.recorded(key).rows) == 1
+    file.close("ended")
+
+
+def refused(path: Path, words: str, pipeline: str = "papers") -> None:
+    """It is refused with these words, and nothing is changed by that."""
+    before = {one: one.read_bytes() for one in path.parent.iterdir() if one.is_file()}
+    file = JournalFile(str(path))
+    with pytest.raises(JournalError, match=words) as caught:
+        file.open(pipeline, "run9")
+    assert caught.value.path == str(path)
+    assert {one: one.read_bytes() for one in path.parent.iterdir() if one.is_file()} == before
+
+
+def test_another_pipelines_journal_is_refused(tmp_path: Path) -> None:
+    made(tmp_path / "run.db")
+    refused(tmp_path / "run.db", "is of pipeline 'papers', not of 'books'", pipeline="books")
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    made(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=DELETE")
+        database.execute(f"PRAGMA user_version={SCHEMA + 1}")
+    refused(path, f"has schema {SCHEMA + 1}, and this version of kgas_async writes schema {SCHEMA}")
+
+
+def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE mine(x)")
+    refused(path, "is a database, but no journal of kgas_async")
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", b"\0" * 5000])
+def test_what_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.db"
+    path.write_bytes(content)
+    refused(path, "is empty, so it is none|damaged|no journal of kgas_async")
+
+
+def test_a_folder_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.db").mkdir()
+    refused(tmp_path / "run.db", "run.db")
+    file = JournalFile(str(tmp_path / "none" / "run.db"))
+    with pytest.raises(JournalError, match=r"none/run\.db"):
+        file.open("papers", "run1")
+
+
+def intact(path: Path, rows: int = 20) -> bool:
+    """Whether it opens and gives what was written; what it gives is right, or it raises a `JournalError`."""
+    file = JournalFile(str(path))
+    try:
+        file.open("papers", "run2")
+    except JournalError:
+        return False
+    try:
+        for number in range(rows):
+            for found in file.recorded(f"k{number}").rows.values():
+                assert found.value == b'"%d"' % number
+    except (JournalError, sqlite3.DatabaseError):  # the second, the journal's thread makes a JournalError of
+        return False
+    finally:
+        file.break_off()
+    return True
+
+
+def test_truncated_at_any_byte_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    whole = made(path)
+    sizes = {*range(200), *range(0, len(whole), 97), *range(len(whole) - 50, len(whole))}
+    for size in sorted(sizes):
+        path.write_bytes(whole[:size])
+        before = path.read_bytes()
+        assert not intact(path), f"cut to {size} of {len(whole)}"
+        assert path.read_bytes() == before
+
+
+def test_a_flipped_bit_never_gives_a_wrong_value(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    whole = made(path)
+    seen = 0
+    for place in random.Random(1).sample(range(len(whole)), 300):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        seen += not intact(path)
+    values = [whole.index(b'"%d"' % number) for number in range(20)]
+    for place in values:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        assert not intact(path)
+
+
+def test_two_at_once_are_refused_also_in_one_process(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    made(path)
+    first = JournalFile(str(path))
+    first.open("papers", "run2")
+    refused_file = JournalFile(str(path))
+    with pytest.raises(JournalError, match="another run, or another program, has it open"):
+        refused_file.open("papers", "run3")
+    first.begin()
+    first.write([row("more")], [])
+    first.commit()
+    first.close("ended")
+    second = JournalFile(str(path))
+    second.open("papers", "run4")
+    assert len(second.recorded("more").rows) == 1
+    second.close("ended")
+
+
+HOLDER = """
+import sys
+from kgas_async._journal_file import JournalFile, Row
+file = JournalFile(sys.argv[1])
+file.open("papers", "run2")
+file.begin()
+file.write([Row("theirs", "", "a", 1, b"i" * 16, b"1")], [])
+file.commit()
+say("open")
+time.sleep(60)
+"""
+
+
+def test_another_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    made(path)
+    with Program(HOLDER, str(path)) as holder:
+        holder.until("open")
+        file = JournalFile(str(path))
+        with pytest.raises(JournalError, match="another run, or another program, has it open"):
+            file.open("papers", "run3")
+        holder.kill(9)
+        holder.code()
+        file.open("papers", "run3")
+        assert len(file.recorded("theirs").rows) == 1  # what a killed process had committed is there
+        file.close("ended")
+
+
+READER = """
+import sys
+from kgas_async._journal_file import JournalFile
+os.setgid(65534)
+os.setuid(65534)
+try:
+    JournalFile(sys.argv[1]).open("papers", "run2")
+except JournalError as error:
+    say(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become somebody else")
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    whole = made(path)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    path.chmod(0o444)
+    with Program(READER, str(path)) as program:
+        said = program.rest()
+    assert len(said) == 1
+    assert "it cannot be written to" in said[0]
+    assert path.read_bytes() == whole
+
+
+def test_half_of_a_new_file_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(*names: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", no_link)
+    file = JournalFile(str(tmp_path / "run.db"))
+    with pytest.raises(JournalError, match="No space left on device"):
+        file.open("papers", "run1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_header_says_whose_it_is(tmp_path: Path) -> None:
+    whole = made(tmp_path / "run.db")
+    assert whole[68:72] == APPLICATION.to_bytes(4, "big")
+    assert whole[60:64] == SCHEMA.to_bytes(4, "big")
