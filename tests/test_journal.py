@@ -825,6 +825,7 @@ async def test_what_is_not_written_yet_is_bounded(tmp_path: Path, monkeypatch: p
     assert not ran
 
 
+@pytest.mark.unwatched  # what watches keeps each call
 async def test_memory_does_not_grow_with_the_items(tmp_path: Path) -> None:
     pipeline = Pipeline("many", Phase("left", left), item=["text"])
     peaks = []
