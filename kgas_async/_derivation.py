@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ._reading import ENDS
 
-__all__ = ["FAILED", "Edges", "Place", "Plan", "Source", "calls_of", "place_of"]
+__all__ = ["FAILED", "OK", "Edges", "Place", "Plan", "Source", "calls_of", "place_of"]
 
 Place = tuple[str, str | None]  # a phase, and the key of an item or element; None for once per run
 OK: Final = ("succeeded", "reused")

@@ -19,6 +19,7 @@ from ._suggest import nearest
 
 __all__ = [
     "ENDS",
+    "EPOCH",
     "Evidence",
     "EvidenceFile",
     "Read",
