@@ -75,6 +75,7 @@ DOORS = [
     Door("queue _thread concurrent", r"_threads", "threads are made, fed and counted in one place"),
     Door("multiprocessing subprocess", r"_process|_guarding", "processes are started and killed in one place"),
     Door("typer rich click", r"_cli(_.*)?", "the extra `cli` is not always installed"),
+    Door("opentelemetry", r"export\.(otel|_otel_context)", "the extra `otel` is not always installed"),
     Door(
         "mcp mcp_types uvicorn hypercorn starlette sse_starlette jsonschema referencing",
         r"export\.(mcp|_mcp_.*)",
