@@ -15,7 +15,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from kgas_async import MemorySink, Phase, Pipeline, Policy, Retry, ServiceManager, ToolAdapter, current, tool
+from kgas_async import (
+    EvidenceError,
+    MemorySink,
+    Phase,
+    Pipeline,
+    Policy,
+    Retry,
+    ServiceManager,
+    ToolAdapter,
+    current,
+    tool,
+)
 from kgas_async._reading import duration_us, unix_us
 from kgas_async.export.otel import OtelSink, span_context
 
@@ -185,6 +196,27 @@ async def test_a_run_in_a_call_is_below_it() -> None:
     assert inside.parent.span_id == made.context.span_id
     assert text.name == "load"  # it is nested, so that its name is its tool's
     assert text.parent is not None
+
+
+class Unreachable(SimpleSpanProcessor):
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return False
+
+
+async def test_spans_that_cannot_be_sent_are_said_as_of_any_sink() -> None:
+    sink = OtelSink(Unreachable(InMemorySpanExporter()))
+    with pytest.raises(EvidenceError, match="could not be sent within 5 s"):
+        async with ServiceManager(evidence=sink, log=None):
+            pass
+
+
+def test_where_the_extra_is_not_installed_it_says_which() -> None:
+    code = "import sys; sys.modules['opentelemetry.sdk'] = None\ntry: import kgas_async.export.otel\n"
+    code += "except ModuleNotFoundError as error: print(error)"
+    with Program(command=["-c", code]) as program:
+        (said,) = program.rest()
+    assert "kgas_async.export.otel needs opentelemetry" in said
+    assert "install the extra `otel`" in said
 
 
 def test_what_is_no_processor_is_refused_with_the_mend() -> None:

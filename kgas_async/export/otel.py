@@ -83,10 +83,15 @@ class OtelSink:
                 self._processor.on_end(self._whole(record))
 
     def close(self) -> None:
-        """Have the processor send what it holds back."""
+        """Have the processor send what it holds back.
+
+        Raises:
+            TimeoutError: It could not; the session says so as of any sink that fails.
+        """
         self._began.clear()
         self._events.clear()
-        self._processor.force_flush(FLUSH_MS)
+        if self._processor.force_flush(FLUSH_MS) is False:
+            raise TimeoutError(f"spans could not be sent within {FLUSH_MS // 1000} s; the rest of them may be lost")
 
     def _call(self, end: Mapping[str, Any]) -> ReadableSpan:
         session = end["session_id"]
