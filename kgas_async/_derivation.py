@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ._errors import EvidenceError, shown
 from ._reading import ENDS
 
 __all__ = ["FAILED", "OK", "Edges", "Place", "Plan", "Source", "calls_of", "place_of"]
@@ -46,11 +47,37 @@ class Planned:
 
 
 class Plan:
-    """A plan on record, by which keys are told apart."""
+    """A plan on record, by which keys are told apart.
+
+    Raises:
+        EvidenceError: It is none: it was damaged.
+    """
 
     def __init__(self, fields: Iterable[Mapping[str, Any]]) -> None:
-        self.phases = {one["phase"]: _planned(one) for one in fields}
-        self.owners = {one.expand: one for one in self.phases.values() if one.expand is not None}
+        try:
+            self.phases = {one["phase"]: _planned(one) for one in fields}
+            self.owners = {one.expand: one for one in self.phases.values() if one.expand is not None}
+            for one in self.phases.values():
+                self._check(one)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise EvidenceError(
+                f"the plan of the run cannot be read ({shown(error)}): the record of its start was changed or damaged"
+            ) from error
+
+    def _check(self, planned: Planned) -> None:
+        """That all it names is there."""
+        for name in planned.needs:
+            self.phases[name]
+        for element in planned.level or ():
+            self.owners[element]
+        for one in planned.inputs:
+            if "field" not in one:
+                found = self.phases[one["result"]] if "result" in one else self.owners[one["element"]]
+                own = planned.level if not one.get("collected") else None
+                if own is not None and found.level is None:
+                    raise ValueError(f"{planned.name!r} takes {found.name!r}, which runs later")
+            if not isinstance(one["input"], str):
+                raise TypeError("an input without a name")
 
     def root_of(self, phase: str, key: str) -> str:
         """The source item's key in that of an item or element in this phase."""

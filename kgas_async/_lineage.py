@@ -231,7 +231,7 @@ class _Tracing:
         known = set(kept)
         waiting = list(known)
         while waiting:
-            for call in inside.get(waiting.pop(), ()):
+            for call in inside.pop(waiting.pop(), ()):
                 known.add(call["call_id"])
                 waiting.append(call["call_id"])
                 self._keep(call, ())

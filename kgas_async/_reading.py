@@ -35,6 +35,20 @@ Evidence: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 ENDS: Final = frozenset(
     f"call.{status}" for status in ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused")
 )
+# What a record has by its event, texts and numbers, so that nobody stumbles over one that was damaged.
+_EVERY: Final = (("session_id",), ("seq",))
+_CALL: Final = (("session_id", "call_id", "tool", "version"), ("seq",))
+_END: Final = ((*_CALL[0], "status"), ("seq", "run_us"))
+_RUN: Final = (("session_id", "run_id", "pipeline"), ("seq",))
+_FIELDS: Final = {
+    **dict.fromkeys(ENDS, _END),
+    **dict.fromkeys(("call.started", "call.retried", "call.hedged", "call.fell_back"), _CALL),
+    "run.started": _RUN,
+    "run.ended": (_RUN[0], ("seq", "items", "failed", "skipped")),
+    "item.failed": ((*_RUN[0], "item"), ("seq",)),
+    "resource.sampled": (("session_id",), ("seq", "cpu_us", "span_us", "rss_bytes")),
+}
+_AT_TIMES: Final = ("run_id", "pipeline", "phase", "item", "parent_id", "batch_id", "reused_from")
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -99,11 +113,28 @@ def read(evidence: Evidence) -> Read:
 
 
 def _record_of(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None where it is none, or lacks what its kind has: a torn or a changed one."""
     try:
         found = json.loads(line)
-    except ValueError:
+        if not isinstance(found, dict) or not isinstance(found["event"], str) or "schema" not in found:
+            return None
+        if found["schema"] != SCHEMA:  # said by who asks
+            return found
+        unix_us(found["time"])
+        texts, numbers = _FIELDS.get(found["event"], _EVERY)
+        if not all(isinstance(found[name], str) for name in texts):
+            return None
+        if not all(isinstance(found[name], int) and found[name] >= 0 for name in numbers):
+            return None
+        if not all(isinstance(found.get(name, ""), str) for name in _AT_TIMES):
+            return None
+        waits = found["wait_us"].values() if found["event"] in ENDS else ()
+        if not all(isinstance(one, int) and one >= 0 for one in waits):
+            return None
+        is_call = found["event"] in ENDS or found["event"] == "call.started"
+        return None if is_call and "run_id" in found and "phase" not in found else found
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    return found if isinstance(found, dict) and "schema" in found and "event" in found else None
 
 
 def unix_us(time: str) -> int:

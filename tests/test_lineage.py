@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from kgas_async import (
 from kgas_async._cli import app
 from kgas_async._lineage import Lineage, Traced, lineage
 from kgas_async._reading import EvidenceFile
+from kgas_async.export.prov import prov_document
+from kgas_async.export.trace import trace_events
 
 Records = list[dict[str, Any]]
 
@@ -284,6 +288,73 @@ def test_files_that_are_no_evidence_are_refused_with_words(tmp_path: Path, conte
         path.write_text(content)
     with pytest.raises(EvidenceError, match=said):
         lineage(path, item="a")
+
+
+def read_in_all_ways(path: Path) -> int:
+    """How many of the ways gave something; no other error came out of the others than ours."""
+    read = 0
+    ways: list[Callable[[], object]] = [
+        lambda: lineage(path, phase="total"),
+        lambda: lineage(path, item="a", direction="downstream"),
+        lambda: prov_document(path),
+        lambda: list(trace_events(path)),
+    ]
+    for way in ways:
+        try:
+            way()
+        except EvidenceError:
+            continue
+        read += 1
+    return read
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_evidence_is_read_as_far_as_it_goes_or_refused_with_words(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "run.jsonl"
+    anyio.run(recorded, words, named("a", "bad"), JsonlSink(path))
+    whole = path.read_bytes()
+    drawn = random.Random(seed)
+    read = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        at = drawn.randrange(len(damaged))
+        match drawn.randrange(4):
+            case 0:
+                damaged[at] ^= 1 << drawn.randrange(8)
+            case 1:
+                del damaged[at:]
+            case 2:
+                lines = damaged.splitlines(keepends=True)
+                lines.insert(drawn.randrange(len(lines)), lines.pop(drawn.randrange(len(lines))))
+                damaged = bytearray(b"".join(lines))
+            case 3:  # a field less, or of another kind
+                lines = damaged.splitlines(keepends=True)
+                number = drawn.randrange(len(lines))
+                record = json.loads(lines[number])
+                record[drawn.choice(list(record))] = drawn.choice([None, 7, "x", [], {}, -1])
+                lines[number] = json.dumps(record).encode() + b"\n"
+                damaged = bytearray(b"".join(lines))
+        path.write_bytes(damaged)
+        read += read_in_all_ways(path)
+    assert read > 60
+
+
+@pytest.mark.parametrize("name", ["phase", "level", "inputs", "needs", "expand", "tool"])
+async def test_a_plan_that_was_damaged_is_refused_with_words(name: str) -> None:
+    records = await recorded(words, named("a"))
+    for value in (None, 7, "x", ["y"], [{}], [{"input": "x", "result": "y"}]):
+        damaged = json.loads(json.dumps(records))
+        damaged[1]["plan"][2][name] = value
+        if name == "tool":  # it is the calls' that counts
+            assert lineage(damaged, phase="total").calls
+            continue
+        with contextlib.suppress(EvidenceError):
+            lineage(damaged, phase="total")
+            prov_document(damaged)
+    del damaged[1]["plan"][2][name]
+    if name != "expand":
+        with pytest.raises(EvidenceError, match="the plan of the run cannot be read"):
+            lineage(damaged, phase="total")
 
 
 # --- the command

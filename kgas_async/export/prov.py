@@ -62,7 +62,10 @@ class _Document:
         self.sections["activity"][_id("run", run.run_id)] = attributes
         if run.parent_id is not None:  # it was started in a call, of which another document tells
             self._relate("wasStartedBy", activity=_id("run", run.run_id), starter=_id("call", run.parent_id))
-        phases = [call for call in self.calls.values() if call.get("parent_id") == run.parent_id]
+        phases = [
+            call for call in self.calls.values()
+            if call.get("parent_id") == run.parent_id and call["phase"] in self.plan.phases
+        ]  # fmt: skip
         edges = Edges(self.plan, phases)
         for call in self.calls.values():
             self._call(call)
