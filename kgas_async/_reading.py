@@ -42,7 +42,8 @@ _END: Final = ((*_CALL[0], "status"), ("seq", "run_us"))
 _RUN: Final = (("session_id", "run_id", "pipeline"), ("seq",))
 _FIELDS: Final = {
     **dict.fromkeys(ENDS, _END),
-    **dict.fromkeys(("call.started", "call.retried", "call.hedged", "call.fell_back"), _CALL),
+    **dict.fromkeys(("call.started", "call.hedged", "call.fell_back"), _CALL),
+    "call.retried": (_CALL[0], ("seq", "delay_us")),
     "run.started": _RUN,
     "run.ended": (_RUN[0], ("seq", "items", "failed", "skipped")),
     "item.failed": ((*_RUN[0], "item"), ("seq",)),

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import anyio
@@ -74,11 +74,48 @@ async def test_waits_and_run_are_slices_that_add_up_to_their_call() -> None:
     assert {call["args"]["call_id"] for call in calls(events)} == ends.keys()
     for call in calls(events):
         end = ends[call["args"]["call_id"]]
-        parts = {part["name"]: part["dur"] for part in parts_of(call, events)}
+        parts: Counter[str] = Counter()
+        for part in parts_of(call, events):
+            parts[part["name"]] += part["dur"]
         wanted = {f"wait: {name}": length for name, length in end["wait_us"].items() if length}
         assert parts == wanted | {"run": end["run_us"]}
         assert sum(parts.values()) == call["dur"]
         assert call["ts"] + call["dur"] == unix_us(end["time"])
+
+
+def at(us: int) -> str:
+    return f"2026-01-01T00:00:00.{us:06d}Z"
+
+
+RETRIED = {"schema": 1, "session_id": "s", "event": "call.retried", "call_id": "s-1", "tool": "t", "version": "0"}
+ENDED = {**RETRIED, "event": "call.succeeded", "status": "succeeded", "run_us": 3000}
+
+
+@pytest.mark.parametrize(
+    ("retries", "waits", "wanted"),
+    [
+        ([(4500, 2000)], {"concurrency": 500, "retry": 2000}, "concurrency 500, run 1000, retry 2000, run 2000"),
+        ([(3500, 1900)], {"retry": 2000}, "run 500, retry 2000, run 2500"),  # it slept longer than it was to
+        ([(3500, 900), (5500, 900)], {"retry": 2000}, "run 500, retry 900, run 1100, retry 1100, run 1400"),
+        ([(100, 2000)], {"retry": 2000}, "retry 2000, run 3000"),  # its begin is not known that well
+        ([(7900, 2000)], {"retry": 2000}, "run 3000, retry 2000"),
+        ([], {"rate": 70, "thread": 30, "retry": 2000}, "retry 2000, rate 70, thread 30, run 3000"),
+        ([(3500, 2000)], {"retry": 0}, "run 500, run 2500"),
+    ],
+)
+def test_a_retry_is_waited_for_where_its_attempt_has_failed(
+    retries: list[tuple[int, int]], waits: dict[str, int], wanted: str
+) -> None:
+    waits = {"concurrency": 0, "rate": 0, "retry": 0, "thread": 0} | waits
+    records = [
+        *({**RETRIED, "seq": seq, "time": at(time), "delay_us": delay} for seq, (time, delay) in enumerate(retries)),
+        {**ENDED, "seq": 9, "time": at(3000 + 3000 + sum(waits.values())), "wait_us": waits},
+    ]
+    whole, *parts = slices(list(trace_events(records)))
+    assert ", ".join(f"{part['name'].removeprefix('wait: ')} {part['dur']}" for part in parts) == wanted
+    ends = [whole["ts"], *(part["ts"] + part["dur"] for part in parts)]
+    assert [part["ts"] for part in parts] == ends[:-1]  # one after the other without a gap
+    assert ends[-1] == whole["ts"] + whole["dur"]
 
 
 async def test_each_wait_shows_somewhere() -> None:

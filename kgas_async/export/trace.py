@@ -15,7 +15,7 @@ from kgas_async._reading import ENDS, Evidence, duration_us, read, unix_us
 
 __all__ = ["trace_events", "write_trace"]
 
-WAITS: Final = ("service", "concurrency", "rate", "thread", "retry")  # in the order of a call, but for retries
+WAITS: Final = ("service", "concurrency", "rate", "thread")  # in the order of a call
 CALLS_FROM: Final = 1000  # lanes of calls are numbered from here, those of runs from 1
 MOMENTS: Final = ("breaker.", "limit.", "loop.", "service.", "pool.", "scope.", "thread.", "cache.", "evidence.")
 
@@ -75,6 +75,7 @@ class _Session:
         self.last_us = 0
         self._runs: dict[str, Mapping[str, Any]] = {}  # that have not ended
         self._open: dict[str, Mapping[str, Any]] = {}  # calls that have not ended, of those that were announced
+        self._retries: dict[str, list[tuple[int, int]]] = {}  # of calls that have not ended: when, and the delay
         self._lanes = {"run": _Lanes(1), "worker": _Lanes(CALLS_FROM)}
 
     def named(self) -> dict[str, Any]:
@@ -97,6 +98,8 @@ class _Session:
         elif event == "resource.sampled":
             yield self._sample(record)
         elif event in ("call.retried", "call.hedged", "call.fell_back", "call.slow") or event.startswith(MOMENTS):
+            if event == "call.retried":
+                self._retries.setdefault(record["call_id"], []).append((unix_us(record["time"]), record["delay_us"]))
             yield self._event("i", event, 0, unix_us(record["time"]), args=_args(record), s="p")
 
     def unended(self) -> Iterator[dict[str, Any]]:
@@ -112,14 +115,12 @@ class _Session:
 
     def _call(self, end: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ended, took = unix_us(end["time"]), duration_us(end)
-        yield from self._slice("worker", _name(end), ended - took, ended, _args(end))
         at = ended - took
+        yield from self._slice("worker", _name(end), at, ended, _args(end))
         lane = self._lanes["worker"].latest
-        parts = [(f"wait: {what}", end["wait_us"].get(what, 0)) for what in WAITS]
-        for name, length in (*parts, ("run", end["run_us"])):
-            if length:
-                yield self._event("X", name, lane, at, dur=length, cat=name.partition(":")[0])
-                at += length
+        for name, length in _parts(end, at, self._retries.pop(end["call_id"], [])):
+            yield self._event("X", name, lane, at, dur=length, cat=name.partition(":")[0])
+            at += length
 
     def _run(self, started: Mapping[str, Any], until: int, end: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         args = {name: end[name] for name in ("items", "failed", "skipped") if name in end}
@@ -177,6 +178,34 @@ class _Lanes:
             self._until[number] = end
         self.latest = self._first + number
         return self.latest
+
+
+def _parts(end: Mapping[str, Any], begin: int, retries: list[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+    """What a call did, in order: names and lengths, which add up to it.
+
+    Its record has sums only: where it waited for what stands first, then its run, cut where an attempt has failed.
+    """
+    waits = end["wait_us"]
+    rest = [(f"wait: {what}", waits.get(what, 0)) for what in WAITS] + [("run", end["run_us"])]
+    left = waits.get("retry", 0)
+    at = begin
+    for number, (failed_at, delay) in enumerate(retries, 1):
+        while rest and at < failed_at:
+            name, length = rest.pop(0)
+            part = min(length, failed_at - at)
+            if part < length:
+                rest.insert(0, (name, length - part))
+            if part:
+                yield name, part
+            at += part
+        slept = left if number == len(retries) else min(delay, left)
+        if slept:
+            yield "wait: retry", slept
+        left -= slept
+        at += slept
+    if left:
+        rest.insert(0, ("wait: retry", left))  # the records of its retries are missing
+    yield from ((name, length) for name, length in rest if length)
 
 
 def _name(call: Mapping[str, Any]) -> str:
