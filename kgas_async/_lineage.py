@@ -32,6 +32,7 @@ class Traced:
         parent_id: The call that it is nested in, if it is.
         batch_id: The call that ran it together with others.
         reused_from: The call whose value it has.
+        inputs_sha256, output_sha256: Digests of what it was given and gave, where they are on record.
     """
 
     call_id: str
@@ -44,6 +45,8 @@ class Traced:
     parent_id: str | None = None
     batch_id: str | None = None
     reused_from: str | None = None
+    inputs_sha256: str | None = None
+    output_sha256: str | None = None
 
 
 @dataclass(slots=True)
@@ -243,6 +246,8 @@ class _Tracing:
                 call["call_id"], call.get("phase", ""), call.get("item"), call["tool"], call["version"],
                 call.get("status", "open"), sources, call.get("parent_id"), call.get("batch_id"),
                 call.get("reused_from"),
+                call.get("inputs_sha256"),
+                call.get("output_sha256"),
             )
         )  # fmt: skip
         for source in sources:

@@ -16,6 +16,7 @@ from kgas_async import EvidenceError, JsonlSink, MemorySink, Outcome, Phase, Pip
 from kgas_async._cli import app
 from kgas_async._lineage import lineage
 from kgas_async.export.prov import prov_document
+from kgas_async.export.trace import trace_events
 
 from .test_lineage import load, named, recorded, words
 
@@ -68,6 +69,24 @@ async def test_each_call_is_an_activity_of_its_tool_with_its_time() -> None:
     assert agents == {f"kgas:tool-{end['tool']}-{end['version']}" for end in ends.values()}
     associated = related(document, model.ProvAssociation, "activity", "agent")
     assert {activity for activity, _ in associated} == {f"kgas:call-{one}" for one in ends}
+
+
+async def test_digests_are_taken_over_and_values_are_not() -> None:
+    records = [
+        {**record, "inputs_sha256": "11", "output_sha256": "22", "inputs": "secret", "output": "secret"}
+        if "wait_us" in record
+        else record
+        for record in await recorded(words, named("a"))
+    ]
+    document = prov_document(records)
+    ends = [record["call_id"] for record in records if "wait_us" in record]
+    for call_id in ends:
+        assert document["activity"][f"kgas:call-{call_id}"]["kgas:inputs_sha256"] == "11"
+        assert document["entity"][f"kgas:result-{call_id}"]["kgas:output_sha256"] == "22"
+    assert {(call.inputs_sha256, call.output_sha256) for call in lineage(records, item="a").calls} == {("11", "22")}
+    events = list(trace_events(records))
+    assert "secret" not in json.dumps([document, events])
+    assert {event["args"]["output_sha256"] for event in events if event.get("cat") == "call"} == {"22"}
 
 
 async def test_a_nested_call_was_started_by_the_one_around_it() -> None:

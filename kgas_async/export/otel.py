@@ -158,6 +158,7 @@ class OtelSink:
 _KEPT: Final = (
     "tool", "version", "call_id", "call_name", "run_id", "pipeline", "phase", "item", "attempt", "status", "run_us",
     "cpu_us", "rss_peak_bytes", "batch_size", "abandoned", "answered_by", "reason",
+    "inputs_sha256", "output_sha256",
 )  # fmt: skip
 
 

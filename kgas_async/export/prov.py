@@ -83,7 +83,7 @@ class _Document:
         else:
             began = EPOCH + timedelta(microseconds=unix_us(call["time"]) - duration_us(call))
             attributes |= {"prov:startTime": began.isoformat(), "prov:endTime": call["time"]}
-        named = ("phase", "item", "attempt", "batch_size", "answered_by")
+        named = ("phase", "item", "attempt", "batch_size", "answered_by", "inputs_sha256")
         attributes |= {f"kgas:{name}": call[name] for name in named if name in call}
         self.sections["activity"][activity] = attributes
         agent = _id("tool", call["tool"], call["version"])

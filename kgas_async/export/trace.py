@@ -8,7 +8,7 @@ calls were open at once: as many as there were workers. Evidence is read once, i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
 from kgas_async._reading import ENDS, Evidence, duration_us, read, unix_us
@@ -215,5 +215,6 @@ def _name(call: Mapping[str, Any]) -> str:
 
 
 def _args(record: Mapping[str, Any]) -> dict[str, Any]:
-    left_out: Iterable[str] = ("schema", "session_id", "seq", "event", "time", "wait_us")
+    frame = ("schema", "session_id", "seq", "event", "time", "wait_us", "previous_sha256")
+    left_out = (*frame, "inputs", "output")  # values, where they are on record: they are not to go elsewhere
     return {name: value for name, value in record.items() if name not in left_out}
