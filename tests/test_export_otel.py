@@ -115,6 +115,7 @@ def in_child(x: int) -> int:
 in_process = ToolAdapter(in_child, name="in_process", offload="process")
 
 
+@pytest.mark.real_time  # a worker process
 async def test_parents_are_right_through_tasks_threads_and_processes() -> None:
     spans = Spans()
     async with spans.manager(processes=1) as manager:

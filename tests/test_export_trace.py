@@ -118,6 +118,7 @@ def test_a_retry_is_waited_for_where_its_attempt_has_failed(
     assert ends[-1] == whole["ts"] + whole["dur"]
 
 
+@pytest.mark.real_time  # virtual ones take no time, and the record tells the real one
 async def test_each_wait_shows_somewhere() -> None:
     events = list(trace_events(await recorded()))
     names = {event["name"] for event in slices(events)}
