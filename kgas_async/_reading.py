@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 from ._errors import EvidenceError
 from ._records import SCHEMA
 from ._suggest import nearest
+from ._verify import segments_of
 
 __all__ = [
     "ENDS",
@@ -69,30 +70,27 @@ class EvidenceFile:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         self.unreadable = 0
-        for path in self._files():
-            try:
+        path = self.path
+        try:
+            for path in segments_of(self.path):
                 with path.open("rb") as file:
-                    for number, line in enumerate(file, 1):
-                        record = _record_of(line)
-                        if record is None:
-                            self.unreadable += bool(line.strip())
-                        elif record["schema"] != SCHEMA:
-                            raise EvidenceError(
-                                f"{str(path)!r}, line {number}: evidence of schema {record['schema']!r}, and this "
-                                f"reads schema {SCHEMA}; read it by the version that wrote it"
-                            )
-                        else:
-                            yield record
-            except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
-                why = error.strerror if isinstance(error, OSError) else error
-                raise EvidenceError(f"evidence cannot be read from {str(path)!r}: {why}; give a file of it") from error
+                    yield from self._records(path, file)
+        except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
+            why = error.strerror if isinstance(error, OSError) else error
+            raise EvidenceError(f"evidence cannot be read from {str(path)!r}: {why}; give a file of it") from error
 
-    def _files(self) -> Iterator[Path]:
-        yield self.path
-        number = 2
-        while (segment := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            yield segment
-            number += 1
+    def _records(self, path: Path, lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
+        for number, line in enumerate(lines, 1):
+            record = _record_of(line)
+            if record is None:
+                self.unreadable += bool(line.strip())
+            elif record["schema"] != SCHEMA:
+                raise EvidenceError(
+                    f"{str(path)!r}, line {number}: evidence of schema {record['schema']!r}, and this reads schema "
+                    f"{SCHEMA}; read it by the version that wrote it"
+                )
+            else:
+                yield record
 
 
 Read: TypeAlias = EvidenceFile | list[Mapping[str, Any]]

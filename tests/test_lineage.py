@@ -26,6 +26,7 @@ from kgas_async import (
 from kgas_async._cli import app
 from kgas_async._lineage import Lineage, Traced, lineage
 from kgas_async._reading import EvidenceFile
+from kgas_async._verify import segments_of
 from kgas_async.export.prov import prov_document
 from kgas_async.export.trace import trace_events
 
@@ -225,11 +226,21 @@ async def test_of_several_runs_it_is_the_latest_unless_told(tmp_path: Path) -> N
 
 
 async def test_segments_of_a_log_are_read_in_order(tmp_path: Path) -> None:
-    records = [json.dumps(record) + "\n" for record in await recorded(words, named("a", "b"))]
-    (tmp_path / "run.jsonl").write_text("".join(records[:5]))
-    (tmp_path / "run.jsonl.2").write_text("".join(records[5:9]))
-    (tmp_path / "run.jsonl.3").write_text("".join(records[9:]))
-    assert [record["seq"] for record in EvidenceFile(tmp_path / "run.jsonl")] == list(range(1, len(records) + 1))
+    path = tmp_path / "run.jsonl"
+    records = await recorded(words, named("a", "b"), JsonlSink(path, max_bytes=2000))
+    assert len(segments_of(path)) > 1
+    assert [record["seq"] for record in EvidenceFile(path)] == [record["seq"] for record in records]
+    assert lineage(path, phase="total") == lineage(records, phase="total")
+
+
+async def test_digests_are_told_where_they_are_on_record() -> None:
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None, lineage=True) as manager:
+        await manager.run(words, named("a"))
+    digests = {record["call_id"]: record["output_sha256"] for record in sink.records if "wait_us" in record}
+    found = lineage(sink.records, phase="counts", item="a")
+    assert {call.call_id: call.output_sha256 for call in found.calls}.items() <= digests.items()
+    assert all(call.inputs_sha256 for call in found.calls)
 
 
 async def test_torn_lines_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -410,3 +421,9 @@ def test_markup_in_names_is_shown_as_it_is(tmp_path: Path) -> None:
     result = command(str(path), "--item", "[red]a[/b]")
     assert result.exit_code == 0
     assert "[red]a[/b]" in result.stdout
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "/"])
+def test_what_can_be_no_file_is_refused_with_words(path: str) -> None:
+    with pytest.raises(EvidenceError, match="cannot be read from"):
+        lineage(path, item="a")
