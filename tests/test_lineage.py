@@ -233,6 +233,19 @@ async def test_segments_of_a_log_are_read_in_order(tmp_path: Path) -> None:
     assert lineage(path, phase="total") == lineage(records, phase="total")
 
 
+async def test_a_resumed_run_tells_the_same_of_what_its_journal_had(tmp_path: Path) -> None:
+    journal = tmp_path / "run.db"
+    first = await recorded(words, named("a", "b"), journal=journal)
+    second = await recorded(words, named("a", "b", "c"), journal=journal)
+    for phase, item in (("counts", "a"), ("shouts", "b/1")):
+        before, after = lineage(first, phase=phase, item=item), lineage(second, phase=phase, item=item)
+        own = [call for call in places(before) if call[2] != "inner"]  # what is not run again, nests nothing
+        assert places(after) == own
+        assert {call.status for call in after.calls} == {"reused"}
+        assert after.items == before.items
+    assert lineage(second, phase="total").items == {key: ["name"] for key in "abc"}
+
+
 async def test_digests_are_told_where_they_are_on_record() -> None:
     sink = MemorySink()
     async with ServiceManager(evidence=sink, log=None, lineage=True) as manager:
