@@ -38,6 +38,8 @@ except ModuleNotFoundError as missing:  # the extra is not installed
     sys.exit(2)
 
 from . import _cli_evidence, _cli_journal
+from ._cli_export import add_export
+from ._cli_lineage import add_lineage
 
 __all__ = ["app", "main"]
 
@@ -49,6 +51,8 @@ app = typer.Typer(
     name="kgas-async", help="Run tools over many items: bounded, cancellable, on record.", no_args_is_help=True,
     add_completion=True, pretty_exceptions_enable=False,
 )  # fmt: skip
+add_lineage(_cli_evidence.app)
+add_export(_cli_evidence.app)
 app.add_typer(_cli_evidence.app)
 app.add_typer(_cli_journal.app)
 

@@ -12,12 +12,12 @@ from ._verify import verify_evidence
 
 __all__ = ["app"]
 
-app = typer.Typer(name="evidence", help="Check what was recorded.", no_args_is_help=True)
+app = typer.Typer(name="evidence", help="Check what was recorded, trace it, export it.", no_args_is_help=True)
 
 
 @app.callback()
 def _root() -> None:
-    """Check what was recorded."""
+    """Check what was recorded, trace it, export it."""
 
 
 @app.command()

@@ -79,7 +79,7 @@ class StructlogSink:
         """Emit them, each in a copy of its call's context, so that what was bound there is in the line."""
         for record in records:
             event = record["event"]
-            fields = {name: value for name, value in record.items() if name not in ("event", "schema")}
+            fields = {name: value for name, value in record.items() if name not in ("event", "schema", "plan")}
             if "stack" in fields:
                 fields["stack"] = "\n".join(fields["stack"])  # structlog's renderers take it for text
             suffix = event.rpartition(".")[2]

@@ -117,3 +117,37 @@ class Plan:
     phases: dict[str, PlannedPhase]
     batches: tuple[PlannedPhase, ...]
     taken_per_run: Mapping[str, bool]
+
+    def on_record(self) -> list[dict[str, Any]]:
+        """The phases as they stand in ``run.started``: whoever reads the evidence finds by it what came from what.
+
+        Once per run, so that the records of calls need no list of what they took: phase and item key say it.
+        """
+        return [_on_record(planned) for planned in self.phases.values()]
+
+
+def _on_record(planned: PlannedPhase) -> dict[str, Any]:
+    phase = planned.phase
+    fields: dict[str, Any] = {
+        "phase": phase.name,
+        "tool": phase.tool.name,
+        "version": str(phase.tool.version),
+        "level": "run" if planned.level == RUN else "/".join(("item", *planned.level)),
+        "inputs": [_input_on_record(binding) for binding in planned.bindings],
+        "needs": list(planned.needs),
+    }
+    if phase.expand is not None:
+        fields["expand"] = phase.expand
+    if phase.collect is not None:
+        fields["collect"] = "run" if phase.collect is True else f"each {phase.collect}"
+    if phase.batch is not None:
+        fields["batch"] = phase.batch
+    return fields
+
+
+def _input_on_record(binding: Binding) -> dict[str, Any]:
+    fields: dict[str, Any] = {"input": binding.parameter, binding.kind: binding.name}
+    if binding.path:
+        fields["path"] = ".".join(binding.path)
+    fields |= {name: True for name in ("collected", "optional", "outcomes") if getattr(binding, name)}
+    return fields

@@ -49,7 +49,10 @@ async def running(
         )
         await journaled.open_journal()
     if session.log is not None:
-        session.log.emit("run.started", run_id=run_id, pipeline=pipeline.name)
+        session.log.emit(
+            "run.started", run_id=run_id, pipeline=pipeline.name, plan=pipeline.plan.on_record(),
+            parent_id=None if parent is None else parent.id,
+        )  # fmt: skip
     crew.start()
     try:
         yield crew

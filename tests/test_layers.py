@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, str]] = [
         "L1",
         "_matching _priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit "
         "_window _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
-        "_chain _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading",
+        "_chain _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading",
     ),
     (
         "L2",
@@ -39,7 +39,8 @@ LAYERS: list[tuple[str, str]] = [
         "L3",
         "_drive _events _host _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _attempt "
         "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
-        "_advice _figures _ledger _monitor _watchdog _phase _plan _planner _resolve _pipeline _report _every",
+        "_advice _figures _ledger _derivation _lineage _monitor _watchdog _phase _plan _planner _resolve _pipeline "
+        "_report _every",
     ),
     (
         "L4",
@@ -53,7 +54,7 @@ LAYERS: list[tuple[str, str]] = [
         "_batcher",
     ),
     ("front", "__init__"),
-    ("L6", "_cli _cli_evidence _cli_journal __main__ services export engines testing"),
+    ("L6", "_cli _cli_evidence _cli_journal _cli_lineage _cli_export __main__ services export engines testing"),
 ]
 LAYER_OF = {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}
 
@@ -75,6 +76,7 @@ DOORS = [
     Door("queue _thread concurrent", r"_threads", "threads are made, fed and counted in one place"),
     Door("multiprocessing subprocess", r"_process|_guarding", "processes are started and killed in one place"),
     Door("typer rich click", r"_cli(_.*)?", "the extra `cli` is not always installed"),
+    Door("opentelemetry", r"export\.(otel|_otel_context)", "the extra `otel` is not always installed"),
     Door(
         "mcp mcp_types uvicorn hypercorn starlette sse_starlette jsonschema referencing",
         r"export\.(mcp|_mcp_.*)",

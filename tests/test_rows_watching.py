@@ -1,4 +1,4 @@
-"""Backpressure, order and watching: the rows 27, 33, 43 to 46 and 50 of rows.md, and what was wrong there."""
+"""Backpressure, order and watching: the rows 27, 33, 43 to 47 and 50 of rows.md, and what was wrong there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from kgas_async import (
     ServiceManager,
     tool,
 )
+from kgas_async.export.lineage import lineage
 
 
 def unwatched(**options: Any) -> PerformanceMonitor:
@@ -328,3 +329,29 @@ async def test_row_50_each_of_20_blocking_sleeps_in_async_tools_is_found_with_it
                 await anyio.sleep(0.1)  # what is recorded is written
     assert all(place.endswith(".careless") and "test_rows_watching.py:" in place for place in found().values())
     assert monitor.report().stalls.count >= 20
+
+
+# --- row 47: provenance; there: each operation kept all that it came from, so that storage grew with the square
+
+
+async def test_row_47_lineage_of_outputs_and_impact_of_inputs_in_storage_that_is_linear_in_the_calls() -> None:
+    @tool
+    async def add(values: list[int]) -> int:
+        return sum(values)
+
+    phases = [Phase(f"sum{number}", add, collect=True, bind={"values": "double"}) for number in range(4)]
+    pipeline = Pipeline("sums", Phase("double", double), *phases, item=["x"])
+
+    async def recorded(items: int) -> list[dict[str, Any]]:
+        sink = MemorySink()
+        async with ServiceManager(evidence=sink, log=None) as manager:
+            await manager.run(pipeline, [{"x": number} for number in range(items)])
+        return sink.records
+
+    few, many = await recorded(50), await recorded(200)
+    assert [len(json.dumps(records)) / (len(records) + 4) < 400 for records in (few, many)] == [True, True]
+    assert len(many) - len(few) == 150
+    for phase in phases:  # each came from all of them
+        assert len(lineage(many, phase=phase.name).items) == 200
+    reached = lineage(many, item="7", direction="downstream")
+    assert sorted(call.phase for call in reached.calls) == ["double", "sum0", "sum1", "sum2", "sum3"]

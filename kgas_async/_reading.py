@@ -1,0 +1,207 @@
+"""Evidence as it is read again: records of files or of a list, as often as one wants, and the runs in them.
+
+Knows the form of records, and not what is made of them. Whether they are as they were written, `evidence verify` says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from ._errors import EvidenceError
+from ._records import SCHEMA
+from ._suggest import nearest
+from ._verify import segments_of
+
+__all__ = [
+    "ENDS",
+    "EPOCH",
+    "Evidence",
+    "EvidenceFile",
+    "Read",
+    "RunOnRecord",
+    "choose_run",
+    "duration_us",
+    "read",
+    "runs_of",
+    "unix_us",
+]
+
+Evidence: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+ENDS: Final = frozenset(
+    f"call.{status}" for status in ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused")
+)
+# What a record has by its event, texts and numbers, so that nobody stumbles over one that was damaged.
+_EVERY: Final = (("session_id",), ("seq",))
+_CALL: Final = (("session_id", "call_id", "tool", "version"), ("seq",))
+_END: Final = ((*_CALL[0], "status"), ("seq", "run_us"))
+_RUN: Final = (("session_id", "run_id", "pipeline"), ("seq",))
+_FIELDS: Final = {
+    **dict.fromkeys(ENDS, _END),
+    **dict.fromkeys(("call.started", "call.hedged", "call.fell_back"), _CALL),
+    "call.retried": (_CALL[0], ("seq", "delay_us")),
+    "run.started": _RUN,
+    "run.ended": (_RUN[0], ("seq", "items", "failed", "skipped")),
+    "item.failed": ((*_RUN[0], "item"), ("seq",)),
+    "resource.sampled": (("session_id",), ("seq", "cpu_us", "span_us", "rss_bytes")),
+}
+_AT_TIMES: Final = ("run_id", "pipeline", "phase", "item", "parent_id", "batch_id", "reused_from")
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class EvidenceFile:
+    """The records of a JSON lines file and of the segments beside it (``run.jsonl.2``, ...), read anew each time.
+
+    Attributes:
+        unreadable: Lines of the latest reading that are no records; a crash may have torn one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.unreadable = 0
+
+    def __repr__(self) -> str:
+        return f"EvidenceFile({str(self.path)!r})"
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        self.unreadable = 0
+        path = self.path
+        try:
+            for path in segments_of(self.path):
+                with path.open("rb") as file:
+                    yield from self._records(path, file)
+        except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
+            why = error.strerror if isinstance(error, OSError) else error
+            raise EvidenceError(f"evidence cannot be read from {str(path)!r}: {why}; give a file of it") from error
+
+    def _records(self, path: Path, lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
+        for number, line in enumerate(lines, 1):
+            record = _record_of(line)
+            if record is None:
+                self.unreadable += bool(line.strip())
+            elif record["schema"] != SCHEMA:
+                raise EvidenceError(
+                    f"{str(path)!r}, line {number}: evidence of schema {record['schema']!r}, and this reads schema "
+                    f"{SCHEMA}; read it by the version that wrote it"
+                )
+            else:
+                yield record
+
+
+Read: TypeAlias = EvidenceFile | list[Mapping[str, Any]]
+
+
+def read(evidence: Evidence) -> Read:
+    """Evidence that can be gone through several times: a path, a list of records; another iterable is made a list.
+
+    Raises:
+        TypeError: It is none of them.
+    """
+    if isinstance(evidence, (EvidenceFile, list)):
+        return evidence
+    if isinstance(evidence, (str, os.PathLike)):
+        return EvidenceFile(evidence)
+    if isinstance(evidence, Iterable) and not isinstance(evidence, (Mapping, bytes)):
+        return list(evidence)
+    raise TypeError(f"evidence is a path or records, such as MemorySink().records, not {evidence!r}")
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None where it is none, or lacks what its kind has: a torn or a changed one."""
+    try:
+        found = json.loads(line)
+        if not isinstance(found, dict) or not isinstance(found["event"], str) or "schema" not in found:
+            return None
+        if found["schema"] != SCHEMA:  # said by who asks
+            return found
+        unix_us(found["time"])
+        texts, numbers = _FIELDS.get(found["event"], _EVERY)
+        if not all(isinstance(found[name], str) for name in texts):
+            return None
+        if not all(isinstance(found[name], int) and found[name] >= 0 for name in numbers):
+            return None
+        if not all(isinstance(found.get(name, ""), str) for name in _AT_TIMES):
+            return None
+        waits = found["wait_us"].values() if found["event"] in ENDS else ()
+        if not all(isinstance(one, int) and one >= 0 for one in waits):
+            return None
+        is_call = found["event"] in ENDS or found["event"] == "call.started"
+        return None if is_call and "run_id" in found and "phase" not in found else found
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def unix_us(time: str) -> int:
+    """A record's time as microseconds since 1970."""
+    since = datetime.fromisoformat(time) - EPOCH
+    return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def duration_us(end: Mapping[str, Any]) -> int:
+    """Of an ended call: what it waited and ran, as its record says."""
+    waited: int = sum(end["wait_us"].values())
+    return waited + int(end["run_us"])
+
+
+@dataclass(slots=True)
+class RunOnRecord:
+    """A run as its evidence tells of it.
+
+    Attributes:
+        plan: Its phases, as `Plan.on_record` gives them; None where an older version has written the record.
+        parent_id: The call that it was started in.
+        ended: The record of its end, if there is one.
+    """
+
+    run_id: str
+    pipeline: str
+    session_id: str
+    started: str
+    plan: list[dict[str, Any]] | None
+    parent_id: str | None = None
+    ended: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+def run_of(record: Mapping[str, Any]) -> RunOnRecord:
+    """The run that a ``run.started`` tells of."""
+    return RunOnRecord(
+        record["run_id"], record["pipeline"], record["session_id"], record["time"], record.get("plan"),
+        record.get("parent_id"),
+    )  # fmt: skip
+
+
+def runs_of(records: Iterable[Mapping[str, Any]]) -> dict[str, RunOnRecord]:
+    """The runs on record by id, in the order of their start."""
+    runs: dict[str, RunOnRecord] = {}
+    for record in records:
+        if record["event"] == "run.started":
+            runs[record["run_id"]] = run_of(record)
+        elif record["event"] == "run.ended" and record["run_id"] in runs:
+            runs[record["run_id"]].ended = record
+    return runs
+
+
+def choose_run(runs: Mapping[str, RunOnRecord], run_id: str | None) -> RunOnRecord:
+    """The run of that id, or the latest.
+
+    Raises:
+        EvidenceError: There is no such run, or it is on record without its plan.
+    """
+    if not runs:
+        raise EvidenceError("there is no run on record: lineage is of the items of pipelines, so of manager.run(...)")
+    if run_id is None:
+        run_id = list(runs)[-1]
+    elif run_id not in runs:
+        raise EvidenceError(f"no run {run_id!r} is on record; there are {', '.join(runs)}{nearest(run_id, runs)}")
+    run = runs[run_id]
+    if run.plan is None:
+        raise EvidenceError(
+            f"run {run_id!r} of pipeline {run.pipeline!r} is on record without its plan, as older versions wrote it, "
+            f"so that nobody can tell what came from what; run it again"
+        )
+    return run
