@@ -20,7 +20,7 @@ from ._host import Host
 from ._item_outcome import item_outcome
 from ._journal import Journal
 from ._journal_file import Ended, Recorded
-from ._journaled_items import OpenItem, end_reused, kept_outcome, place_of, root_of, was_reused
+from ._journaled_items import OpenItem, end_reused, kept_outcome, place_of, root_of, rows_after, was_reused
 from ._journaled_level import JournaledLevel
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -170,11 +170,23 @@ class JournaledCrew(RunCrew):
             if value is not NOTHING:
                 return value
         item.digests[frame, kept.name] = of_inputs
+        self._runs_anew(frame, planned)
         return NOTHING
+
+    def _runs_anew(self, frame: Frame, planned: PlannedPhase) -> None:
+        """What comes after it and takes nothing is of before it, and of no use also if this run never comes to that."""
+        name = planned.phase.name
+        self.level.runs_anew(name)
+        rows = self._items[root_of(frame).index].rows
+        followers = self.journal.followers.get(name) if rows else None
+        for key in rows_after(rows, followers, planned, place_of(frame)) if followers else ():
+            self.journal.forget(rows.pop(key))
 
     def _registered(self, frame: Frame, planned: PlannedPhase, bound: Bound, inputs: dict[str, Any]) -> Call[Any]:
         call = super()._registered(frame, planned, bound, inputs)
         kept = self.journal.kept.get(planned.phase.name)
+        if kept is None:
+            self._runs_anew(frame, planned)
         if kept is None or planned.phase.batch is not None:
             return call
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ._call import Call
@@ -10,9 +10,10 @@ from ._errors import CallError, CallFailed, CallRejected, CallSkipped, CallTimeo
 from ._frame import Expansion, Frame
 from ._journal_file import Ended, Row
 from ._outcome import Outcome
+from ._plan import PlannedPhase
 from ._run_journal import below
 
-__all__ = ["OpenItem", "end_reused", "kept_outcome", "place_of", "root_of", "was_reused"]
+__all__ = ["OpenItem", "end_reused", "kept_outcome", "place_of", "root_of", "rows_after", "was_reused"]
 
 _FAILURES: Final[Mapping[str, type[CallError]]] = {
     "failed": CallFailed, "timed_out": CallTimeout, "rejected": CallRejected,
@@ -29,7 +30,7 @@ class OpenItem:
 
     __slots__ = ("digests", "expanding", "rows")
 
-    def __init__(self, rows: Mapping[tuple[str, str], Row]) -> None:
+    def __init__(self, rows: dict[tuple[str, str], Row]) -> None:
         self.rows = rows
         self.digests: dict[tuple[Frame, str], bytes] = {}
         self.expanding: dict[Expansion, bytes] = {}
@@ -79,3 +80,23 @@ def was_reused(frame: Frame, name: str) -> bool:
 
 def _did_not_run(call: Call[Any]) -> bool:
     return call.recorded or call.status == "skipped"
+
+
+def rows_after(
+    rows: Mapping[tuple[str, str], Row], followers: Sequence[PlannedPhase], planned: PlannedPhase, place: str
+) -> list[tuple[str, str]]:
+    """Which rows are of phases that come after this one at this place: there, above it, and below it."""
+    found = []
+    for follower in followers:
+        name = follower.phase.name
+        at = place
+        while True:
+            if (at, name) in rows:
+                found.append((at, name))
+            if not at:
+                break
+            at = at.rpartition("/")[0]
+        if len(follower.level) > len(planned.level):
+            under = f"{place}/" if place else ""
+            found += [key for key in rows if key[1] == name and key[0] and key[0].startswith(under)]
+    return found

@@ -31,12 +31,14 @@ class JournaledLevel(RunLevel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.anew: set[str] = set()
+        self._begun: set[str] = set()
         self._digests: dict[str, bytes] = {}
         self._recorded: list[PlannedPhase] = []
 
     def _start(self, planned: PlannedPhase, inputs: dict[str, Any]) -> None:
         kept = self.journal.kept.get(planned.phase.name)
         if kept is None:
+            self.runs_anew(planned.phase.name)
             super()._start(planned, inputs)
             return
         try:
@@ -51,7 +53,19 @@ class JournaledLevel(RunLevel):
                 self._reuse(planned, inputs, value)
                 return
         self._digests[kept.name] = digest
+        self.runs_anew(kept.name)
         super()._start(planned, inputs)
+
+    def runs_anew(self, name: str) -> None:
+        """A phase is about to run: what is recorded of those after it is of before, also for another run."""
+        if name in self._begun:
+            return
+        self._begun.add(name)
+        rows = self.journal.run_rows
+        for other in list(rows):
+            planned = self._plan.phases.get(other)
+            if planned is None or name in self._upstream(planned):
+                self.journal.forget(rows.pop(other))
 
     def not_committed(self, error: JournalError) -> None:
         """What was to be recorded is not in the journal, so it has not succeeded."""

@@ -18,7 +18,7 @@ from ._journal_file import RUN_PLACE, JournalFile, Row, Source
 from ._journal_writer import JournalWriter
 from ._outcome import Outcome
 from ._pipeline import Pipeline
-from ._plan import PlannedPhase
+from ._plan import RUN, PlannedPhase
 
 __all__ = ["NOTHING", "Kept", "RunJournal"]
 
@@ -110,6 +110,10 @@ class RunJournal:
         home: The manager.
         journal: What the user gave.
         on_room, on_error: As of `JournalWriter`.
+
+    Attributes:
+        followers: By phase, those below the level of the run that come after it and take nothing: their inputs do not
+            tell that it has run again.
     """
 
     def __init__(
@@ -135,6 +139,11 @@ class RunJournal:
             for name, planned in pipeline.plan.phases.items()
             if planned.phase.is_journaled and planned.live is None
         }
+        self.followers: dict[str, list[PlannedPhase]] = {}
+        for kept in self.kept.values():
+            if not kept.planned.bindings and kept.planned.level != RUN:
+                for name in kept.planned.needs:
+                    self.followers.setdefault(name, []).append(kept.planned)
 
     async def open(self) -> None:
         """Open the file.
@@ -154,7 +163,7 @@ class RunJournal:
         for kept in self.kept.values():
             kept.number = file.number_of(kept.source)
             kept.is_usable[kept.number] = True
-        self.run_rows = {row.phase: row for row in file.rows("") if row.place == RUN_PLACE}
+        self.run_rows = {row.phase: row for row in file.rows("") if row.place == RUN_PLACE and row.source}
 
     def _judge(self, kept: Kept, known: Mapping[int, tuple[Source, int]]) -> None:
         """Say of each who gave values to this phase before whether they may be used."""
@@ -210,6 +219,10 @@ class RunJournal:
     def put(self, kept: Kept, item: str, place: str, inputs: bytes, value: bytes) -> None:
         """Have a value written."""
         self.writer.put(Row(item, place, kept.name, kept.number, inputs, value))
+
+    def forget(self, row: Row) -> None:
+        """Have it written that this value is not to be used: it is committed with what is put next, or before."""
+        self.writer.put(Row(row.item, row.place, row.phase, 0, b"", b""))
 
     def error(self, message: str) -> JournalError:
         """An error of this journal."""

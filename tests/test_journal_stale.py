@@ -1,0 +1,132 @@
+"""What was recorded before something that it comes after ran again is not used any more, however that run ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kgas_async import KGASTool, Phase, Pipeline, RunReport, ServiceManager, tool
+
+written: list[str] = []
+tables: list[list[str]] = []
+broken: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_written() -> None:
+    written.clear()
+    tables.clear()
+    broken.clear()
+
+
+class Write(KGASTool):
+    """Puts something into the world that is no result."""
+
+    async def execute_async(self, *, text: str) -> None:
+        written.append(text)
+
+
+@tool
+async def count() -> int:
+    if "count" in broken:
+        raise ConnectionError("the server is down")
+    return len(written)
+
+
+@tool
+async def names() -> list[str]:
+    if "names" in broken:
+        raise ConnectionError("the server is down")
+    return list(written)
+
+
+@tool
+async def look(name: str) -> str:
+    return name
+
+
+def versioned(version: str) -> Write:
+    made = Write()
+    made.version = version
+    return made
+
+
+async def run(pipeline: Pipeline, path: Path, *texts: str) -> RunReport:
+    async with ServiceManager(log=None) as manager:
+        source = [{"text": text} for text in texts]
+        return await manager.run(pipeline, source, journal=path / "run.db", keep="all")
+
+
+def per_item(version: str) -> Pipeline:
+    return Pipeline(
+        "items", Phase("write", versioned(version)), Phase("count", count, after="write"),
+        Phase("again", count.using(name="again"), after="count"), item=["text"], key="text",
+    )  # fmt: skip
+
+
+async def test_what_failed_after_something_that_ran_anew_is_not_taken_from_before(tmp_path: Path) -> None:
+    first = await run(per_item("1"), tmp_path, "a")
+    assert first.outcomes[0].value == {"write": None, "count": 1, "again": 1}
+    broken.add("count")
+    assert (await run(per_item("2"), tmp_path, "a")).failed == 1
+    broken.clear()
+    third = await run(per_item("2"), tmp_path, "a")
+    assert {name: one.status for name, one in third.outcomes[0].phases.items()} == {
+        "write": "reused", "count": "succeeded", "again": "succeeded",
+    }  # fmt: skip
+    assert third.outcomes[0].value == {"write": None, "count": 2, "again": 2}
+    assert (await run(per_item("2"), tmp_path, "a")).reused == 1
+
+
+PER_RUN = Pipeline(
+    "run", Phase("write", versioned("1")), Phase("count", count, after="write", collect=True), item=["text"], key="text"
+)
+
+
+async def test_what_runs_once_per_run_is_not_of_a_run_before_new_items(tmp_path: Path) -> None:
+    assert (await run(PER_RUN, tmp_path, "a")).results == {"count": 1}
+    broken.add("count")
+    assert "count" in (await run(PER_RUN, tmp_path, "a", "b")).errors
+    broken.clear()
+    assert (await run(PER_RUN, tmp_path, "a", "b")).results == {"count": 2}
+    assert (await run(PER_RUN, tmp_path, "a", "b")).results == {"count": 2}
+
+
+def expanding(version: str) -> Pipeline:
+    return Pipeline(
+        "expanding", Phase("write", versioned(version)), Phase("names", names, after="write", expand="name"),
+        Phase("look", look), item=["text"], key="text",
+    )  # fmt: skip
+
+
+async def test_an_expansion_is_not_of_a_run_before(tmp_path: Path) -> None:
+    assert (await run(expanding("1"), tmp_path, "a")).outcomes[0].value["look"] == ["a"]
+    broken.add("names")
+    assert (await run(expanding("2"), tmp_path, "a")).failed == 1
+    broken.clear()
+    assert (await run(expanding("2"), tmp_path, "a")).outcomes[0].value["look"] == ["a", "a"]
+
+
+@tool
+def letters(text: str) -> list[str]:
+    return list(text)
+
+
+async def test_only_the_elements_whose_own_ran_anew_forget(tmp_path: Path) -> None:
+    def pipeline() -> Pipeline:
+        return Pipeline(
+            "elements", Phase("letters", letters, expand="letter"),
+            Phase("write", versioned("1"), bind={"text": "letter"}), Phase("count", count, after="write"),
+            item=["text"], key=lambda item: "only",
+        )  # fmt: skip
+
+    async def phases(text: str) -> Any:
+        return (await run(pipeline(), tmp_path, text)).outcomes[0].phases["count"]
+
+    assert [one.status for one in await phases("ab")] == ["succeeded", "succeeded"]
+    broken.add("count")
+    assert [one.status for one in await phases("ac")] == ["reused", "failed"]
+    broken.clear()
+    assert [one.status for one in await phases("ac")] == ["reused", "succeeded"]
