@@ -10,7 +10,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -163,8 +163,13 @@ class JournalFile:
         self.is_fresh = False  # nothing was in it when it was opened
         self._database: sqlite3.Connection | None = None
 
-    def open(self, pipeline: str | None, run_id: str | None = None) -> None:
+    def open(self, pipeline: str | None, run_id: str | None = None, first: Callable[[], object] | None = None) -> None:
         """Open it for this pipeline; for a run, which is counted, if one is given.
+
+        Args:
+            pipeline: Its name; None for any.
+            run_id: Of the run.
+            first: What else there is to do as the run begins: both are there, or neither.
 
         Raises:
             JournalError: Another run has it, it is no journal of this pipeline, it is damaged or cannot be written.
@@ -176,7 +181,7 @@ class JournalFile:
             self._database = self._connected()
             self._check(pipeline)
             if run_id is not None:
-                self._begin_run(run_id)
+                self._begin_run(run_id, first)
         except (sqlite3.Error, OSError) as error:
             self.break_off()
             raise error_of(self.path, error) from error
@@ -235,13 +240,17 @@ class JournalFile:
             )
         self.is_fresh = database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
 
-    def _begin_run(self, run_id: str) -> None:
+    def _begin_run(self, run_id: str, first: Callable[[], object] | None) -> None:
         database = self.database
         # What has come in this run: in a temporary file, since there may be many, and of no use to another run.
         database.execute("CREATE TEMP TABLE claims(item TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID")
+        database.execute("BEGIN IMMEDIATE")  # a run that is refused, or killed here, is not the latest one
         added = database.execute("INSERT INTO runs(run_id, started) VALUES(?, ?)", (run_id, time.time()))
         assert added.lastrowid is not None
         self.run = added.lastrowid
+        if first is not None:
+            first()
+        database.execute("COMMIT")
 
     @property
     def database(self) -> sqlite3.Connection:

@@ -156,14 +156,18 @@ class RunJournal:
     def _open(self) -> None:
         """In the journal's thread."""
         file = self.file
-        file.open(self._pipeline.name, self._run_id)
+        file.open(self._pipeline.name, self._run_id, self._begin)
+        self.run_rows = {row.phase: row for row in file.rows("") if row.place == RUN_PLACE and row.source}
+
+    def _begin(self) -> None:
+        """What is known of who gave values, and who gives them now."""
+        file = self.file
         known = file.sources()
         for kept in self.kept.values():
             self._judge(kept, known)
         for kept in self.kept.values():
             kept.number = file.number_of(kept.source)
             kept.is_usable[kept.number] = True
-        self.run_rows = {row.phase: row for row in file.rows("") if row.place == RUN_PLACE and row.source}
 
     def _judge(self, kept: Kept, known: Mapping[int, tuple[Source, int]]) -> None:
         """Say of each who gave values to this phase before whether they may be used."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kgas_async import Journal, Phase, Pipeline, RunReport, ServiceManager, ToolAdapter, tool
+from kgas_async import Journal, JournalError, Phase, Pipeline, RunReport, ServiceManager, ToolAdapter, tool
 from kgas_async._cli import app
 
 ran: list[str] = []
@@ -180,3 +180,19 @@ def test_help_says_what_it_does() -> None:
     helped: Any = said("journal", "--help")
     assert "show" in helped
     assert "prune" in helped
+
+
+async def test_a_run_that_was_refused_leaves_no_run_behind(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+
+    async def run(function: Any, **options: Any) -> RunReport:
+        one = Pipeline("cli", Phase("upper", ToolAdapter(function, name="upper")), item=["text"], key="text")
+        async with ServiceManager(log=None) as manager:
+            return await manager.run(one, texts("ab"), journal=Journal(path, **options))
+
+    await run(upper)
+    with pytest.raises(JournalError, match="has changed"):
+        await run(lambda text: text.upper() + "!", on_change="refuse")
+    assert len(json.loads(said("journal", "show", str(path), "--json"))["runs"]) == 1
+    assert said("journal", "prune", str(path), "--stale").startswith("forgot 0 results")
+    assert (await run(upper)).reused == 2
