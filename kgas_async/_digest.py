@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import PurePath
@@ -20,9 +20,14 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from ._errors import text_of
+
 __all__ = ["digest", "has_digest"]
 
-_BASES: Final = (str, int, float, bytes, tuple, list)
+# Each with what makes a plain one of an object of a subclass, whatever that says of itself.
+_BASES: Final[dict[type, Callable[[Any], Any]]] = {
+    str: str.__str__, int: int.__int__, float: float.__float__, bytes: bytes.__bytes__, tuple: tuple, list: list,
+}  # fmt: skip
 _BY_REPR: Final = (complex, date, datetime, time, timedelta, Decimal, Fraction, UUID, PurePath, range)
 
 
@@ -56,7 +61,10 @@ def _write(value: Any, put: Callable[[str], object]) -> None:
     if kind is str:
         put(f"s{len(value)}:{value}")
     elif value is None or kind is bool or kind is int or kind is float:
-        put(f"{value!r};")
+        try:
+            put(f"{value!r};")
+        except ValueError:  # Python writes no number of more than 4,300 digits in decimal ones
+            put(f"x{value:x};")
     elif kind is list or kind is tuple:
         put("[" if kind is list else "(")
         for one in value:
@@ -86,10 +94,25 @@ def _written(value: object) -> str:
 def _write_other(value: Any, kind: type, put: Callable[[str], object]) -> None:
     name = f"{kind.__module__}.{kind.__qualname__}"
     put(f"<{len(name)}:{name} ")
-    if isinstance(value, Enum):
+    try:
+        _write_object(value, name, put)
+    except (TypeError, RecursionError):
+        raise
+    except Exception as error:  # a field that nobody has set, a property or a mapping of the user's
+        why = f"{type(error).__name__}: {text_of(error)}"
+        raise TypeError(f"a {name.removeprefix('builtins.')} has no digest: {why}") from error
+    put(">")
+
+
+def _write_object(value: Any, name: str, put: Callable[[str], object]) -> None:
+    if isinstance(value, Flag):
+        _write((value.name, value.value), put)  # bits that no member has, have no name
+    elif isinstance(value, Enum):
         _write(value.name, put)
     elif isinstance(value, BaseModel):
-        _write({**value.__dict__, **(value.__pydantic_extra__ or {})}, put)
+        fields = type(value).model_fields  # what it has computed and remembers is not a part of it
+        own = {name: one for name, one in value.__dict__.items() if name in fields}
+        _write({**own, **(value.__pydantic_extra__ or {})}, put)
     elif dataclasses.is_dataclass(value):
         _write({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, put)
     elif isinstance(value, _BY_REPR):
@@ -102,11 +125,9 @@ def _write_other(value: Any, kind: type, put: Callable[[str], object]) -> None:
         for entry in sorted(_written(one) for one in value):
             put(entry)
     else:
-        base: Any
-        for base in _BASES:
+        for base, plain in _BASES.items():
             if isinstance(value, base):  # a subclass: its class is written already
-                _write(base(value), put)
+                _write(plain(value), put)
                 break
         else:
             raise TypeError(f"a {name.removeprefix('builtins.')} has no digest")
-    put(">")

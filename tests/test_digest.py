@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from enum import Enum
+from enum import KEEP, Enum, IntFlag
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -115,3 +116,51 @@ def test_what_contains_itself_is_refused() -> None:
     loop.append(loop)
     with pytest.raises(TypeError, match="contains itself"):
         digest(loop)
+
+
+class Masked(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "***"
+
+
+class Bits(IntFlag, boundary=KEEP):
+    ONE = 1
+
+
+class Lazy(BaseModel):
+    a: int
+
+    @cached_property
+    def size(self) -> int:
+        return self.a + 1
+
+
+def test_how_a_text_shows_itself_is_not_its_digest() -> None:
+    assert digest(Masked("a")) != digest(Masked("b"))
+
+
+def test_flags_without_a_name_differ() -> None:
+    assert len({digest(Bits(number)) for number in (0, 1, 2, 3, 4)}) == 5
+
+
+def test_what_a_model_has_computed_does_not_count() -> None:
+    one, other = Lazy(a=1), Lazy(a=1)
+    assert one.size == 2
+    assert digest(one) == digest(other)
+
+
+def test_a_number_too_long_for_text_has_one() -> None:
+    assert digest(10**5000) != digest(10**5000 + 1)
+
+
+@dataclass
+class Half:
+    a: int
+    b: int = field(init=False)
+
+
+def test_what_cannot_be_read_has_none() -> None:
+    with pytest.raises(TypeError, match=r"Half has no digest: AttributeError: .*'b'"):
+        digest({"a": [Half(1)]})

@@ -6,7 +6,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -554,6 +554,19 @@ async def test_inputs_without_a_digest_are_an_error_with_the_mend(tmp_path: Path
     with pytest.raises(JournalError, match=r"phase 'taken', tool 'takes_object': by its input 'made'.*journal=False"):
         await run(pipeline, tmp_path / "run.db")
     assert not ran
+
+
+@dataclass
+class Unfinished:
+    text: str
+    size: int = field(init=False)
+
+
+async def test_an_input_that_cannot_be_read_is_an_error_with_the_mend(tmp_path: Path) -> None:
+    pipeline = Pipeline("bad", Phase("taken", takes_object, bind={"made": "text"}), item=["text"], key=lambda item: "a")
+    with pytest.raises(JournalError, match=r"phase 'taken', tool 'takes_object': by its input 'made'.*'size'"):
+        await run(pipeline, tmp_path / "run.db", [{"text": Unfinished("a")}])
+    assert (await run(pipeline, tmp_path / "run.db", [{"text": 10**5000}])).succeeded == 1
 
 
 class Unknown:
