@@ -62,7 +62,9 @@ class Kept:
             TypeError: An input has none; it names it.
         """
         try:
-            return bytes.fromhex(digest({name: _seen(value) for name, value in inputs.items()}))[:16]
+            # A number of elements, which is what there is of an expansion, is not to be taken for a value.
+            prefix = "" if self.planned.phase.expand is None else "elements"
+            return bytes.fromhex(digest({name: _seen(value) for name, value in inputs.items()}, prefix))[:16]
         except TypeError:
             for name, value in inputs.items():
                 try:

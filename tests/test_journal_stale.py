@@ -53,10 +53,10 @@ def versioned(version: str) -> Write:
     return made
 
 
-async def run(pipeline: Pipeline, path: Path, *texts: str) -> RunReport:
+async def run(pipeline: Pipeline, path: Path, *texts: str, **options: Any) -> RunReport:
     async with ServiceManager(log=None) as manager:
         source = [{"text": text} for text in texts]
-        return await manager.run(pipeline, source, journal=path / "run.db", keep="all")
+        return await manager.run(pipeline, source, journal=path / "run.db", keep="all", **options)
 
 
 def per_item(version: str) -> Pipeline:
@@ -130,3 +130,18 @@ async def test_only_the_elements_whose_own_ran_anew_forget(tmp_path: Path) -> No
     assert [one.status for one in await phases("ac")] == ["reused", "failed"]
     broken.clear()
     assert [one.status for one in await phases("ac")] == ["reused", "succeeded"]
+
+
+@tool
+async def pieces(text: str) -> Any:
+    return list(text)
+
+
+async def test_how_many_elements_there_were_is_no_value_once_nothing_expands(tmp_path: Path) -> None:
+    async def value(**options: Any) -> Any:
+        one = Pipeline("turned", Phase("pieces", pieces, **options), item=["text"], key="text")
+        return (await run(one, tmp_path, "abc")).outcomes[0].value
+
+    assert await value(expand="piece") == ["a", "b", "c"]
+    assert await value() == ["a", "b", "c"]
+    assert await value(expand="piece") == ["a", "b", "c"]
