@@ -95,13 +95,13 @@ MEND: Final = (
 
 
 def _seen(value: Any) -> Any:
-    """What of an input counts: of outcomes, which a collect may take, what came of it and not how long it took."""
+    """What of an input counts: of outcomes, which a collect may take, whose and what they are, not how long it took."""
     if isinstance(value, list):
         return [_seen(one) for one in value] if any(isinstance(one, Outcome) for one in value) else value
     if isinstance(value, Outcome):
         error = value.error
         said = "" if error is None else f"{type(error).__name__}: {text_of(error.__cause__ or error)}"
-        return (value.ok, None if value.ok else value.status, value.value, said)
+        return (value.key, value.index, value.ok, None if value.ok else value.status, value.value, said)
     return value
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kgas_async import KGASTool, Phase, Pipeline, RunReport, ServiceManager, tool
+from kgas_async import KGASTool, Outcome, Phase, Pipeline, RunReport, ServiceManager, tool
 
 written: list[str] = []
 tables: list[list[str]] = []
@@ -145,3 +145,24 @@ async def test_how_many_elements_there_were_is_no_value_once_nothing_expands(tmp
     assert await value(expand="piece") == ["a", "b", "c"]
     assert await value() == ["a", "b", "c"]
     assert await value(expand="piece") == ["a", "b", "c"]
+
+
+@tool
+async def fails(text: str) -> str:
+    raise ConnectionError("the server is down")
+
+
+@tool
+async def who(ends: list[Outcome[str]]) -> list[str]:
+    return [f"{one.index} {one.key}" for one in ends]
+
+
+async def test_outcomes_of_other_items_are_other_inputs(tmp_path: Path) -> None:
+    one = Pipeline(
+        "who", Phase("fails", fails), Phase("who", who, bind={"ends": "fails"}, collect=True), item=["text"], key="text"
+    )
+    assert (await run(one, tmp_path, "a", "b")).results == {"who": ["0 a", "1 b"]}
+    assert (await run(one, tmp_path, "a", retry="none")).results == {"who": ["0 a"]}
+    assert (await run(one, tmp_path, "b", retry="none")).results == {"who": ["0 b"]}
+    assert (await run(one, tmp_path, "b", "a", retry="none")).results == {"who": ["0 b", "1 a"]}
+    assert (await run(one, tmp_path, "a", "b", retry="none")).results == {"who": ["0 a", "1 b"]}
