@@ -148,6 +148,21 @@ def peek(path: str) -> None:
         )
 
 
+def _check_place(path: str) -> None:
+    """
+    Raises:
+        JournalError: The log of a journal that was removed lies there: SQLite would put what is in it into a new one.
+    """
+    log = f"{path}-wal"
+    is_left = os.path.lexists(log)  # asked first, since who makes a journal now makes its log after it
+    if is_left and not os.path.lexists(path):
+        raise JournalError(
+            f"{log!r} is of a journal {path!r} that was cut off and is not there any more; put that back, or remove "
+            f"this one too, to begin anew",
+            path=path,
+        )
+
+
 class JournalFile:
     """See the module.
 
@@ -175,6 +190,7 @@ class JournalFile:
             JournalError: Another run has it, it is no journal of this pipeline, it is damaged or cannot be written.
         """
         try:
+            _check_place(self.path)
             if run_id is not None and not os.path.lexists(self.path):
                 self._create(str(pipeline))
             peek(self.path)

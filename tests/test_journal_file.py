@@ -256,3 +256,19 @@ def test_the_header_says_whose_it_is(tmp_path: Path) -> None:
     whole = made(tmp_path / "run.db")
     assert whole[68:72] == APPLICATION.to_bytes(4, "big")
     assert whole[60:64] == SCHEMA.to_bytes(4, "big")
+
+
+def test_the_log_of_a_journal_that_is_gone_is_no_part_of_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    file = JournalFile(str(path))
+    file.open("papers", "run1")
+    file.begin()
+    file.write([row(f"k{number}") for number in range(20)], [])
+    file.commit()
+    log = Path(f"{path}-wal").read_bytes()  # as a kill leaves it
+    file.close("ended")
+    path.unlink()
+    Path(f"{path}-wal").write_bytes(log)
+    refused(path, "run.db-wal.*is not there any more")
+    Path(f"{path}-wal").unlink()
+    assert intact(path, 0)
