@@ -151,8 +151,11 @@ def peek(path: str) -> None:
 def _check_place(path: str) -> None:
     """
     Raises:
-        JournalError: The log of a journal that was removed lies there: SQLite would put what is in it into a new one.
+        JournalError: What lies there is no file, such as a pipe, which would be waited for; or the log of a journal
+            that was removed, which SQLite would put into a new one.
     """
+    if os.path.lexists(path) and not Path(path).is_file():
+        raise JournalError(f"journal {path!r} is no file; give it the path of one, or of none in a folder", path=path)
     log = f"{path}-wal"
     is_left = os.path.lexists(log)  # asked first, since who makes a journal now makes its log after it
     if is_left and not os.path.lexists(path):

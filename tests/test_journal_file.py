@@ -272,3 +272,14 @@ def test_the_log_of_a_journal_that_is_gone_is_no_part_of_a_new_one(tmp_path: Pat
     refused(path, "run.db-wal.*is not there any more")
     Path(f"{path}-wal").unlink()
     assert intact(path, 0)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to nothing"])
+def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run.db"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null" if kind == "device" else tmp_path / "none" / "run.db")
+    with pytest.raises(JournalError, match="is no file"):
+        JournalFile(str(path)).open("papers", "run1")
