@@ -19,7 +19,7 @@ from zlib import crc32
 
 from ._errors import JournalError
 
-__all__ = ["RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "error_of", "peek"]
+__all__ = ["RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
 
 APPLICATION: Final = 0x4B474153  # "KGAS", in the header of each journal
 SCHEMA: Final = 1
@@ -94,7 +94,7 @@ def _checksum(*parts: object) -> int:
     return crc32("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"))
 
 
-def _text(key: str) -> str:
+def as_text(key: str) -> str:
     """SQLite takes no lone surrogates, which undecodable file names are made of."""
     return key if key.isascii() else key.encode("utf-8", "backslashreplace").decode()
 
@@ -216,7 +216,7 @@ class JournalFile:
                 database.execute(f"PRAGMA application_id={APPLICATION}")
                 database.execute(f"PRAGMA user_version={SCHEMA}")
                 database.executescript(f"BEGIN;{_TABLES}COMMIT;")
-                database.execute("INSERT INTO meta VALUES('pipeline', ?)", (_text(pipeline),))
+                database.execute("INSERT INTO meta VALUES('pipeline', ?)", (as_text(pipeline),))
                 database.execute("PRAGMA journal_mode=WAL")
             with suppress(FileExistsError):  # another run was faster: its file is as good
                 os.link(made, self.path)
@@ -251,7 +251,7 @@ class JournalFile:
         if row is None:
             raise sqlite3.DatabaseError("malformed: it names no pipeline")
         self.pipeline = str(row[0])
-        if pipeline is not None and self.pipeline != _text(pipeline):
+        if pipeline is not None and self.pipeline != as_text(pipeline):
             raise JournalError(
                 f"journal {self.path!r} is of pipeline {self.pipeline!r}, not of {pipeline!r}; give each pipeline a "
                 f"journal of its own",
@@ -306,19 +306,19 @@ class JournalFile:
         Raises:
             JournalError: A row is damaged.
         """
-        item = _text(item)
-        times = self._claimed(item)
+        times = self._claimed(as_text(item))
         if times and numbers:
             item, times = f"{item}#{times}", 0
         if self.is_fresh or times:
             return Recorded(item, times, None, {})
+        key, item = item, as_text(item)
         found = self.database.execute("SELECT * FROM items WHERE item=?", (item,)).fetchone()
         ended = None
         if found is not None:
             if found[-1] != _checksum(*found[:-1]):
                 raise self._damaged(f"how item {item!r} ended")
             ended = Ended(*found[2:5])
-        return Recorded(item, times, ended, {(row.place, row.phase): row for row in self.rows(item)})
+        return Recorded(key, times, ended, {(row.place, row.phase): row for row in self.rows(item)})
 
     def _claimed(self, item: str) -> int:
         database = self.database
@@ -356,7 +356,7 @@ class JournalFile:
         database = self.database
         if rows:
             database.executemany(PUT, [_checked(row) for row in rows])
-        ended = [(_text(item), self.run, *how) for item, how in items]
+        ended = [(as_text(item), self.run, *how[:2], how[2] and as_text(how[2])) for item, how in items]
         if ended:
             database.executemany(_PUT_ITEM, [(*one, _checksum(*one)) for one in ended])
 
@@ -390,4 +390,4 @@ class JournalFile:
 
 
 def _checked(row: Row) -> tuple[Any, ...]:
-    return (Row(_text(row[0]), *row[1:]) if not row[0].isascii() else row).checked()
+    return (Row(as_text(row[0]), *row[1:]) if not row[0].isascii() else row).checked()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import JournalError
-from ._journal_file import RUN_PLACE, JournalFile, error_of
+from ._journal_file import RUN_PLACE, JournalFile, as_text, error_of
 from ._suggest import nearest
 
 __all__ = ["PhaseSummary", "RunSummary", "Summary", "prune", "summary"]
@@ -121,6 +121,7 @@ def prune(
     """
     file = _opened(path)
     database = file.database
+    item = None if item is None else as_text(item)
     try:
         _check(file, phase, item, unseen=unseen)
         database.execute("BEGIN IMMEDIATE")

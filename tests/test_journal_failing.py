@@ -18,6 +18,7 @@ import pytest
 
 from kgas_async import Journal, JournalError, Phase, Pipeline, ServiceManager, tool
 from kgas_async._journal_file import JournalFile
+from kgas_async._journal_inspect import prune
 
 from .loops import chosen
 from .programs import Program
@@ -242,3 +243,19 @@ async def test_what_a_cancelled_run_reports_is_in_the_journal(tmp_path: Path) ->
         async with manager.stream(PIPELINE, items(), journal=Journal(path, durable=True)) as outcomes:
             seen = [await anext(aiter(outcomes)) for _ in range(3)]
         assert {one.key for one in seen} <= held(path)
+
+
+@tool
+async def undecodable(text: str) -> str:
+    raise ValueError(f"cannot read {text}")
+
+
+async def test_an_error_that_no_encoding_has_is_that_items_alone(tmp_path: Path) -> None:
+    pipeline = Pipeline("bad", Phase("undecodable", undecodable), item=["text"], key="text")
+    async with ServiceManager(log=None) as manager:
+        for retry in ("all", "none"):
+            report = await manager.run(
+                pipeline, [{"text": "caf\udce9"}], journal=tmp_path / "run.db", retry=retry, keep="all"
+            )
+            assert [(one.key, one.status) for one in report.outcomes] == [("caf\udce9", "failed")]
+    assert prune(str(tmp_path / "run.db"), item="caf\udce9") == (0, 1)
