@@ -102,6 +102,8 @@ def as_text(key: str) -> str:
 def error_of(path: str, error: BaseException) -> JournalError:
     """What SQLite or the system says, with what it means for the journal."""
     text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror  # without the path, whose words say nothing
     if "locked" in text or "busy" in text:
         why = "another run, or another program, has it open: one run at a time writes to a journal"
     elif "full" in text:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kgas_async import JournalError
-from kgas_async._journal_file import APPLICATION, SCHEMA, Ended, JournalFile, Row, Source
+from kgas_async._journal_file import APPLICATION, SCHEMA, Ended, JournalFile, Row, Source, error_of
 
 from .programs import Program
 
@@ -283,3 +283,9 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
         path.symlink_to("/dev/null" if kind == "device" else tmp_path / "none" / "run.db")
     with pytest.raises(JournalError, match="is no file"):
         JournalFile(str(path)).open("papers", "run1")
+
+
+def test_what_the_system_says_is_not_read_out_of_the_path() -> None:
+    error = PermissionError(1, "Operation not permitted", "/data/full/locked/run.db")
+    assert "disk is full" not in str(error_of("/data/full/locked/run.db", error))
+    assert "another run" not in str(error_of("/data/full/locked/run.db", error))
