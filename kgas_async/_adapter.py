@@ -228,6 +228,11 @@ class ToolAdapter(KGASTool, Generic[P, R]):
             return target._origin()
         return target if inspect.isroutine(target) or isinstance(target, type) else type(target)
 
+    def _given(self) -> tuple[object, ...]:
+        target = self._legacy if self._legacy is not None else self._factory
+        inner = () if self._inner is None else self._inner._given()
+        return (target, self._function.returns, self._function.error_when, *inner)
+
     @property
     def requires(self) -> tuple[Any, ...]:
         """The services of the tool that is wrapped."""

@@ -1,30 +1,38 @@
 """The fingerprint of a tool's code, by which a changed function is noticed where its version stayed the same.
 
 Of what Python has compiled, so that comments and line numbers do not count; what the function calls does not either.
+Numbers and texts that it was made with, as defaults, by `functools.partial` or as a closure, do.
 Only fingerprints of one Python version can be compared.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from types import CodeType
 from typing import Any, Final
 
+from ._digest import digest
 from ._tool import KGASTool
 
 __all__ = ["differ", "fingerprint"]
 
 _TAG: Final = sys.implementation.cache_tag or sys.version
-_PLAIN: Final = (int, float, str, bytes, bool, complex, type(None), tuple)
+_PLAIN: Final = (int, float, str, bytes, bool, complex, type(None))
 
 
 def fingerprint(tool: KGASTool) -> str:
     """The fingerprint of the function, or the class, that a tool runs; empty where there is no code to be seen."""
     parts = sorted(_code_of(tool._origin()))
+    for given in tool._given():
+        if isinstance(given, functools.partial):
+            parts.append(f"partial={_shown([*given.args, *sorted(given.keywords.items())])};")
+        parts += [f"given={_written(one)};" for one in _functions(given)]
     return f"{_TAG}:{sha256(''.join(parts).encode()).hexdigest()[:16]}" if parts else ""
 
 
@@ -61,8 +69,26 @@ def _functions(member: Any) -> list[Callable[..., Any]]:
 
 def _written(function: Any) -> str:
     given = [*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
-    defaults = [repr(one) for one in given if isinstance(one, _PLAIN)]
-    return f"{_of_code(function.__code__, function.__doc__)}{defaults}"
+    return f"{_of_code(function.__code__, function.__doc__)}{_shown(given)}{_shown(_enclosed(function))}"
+
+
+def _enclosed(function: Any) -> Iterator[Any]:
+    """What it has of the function around it, but for what it sets itself, such as a counter."""
+    code = function.__code__
+    own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        with suppress(ValueError):  # nothing has been put there yet
+            if name not in own:
+                yield (name, cell.cell_contents)
+
+
+def _shown(values: Iterable[Any]) -> list[str]:
+    """Those that look the same in each process."""
+    return [digest(one) for one in values if _is_plain(one)]
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
 
 
 def _of_code(code: CodeType, doc: str | None = None) -> str:

@@ -176,6 +176,10 @@ class KGASTool:
         """What makes two tools of one name the same tool."""
         return type(self)
 
+    def _given(self) -> tuple[object, ...]:
+        """Functions that it was given beside its own code, by whose change its results may change."""
+        return ()
+
     @property
     def requires(self) -> tuple[Any, ...]:
         """The services that must run before this tool: those among its attributes."""
