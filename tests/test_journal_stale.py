@@ -102,11 +102,11 @@ def expanding(version: str) -> Pipeline:
 
 
 async def test_an_expansion_is_not_of_a_run_before(tmp_path: Path) -> None:
-    assert (await run(expanding("1"), tmp_path, "a")).outcomes[0].value["look"] == ["a"]
+    assert (await run(expanding("1"), tmp_path, "a")).outcomes[0].unwrap()["look"] == ["a"]
     broken.add("names")
     assert (await run(expanding("2"), tmp_path, "a")).failed == 1
     broken.clear()
-    assert (await run(expanding("2"), tmp_path, "a")).outcomes[0].value["look"] == ["a", "a"]
+    assert (await run(expanding("2"), tmp_path, "a")).outcomes[0].unwrap()["look"] == ["a", "a"]
 
 
 @tool
