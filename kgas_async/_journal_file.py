@@ -358,7 +358,9 @@ class JournalFile:
         database = self.database
         if rows:
             database.executemany(PUT, [_checked(row) for row in rows])
-        ended = [(as_text(item), self.run, *how[:2], how[2] and as_text(how[2])) for item, how in items]
+        ended = [
+            (as_text(item), self.run, how.status, how.phase, how.error and as_text(how.error)) for item, how in items
+        ]
         if ended:
             database.executemany(_PUT_ITEM, [(*one, _checksum(*one)) for one in ended])
 
