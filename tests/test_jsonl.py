@@ -127,6 +127,46 @@ def test_a_log_that_lacks_a_segment_is_refused(tmp_path: Path) -> None:
     refused(path, "run.jsonl.3 is missing, though there is run.jsonl.")
 
 
+def test_a_log_that_lacks_its_last_segment_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "run.jsonl", 20, max_bytes=600)
+    last = tmp_path / f"run.jsonl.{verify_evidence(path).segments}"
+    last.unlink()
+    refused(path, f"{last.name} is missing")
+    head_path(last).unlink()
+    refused(path, f"{last.name} is missing")
+    assert verify_evidence(path).problem == "truncated"
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_session_killed_between_two_segments_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "run.jsonl"
+    replace = _disk.replace
+
+    class Killed(BaseException): ...
+
+    def killed(head: Path, data: bytes, *, synced: bool) -> None:
+        if b"continued" in data and b'"segment":%d' % (number - 1) in data:
+            raise Killed
+        replace(head, data, synced=synced)
+
+    sink = JsonlSink(path, max_bytes=600)
+    with monkeypatch.context() as patch:
+        patch.setattr(_disk, "replace", killed)
+        with pytest.raises(Killed):
+            for seq in range(1, 20):
+                sink.write([record(seq)])
+    sink.close()  # it has failed: nothing is sealed
+    report = verify_evidence(path)
+    assert (report.problem, report.state, report.segments) == (None, "open", number)
+    before = report.records
+    written(path, 3, "next", max_bytes=600)
+    report = verify_evidence(path)
+    assert (report.ok, report.records) == (True, before + 4)
+    assert b'"continued"' in head_path(path).read_bytes()
+
+
 def test_only_one_writes_also_in_another_process_and_a_killed_one_gives_it_free(tmp_path: Path) -> None:
     path = written(tmp_path / "run.jsonl")
     program = f"""
