@@ -163,7 +163,7 @@ class JsonlSink:
         torn += newline if torn else b""
         note: dict[str, Any] = {"event": "evidence.recovered", "schema": SCHEMA, "time": rfc3339(time.time_ns())}
         note.update(torn_bytes=len(torn), torn_sha256=hash_of(torn))
-        self._put(newline, [self._chained(note)])
+        self._append(newline, [self._chained(note)])  # here, whatever its size: it belongs behind what was torn
         what = f"; {counted(len(torn), 'torn byte')} are kept in it, and noted" if torn else ""
         logging.getLogger("kgas_async").warning("evidence %s was not closed by its last session%s", self.path, what)
 

@@ -254,6 +254,16 @@ def test_a_line_torn_at_any_byte_is_kept_and_noted(tmp_path: Path) -> None:
         assert (note["torn_bytes"], note["torn_sha256"]) == (len(torn), hash_of(torn))
 
 
+@pytest.mark.parametrize("torn", [b'{"event":"x', b"", b"no record\n"])
+def test_what_was_torn_in_a_full_segment_is_noted_in_it(tmp_path: Path, torn: bytes) -> None:
+    path = left_open(tmp_path / "run.jsonl")
+    with path.open("ab") as file:
+        file.write(torn)
+    written(path, 2, "next", max_bytes=path.stat().st_size)
+    report = verify_evidence(path)
+    assert (report.ok, report.records, report.recovered, report.segments) == (True, 8, bool(torn), 2), str(report)
+
+
 def test_a_torn_piece_that_is_removed_or_changed_later_is_found(tmp_path: Path) -> None:
     path = left_open(tmp_path / "run.jsonl")
     path.write_bytes(path.read_bytes()[:-30])
