@@ -5,6 +5,7 @@ docs/explanation-evidence-format.md says what is in the files.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -308,6 +309,5 @@ class JsonlSink:
 
 def _previous_of(line: bytes) -> str:
     """The hash that a line of ours has of the one before."""
-    mark = b'"previous_sha256":"'
-    begin = line.index(mark) + len(mark)
-    return line[begin : begin + 64].decode()
+    previous: str = json.loads(line)["previous_sha256"]
+    return previous

@@ -328,6 +328,16 @@ def test_segments_are_no_larger_than_said_but_for_one_record(tmp_path: Path, max
         assert not list(tmp_path.glob("*.new"))
 
 
+def test_a_value_that_is_named_as_the_link_breaks_no_segment(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    sink = JsonlSink(path, max_bytes=600)
+    sink.write([record(seq) | {"inputs": {"previous_sha256": "text"}} for seq in range(1, 10)])
+    sink.close()
+    report = verify_evidence(path)
+    assert (report.ok, report.records) == (True, 9), str(report)
+    assert report.segments > 2
+
+
 # --- disks that fail
 
 
