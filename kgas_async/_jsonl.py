@@ -127,7 +127,7 @@ class JsonlSink:
         if head is None:
             why = wrong or f"{head_path(path).name} is missing, and with it how the log ends"
             self._refuse(f"{why}; restore that file, or give another evidence= path")
-        if head.segment != self._number:
+        if head.segment != self._number or (self._number == 1 and head.previous != GENESIS):
             self._refuse(f"{head_path(path).name} is of another segment; {mend}")
         if head.state == "continued":
             missing = segment_path(self.path, self._number + 1).name
@@ -137,9 +137,9 @@ class JsonlSink:
         return segment
 
     def _end_before(self, path: Path, following: Segment) -> None:
-        """Say in the head of the segment before that it goes on: a session was killed before it could."""
+        """See that it follows the segment before, and say there that it goes on, if a kill has prevented that."""
         head, _ = head_of(path)
-        if head is None or head.state != "open":
+        if head is None or (head.state != "open" and head.last == following.previous):
             return
         segment = Segment(path, head.previous, head)
         segment.scan()

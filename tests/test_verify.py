@@ -186,6 +186,17 @@ def test_the_head_is_checked_byte_for_byte(log: Path) -> None:
     assert verify_evidence(log).problem == "head"
 
 
+@pytest.mark.parametrize("name", ["records", "bytes", "segment", "last_sha256", "previous_sha256", "state"])
+@pytest.mark.parametrize("value", [None, "1", False, -1, 1.5, [1], {}])
+def test_a_head_of_other_types_is_said_and_not_stumbled_over(log: Path, name: str, value: Any) -> None:
+    head = head_path(log)
+    fields = json.loads(head.read_bytes()) | {name: value}
+    head.write_bytes(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    assert both(log).problem is not None
+    with pytest.raises(EvidenceError):
+        JsonlSink(log).open()
+
+
 def test_without_its_head_a_log_is_intact_but_not_ok(log: Path) -> None:
     head_path(log).unlink()
     report = both(log)
@@ -352,3 +363,5 @@ def test_the_verifier_in_the_examples_is_short_and_needs_nothing_of_ours(log: Pa
     head_path(log).write_bytes(content)
     log.write_bytes(log.read_bytes()[:-1])
     assert run() == (1, "not intact: run.jsonl: its end is torn\n")
+    log.unlink()
+    assert run()[0] == 2
