@@ -63,6 +63,11 @@ class JsonlSink:
 
     # --- opening
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its file, and the lock on it."""
+        return self._file is not None
+
     def open(self) -> None:
         """Open the log for this writer alone; what a crash has torn stays in it and is noted."""
         if self._file is not None:
