@@ -286,6 +286,14 @@ def test_each_segment_can_be_checked_alone_with_its_head(parts: list[Path], tmp_
     assert counted + verify_evidence(parts[0]).records > RECORDS  # the first is the log
 
 
+def test_a_later_segment_does_not_pass_for_the_log(parts: list[Path], tmp_path: Path) -> None:
+    path, last = tmp_path / "only" / "run.jsonl", parts[-1]
+    path.parent.mkdir()
+    shutil.copy(last, path)
+    shutil.copy(head_path(last), head_path(path))
+    assert both(path).problem == "lost"
+
+
 def test_what_is_done_to_segments_is_found(parts: list[Path]) -> None:
     path, second, last = parts[0], parts[1], parts[-1]
     kept = {one: one.read_bytes() for part in parts for one in (part, head_path(part))}
