@@ -107,6 +107,15 @@ class Tracing:
             call = call.parent
         return found
 
+    def secrets_of(self, given: Iterable[Any]) -> set[str]:
+        """The texts in redacted fields of items and elements, or in inputs."""
+        found: set[str] = set()
+        for one in given:
+            for name in self.redact:
+                with suppress(Exception):  # a property of the user's
+                    _gather(one.get(name) if isinstance(one, Mapping) else getattr(one, name, None), found)
+        return found
+
     def cleaned(self, call: Any, text: str) -> str:
         """A text without the values of redacted inputs."""
         return without(text, self.secrets(call))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,46 @@ async def test_a_redacted_input_is_in_no_message_of_a_batch_and_of_its_items() -
         await manager.run(pipeline, [{"token": f"{SECRET}{number}"} for number in range(3)])
     failed = [record for record in ends(sink.records) if record["status"] == "failed"]
     assert len(failed) == 4
+    assert not [record for record in sink.records if "hunter" in str(record)]
+
+
+@tool
+def parts(token: str) -> Iterator[str]:
+    yield "a"
+    raise ValueError(f"no more for {token}")
+
+
+@tool
+async def keep(part: str, token: str) -> str:
+    return part
+
+
+def refuse(given: Any) -> Any:
+    raise ValueError(f"not {given}")
+
+
+def when(token: str) -> bool:
+    raise ValueError(f"not {token}")
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        Pipeline("key", Phase("keep", keep), item=["token", "part"], key=refuse),
+        Pipeline("when", Phase("keep", keep, when=when), item=["token", "part"], key="part"),
+        Pipeline("elements", Phase("p", parts, expand="part"), Phase("k", keep), item=["token", "whole"], key="whole"),
+        Pipeline(
+            "below", Phase("p", parts, expand="part"), Phase("k", keep, when=when),
+            item=["token", "whole"], key="whole",
+        ),
+    ],
+    ids=lambda pipeline: pipeline.name,
+)  # fmt: skip
+async def test_a_redacted_field_is_in_no_message_of_an_item_that_fails_outside_of_calls(pipeline: Pipeline) -> None:
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None, redact=["token"]) as manager:
+        await manager.run(pipeline, [{"token": SECRET, "part": "b", "whole": "c"}])
+    assert named(sink.records, "item.failed")
     assert not [record for record in sink.records if "hunter" in str(record)]
 
 
