@@ -1,7 +1,7 @@
 """Checks evidence: ``python verify_evidence.py run.jsonl``. Needs Python and nothing else.
 
 Written from docs/explanation-evidence-format.md, independent of the package. Exit codes: 0 intact and sealed, 1 not
-intact, 3 intact but not sealed.
+intact, 2 it cannot be read, 3 intact but not sealed.
 """
 
 import json
@@ -38,7 +38,7 @@ def check_segment(segment, head, previous):
     if torn or not line.endswith(b"\n"):
         raise ValueError(f"{segment.name}: its end is torn")
     if head is not None:
-        is_open = head["state"] == "open"
+        is_open = {"open": True, "continued": False, "sealed": False}[head["state"]]  # others are none
         if not is_open and (head["records"], head["bytes"]) != (records, segment.stat().st_size):
             raise ValueError(f"{segment.name}: its end is not the one in its head")
         if hashes.get(head["records"]) != head["last_sha256"]:
@@ -65,6 +65,9 @@ def check(path):
 if __name__ == "__main__":
     try:
         sealed = check(sys.argv[1])
+    except OSError as wrong:
+        print(f"cannot be read: {wrong}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, KeyError, TypeError) as wrong:
         sys.exit(f"not intact: {wrong}")
     print("intact and sealed" if sealed else "intact, but not sealed: records may be missing at its end")

@@ -120,4 +120,6 @@ class Head:
             )
         except (ValueError, RecursionError, KeyError, TypeError):
             return None
-        return head if head.state in _STATES and head.line() == content else None
+        numbers, texts = (head.segment, head.records, head.size), (head.previous, head.last)
+        is_one = all(type(one) is int and one >= 0 for one in numbers) and all(isinstance(one, str) for one in texts)
+        return head if is_one and head.segment and head.state in _STATES and head.line() == content else None

@@ -10,9 +10,11 @@ from typing import IO, NoReturn
 
 import typer
 
+from ._chain import head_path
 from ._errors import EvidenceError, counted
 from ._reading import EvidenceFile, runs_of
 from ._suggest import nearest
+from ._verify import segments_of
 from .export.prov import prov_document
 from .export.trace import write_trace
 
@@ -49,7 +51,7 @@ def _export(
         if run is not None and run not in runs:
             _fail(f"no run {run!r} is on record in {path}; there are {', '.join(runs) or 'none'}{nearest(run, runs)}")
         document = prov_document(evidence, run_id=run) if format == "prov" else None
-        if output is not None and Path(output).exists() and Path(output).samefile(path):
+        if output is not None and _is_evidence(Path(output), Path(path)):
             _fail(f"--output {output} is the evidence itself; give another file")
         with ExitStack() as stack:
             file: IO[str] = sys.stdout
@@ -67,6 +69,12 @@ def _export(
     if evidence.unreadable:
         lines = counted(evidence.unreadable, "line")
         typer.echo(f"{lines} of {path} could not be read and left out; a crash may have torn one", err=True)
+
+
+def _is_evidence(output: Path, path: Path) -> bool:
+    """Whether it is one of the files of that evidence: a segment, or a head."""
+    files = [file for segment in segments_of(path) for file in (segment, head_path(segment))]
+    return output.exists() and any(file.exists() and output.samefile(file) for file in files)
 
 
 def _fail(message: str) -> NoReturn:

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from ._context import current_call
+from ._errors import EvidenceError
 from ._jsonl import JsonlSink
 
 __all__ = [
@@ -135,14 +136,18 @@ def open_sinks(sinks: Sequence[Any]) -> None:
     """Open those that are files, all or none.
 
     Raises:
-        EvidenceError: One cannot be opened.
+        EvidenceError: One cannot be opened, or is open: two sessions that write by one sink break its chain.
     """
-    files = [sink for sink in sinks if isinstance(sink, JsonlSink)]
+    opened: list[JsonlSink] = []
     try:
-        for sink in files:
-            sink.open()
+        for sink in sinks:
+            if isinstance(sink, JsonlSink):
+                if sink.is_open:
+                    raise EvidenceError(f"{sink!r} is in use; give each session its own path, and each only once")
+                sink.open()
+                opened.append(sink)
     except BaseException:
-        for sink in files:
+        for sink in opened:
             sink.close()
         raise
 

@@ -66,6 +66,11 @@ class Elements:
         self.exhausted = False
         self.pulling = False
 
+    @property
+    def inputs(self) -> Any:
+        """What the call was given."""
+        return self._call.inputs
+
     @classmethod
     def of(cls, result: Any, call: Call[Any], phase: str) -> Elements:
         """From a phase's result.

@@ -225,6 +225,15 @@ class Frame:
             for frame in expansion.frames:
                 frame.end_lost()
 
+    def given(self) -> list[Mapping[str, Any]]:
+        """The fields of the item, and the elements, that it is of."""
+        found: list[Mapping[str, Any]] = []
+        frame: Frame | None = self
+        while frame is not None:
+            found.append(frame.fields)
+            frame = frame.parent
+        return found
+
     def expansion_of(self, element: str) -> Expansion | None:
         """This frame's expansion into elements of that name."""
         for expansion in self.expansions:

@@ -132,7 +132,7 @@ class JournaledCrew(RunCrew):
                 f"pipeline {self.pipeline.name!r}: item {frame.index} has the key {frame.key!r} of another item of "
                 f"this run; with a journal, keys must differ over the whole run"
             )
-            self._at_fault(frame.index, frame.key, error)
+            self._at_fault(frame.index, frame.key, error, frame.fields)
             self._wake_all_parked()
             return
         frame.key = recorded.item

@@ -5,6 +5,7 @@ docs/explanation-evidence-format.md says what is in the files.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -62,6 +63,11 @@ class JsonlSink:
 
     # --- opening
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its file, and the lock on it."""
+        return self._file is not None
+
     def open(self) -> None:
         """Open the log for this writer alone; what a crash has torn stays in it and is noted."""
         if self._file is not None:
@@ -105,7 +111,10 @@ class JsonlSink:
             self._records = self._bytes = 0
             self._write_head("open")
             return
-        self._continue(self._checked(last, head, wrong), head, size)
+        segment = self._checked(last, head, wrong)
+        if self._number > 1:
+            self._end_before(paths[-2], segment)
+        self._continue(segment, head, size)
 
     def _checked(self, path: Path, head: Head | None, wrong: str | None) -> Segment:
         """The last segment, read; or say why it is not continued. Nothing was changed yet."""
@@ -123,18 +132,34 @@ class JsonlSink:
         if head is None:
             why = wrong or f"{head_path(path).name} is missing, and with it how the log ends"
             self._refuse(f"{why}; restore that file, or give another evidence= path")
-        if head.segment != self._number:
+        if head.segment != self._number or (self._number == 1 and head.previous != GENESIS):
             self._refuse(f"{head_path(path).name} is of another segment; {mend}")
+        if head.state == "continued":
+            missing = segment_path(self.path, self._number + 1).name
+            self._refuse(
+                f"{missing} is missing, and {path.name} goes on there; restore it, or give another evidence= path"
+            )
         return segment
+
+    def _end_before(self, path: Path, following: Segment) -> None:
+        """See that it follows the segment before, and say there that it goes on, if a kill has prevented that."""
+        head, _ = head_of(path)
+        if head is None or (head.state != "open" and head.last == following.previous):
+            return
+        segment = Segment(path, head.previous, head)
+        segment.scan()
+        if segment.problem is not None or segment.last != following.previous:
+            self._refuse(
+                f"{path.name} is not whole: check it by 'kgas-async evidence verify', and give another evidence= path"
+            )
+        ended = Head("continued", head.segment, head.previous, segment.records, segment.size, segment.last)
+        _disk.replace(head_path(path), ended.line(), synced=self.fsync)
 
     def _continue(self, segment: Segment, head: Head | None, size: int) -> None:
         assert head is not None
         self._first, self._last, self._records, self._bytes = head.previous, segment.last, segment.records, size
         torn = segment.tail
-        if head.state == "continued":  # ended between one segment and the next
-            self._next_segment()
-            self._recover(b"", b"")
-        elif head.state == "open" and (size or self._number > 1):
+        if head.state == "open" and (size or self._number > 1):
             is_open_line = segment.unended or (torn and not torn.endswith(b"\n"))
             self._recover(b"\n" if is_open_line else b"", torn)
         self._write_head("open")
@@ -144,7 +169,7 @@ class JsonlSink:
         torn += newline if torn else b""
         note: dict[str, Any] = {"event": "evidence.recovered", "schema": SCHEMA, "time": rfc3339(time.time_ns())}
         note.update(torn_bytes=len(torn), torn_sha256=hash_of(torn))
-        self._put(newline, [self._chained(note)])
+        self._append(newline, [self._chained(note)])  # here, whatever its size: it belongs behind what was torn
         what = f"; {counted(len(torn), 'torn byte')} are kept in it, and noted" if torn else ""
         logging.getLogger("kgas_async").warning("evidence %s was not closed by its last session%s", self.path, what)
 
@@ -224,23 +249,35 @@ class JsonlSink:
     def _rotate(self, line: bytes) -> None:
         """Close this segment and begin the next, of which this is the first line."""
         rendered, self._last = self._last, _previous_of(line)
-        self._write_head("continued")
         self._next_segment()
         self._last = rendered
 
     def _next_segment(self) -> None:
-        """The head first: a segment without one would be a log whose head is missing."""
+        """Begin it, its head first: a segment without one would be a log whose head is missing.
+
+        Only then does the one before say that it goes on: one that says so and has no next one has lost it.
+        """
+        path, ended = self._head_path, self._head("continued")
         self._number += 1
         self._first = self._last
         self._records = self._bytes = 0
         self._write_head("open")
         before, self._file = self._file, _disk.open_file(segment_path(self.path, self._number), new=True)
-        if before is not None and before != self._locked:
-            _disk.close(before)
+        try:
+            _disk.replace(path, ended.line(), synced=self.fsync)
+        finally:
+            if before is not None and before != self._locked:
+                _disk.close(before)
 
-    def _write_head(self, state: Literal["open", "continued", "sealed"]) -> None:
-        head = Head(state, self._number, self._first, self._records, self._bytes, self._last)
-        _disk.replace(head_path(segment_path(self.path, self._number)), head.line(), synced=self.fsync)
+    @property
+    def _head_path(self) -> Path:
+        return head_path(segment_path(self.path, self._number))
+
+    def _head(self, state: Literal["open", "continued", "sealed"]) -> Head:
+        return Head(state, self._number, self._first, self._records, self._bytes, self._last)
+
+    def _write_head(self, state: Literal["open", "sealed"]) -> None:
+        _disk.replace(self._head_path, self._head(state).line(), synced=self.fsync)
 
     # --- the end
 
@@ -277,6 +314,5 @@ class JsonlSink:
 
 def _previous_of(line: bytes) -> str:
     """The hash that a line of ours has of the one before."""
-    mark = b'"previous_sha256":"'
-    begin = line.index(mark) + len(mark)
-    return line[begin : begin + 64].decode()
+    previous: str = json.loads(line)["previous_sha256"]
+    return previous

@@ -317,7 +317,9 @@ class Block:
                 monitor._unrecorded += 1
             return
         place = {} if call is None else {"tool": call.tool_name, "call_id": call.id, "item": call.placed.item}
-        shown = None if error is None else error_fields(error)
+        tracing = None if call is None else call.bound.home.tracing
+        secrets = frozenset() if tracing is None else tracing.secrets(call)
+        shown = None if error is None else error_fields(error, secrets)
         log.emit(f"block.{status}", block=self._name, status=status, run_us=run_ns // 1000, error=shown, **place)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from json.encoder import encode_basestring  # escapes just what RFC 8785 wants escaped
 from time import gmtime, strftime
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from ._errors import InvalidInputs, text_of
+from ._tracing import secrets_in, without
 
 __all__ = ["SCHEMA", "Record", "call_fields", "line_of", "render_call", "render_fields", "valid_unicode"]
 
@@ -64,13 +66,13 @@ def _wait_us(call: Any) -> dict[str, int]:
     return waits
 
 
-def error_fields(error: BaseException) -> dict[str, Any]:
-    """Type and message; of invalid inputs type and place, not the value."""
+def error_fields(error: BaseException, secrets: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+    """Type and message, without redacted inputs; of invalid inputs type and place, not the value."""
     shown = error.__cause__ if error.__cause__ is not None and hasattr(error, "call_id") else error
     fields: dict[str, Any] = {"type": type(shown).__name__}
     errors = _validation_errors(shown)
     if errors is None:
-        fields["message"] = _bounded(text_of(shown))
+        fields["message"] = _bounded(without(text_of(shown), secrets | secrets_in(error)))
     else:
         fields["errors"] = errors
     return fields
@@ -121,9 +123,10 @@ def call_fields(call: Any, event: str, error: BaseException | None) -> dict[str,
     if call.given_name is not None:
         fields["call_name"] = call.given_name
     if error is not None:
-        fields["error"] = error_fields(error)
-        if bound.home.tracing is not None and "message" in fields["error"]:
-            fields["error"]["message"] = bound.home.tracing.cleaned(call, fields["error"]["message"])
+        tracing = bound.home.tracing
+        fields["error"] = error_fields(error, frozenset() if tracing is None else tracing.secrets(call))
+        if tracing is not None:
+            tracing.cut(fields["error"].get("errors", ()))
     return fields
 
 

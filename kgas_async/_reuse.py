@@ -262,5 +262,7 @@ async def _asked(call: Call[Any], cache: Cache, what: Literal["get", "set"], *ar
     log = call.bound.home.log
     if log is not None:
         fields = call_fields(call, "cache.failed", None)
-        log.emit(**fields, store=shown(cache.store), operation=what, error=error_fields(failed))
+        tracing = call.bound.home.tracing
+        error = error_fields(failed, frozenset() if tracing is None else tracing.secrets(call))
+        log.emit(**fields, store=shown(cache.store), operation=what, error=error)
     return _MISSING

@@ -159,7 +159,7 @@ class RunCrew(WalkCrew):
             if self._plan.taken_per_run:
                 fields = with_fields_read(self.pipeline, self._plan.taken_per_run, fields, key)
         except Exception as error:  # noqa: BLE001  (a mapping or a property of the user's, if not ours)
-            self._at_fault(index, key, as_pipeline_error(f"pipeline {self.pipeline.name!r}: item {index}", error))
+            self._at_fault(index, key, as_pipeline_error(f"pipeline {self.pipeline.name!r}: item {index}", error), item)
             return None
         if self.pipeline.key is not None:
             self._keys.add(key)
@@ -180,8 +180,8 @@ class RunCrew(WalkCrew):
             )
         return key
 
-    def _at_fault(self, index: int, key: str, error: PipelineError) -> None:
-        self._say_failed(key, None, error)
+    def _at_fault(self, index: int, key: str, error: PipelineError, item: Any) -> None:
+        self._say_failed(key, None, error, item)
         outcome: Outcome[Any] = Outcome("failed", None, error, key, index)
         self.level.take_failed(index, outcome)
         self.deliver(index, outcome)
@@ -345,16 +345,18 @@ class RunCrew(WalkCrew):
 
     # --- outcomes
 
-    def _say_failed(self, key: str, phase: str | None, error: PipelineError) -> None:
+    def _say_failed(self, key: str, phase: str | None, error: PipelineError, *given: Any) -> None:
         """Put on record that an item failed outside of any call."""
         if self.home.log is not None:
+            tracing = self.home.tracing
+            secrets = frozenset() if tracing is None else tracing.secrets_of(given)
             self.home.log.emit(
                 "item.failed",
                 run_id=self.run_id,
                 pipeline=self.pipeline.name,
                 phase=phase,
                 item=key,
-                error=error_fields(error),
+                error=error_fields(error, secrets),
                 status="failed",
             )
 

@@ -5,18 +5,32 @@ Digests are made when the values are known, on the loop, since the tool or the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
 from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel, SecretBytes, SecretStr
 
 from ._digest import digest
 from ._errors import shown
 
-__all__ = ["Tracing", "tracing_of"]
+__all__ = ["Tracing", "secrets_in", "tracing_of", "without"]
 
 REDACTED: Final = "[redacted]"
 SHORTEST: Final = 4  # characters of a value that is looked for in messages: shorter ones are everywhere
 LONGEST: Final = 2000
+MOST: Final = 10_000  # texts that are looked for in a message
+DEEPEST: Final = 50  # containers in each other that are looked into for them
+SHOWN: Final = (date, datetime, time, Decimal, PurePath, UUID)
+MARK: Final = "_redacted"  # what the error of a call has them by, for the calls that it goes through
 
 
 class Seen(dict[str, Any]):
@@ -67,6 +81,10 @@ class Tracing:
     def of_end(self, call: Any) -> dict[str, Any]:
         """What is noted of an ended call."""
         noted = dict(call.inputs.noted) if isinstance(call.inputs, Seen) else {}
+        if self.redact and call.error is not None:
+            with suppress(Exception):
+                before = call.error.__dict__.get(MARK, frozenset())  # an item of a batch has a copy of the batch's
+                setattr(call.error, MARK, before | self.secrets(call))
         if call.status in ("succeeded", "reused"):
             noted.update(self._noted("output", call.value))
             if self.values:
@@ -79,18 +97,93 @@ class Tracing:
                 return {f"{name}_sha256": digest(value)}
         return {}
 
+    def secrets(self, call: Any) -> set[str]:
+        """The texts in redacted inputs of a call, and of those that it is nested in."""
+        found: set[str] = set()
+        while self.redact and call is not None:
+            if isinstance(call.inputs, Mapping):
+                for name in self.redact & call.inputs.keys():
+                    _gather(call.inputs[name], found)
+            call = call.parent
+        return found
+
+    def secrets_of(self, given: Iterable[Any]) -> set[str]:
+        """The texts in redacted fields of items and elements, or in inputs."""
+        found: set[str] = set()
+        for one in given:
+            for name in self.redact:
+                with suppress(Exception):  # a property of the user's
+                    _gather(one.get(name) if isinstance(one, Mapping) else getattr(one, name, None), found)
+        return found
+
     def cleaned(self, call: Any, text: str) -> str:
-        """A message without the values of redacted inputs."""
-        if self.redact and isinstance(call.inputs, Mapping):
-            found = {_plain_text(call.inputs[name]) for name in self.redact if name in call.inputs}
-            for value in sorted(found, key=len, reverse=True):
-                if len(value) >= SHORTEST:
-                    text = text.replace(value, REDACTED)
-        return text
+        """A text without the values of redacted inputs."""
+        return without(text, self.secrets(call))
+
+    def cut(self, places: Iterable[dict[str, str]]) -> None:
+        """Places in redacted inputs become these inputs: further in there may be a key of theirs."""
+        for place in places:
+            name = place["field"].partition(".")[0]
+            if name in self.redact:
+                place["field"] = name
 
 
-def _plain_text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value) if isinstance(value, (int, float)) else ""
+def secrets_in(error: BaseException | None) -> AbstractSet[str]:
+    """The texts in redacted inputs of the calls that an error came from, nested ones and those of a group too."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            found |= one.__dict__.get(MARK, frozenset())
+            waiting += [one.__cause__, one.__context__]
+            if isinstance(one, BaseExceptionGroup):
+                waiting += one.exceptions
+    return found
+
+
+def without(text: str, secrets: AbstractSet[str]) -> str:
+    """A text without these, also as Python and JSON would quote them."""
+    if len(secrets) > MOST:
+        return REDACTED
+    forms = {form for one in secrets for form in (one, repr(one)[1:-1], json.dumps(one)[1:-1])}
+    for form in sorted(forms, key=len, reverse=True):
+        if len(form) >= SHORTEST:
+            text = text.replace(form, REDACTED)
+    return text
+
+
+def _gather(value: Any, into: set[str], depth: int = 0) -> None:
+    """The texts in a value; where they are too many, or too deep, so many that a whole message is taken out."""
+    if depth > DEEPEST:
+        into.update(map(str, range(MOST + 1)))
+    if len(into) > MOST:
+        return
+    if isinstance(value, str):
+        into.add(str.__str__(value))
+    elif isinstance(value, (bytes, bytearray)):
+        into.update((bytes(value).decode(errors="replace"), repr(bytes(value))[2:-1]))
+    elif isinstance(value, (SecretStr, SecretBytes)):
+        _gather(value.get_secret_value(), into)
+    elif isinstance(value, (int, float, *SHOWN)):
+        into.add(str(value))
+    else:
+        for one in _inside(value):
+            _gather(one, into, depth + 1)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, BaseModel):
+        return (value.__dict__ | (value.__pydantic_extra__ or {})).values()
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    if isinstance(value, Enum):
+        return (value.value,)
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple, AbstractSet)) else ()
 
 
 def text_of_value(value: Any) -> str:

@@ -78,7 +78,7 @@ def verify_evidence(path: str | os.PathLike[str]) -> EvidenceReport:
     """Check the evidence that a `JsonlSink` has written, with all its segments.
 
     Args:
-        path: The log, or one closed segment of it.
+        path: The log, or one closed segment of it under its own name.
 
     Returns:
         What was found; the first bad record, if there is one.
@@ -101,7 +101,7 @@ def _verified(path: Path) -> EvidenceReport:
     one, head = path, None
     for number, one in enumerate(paths, 1):
         head, wrong = head_of(one)
-        alone = len(paths) == 1 and head is not None and head.segment > 1
+        alone = len(paths) == 1 and head is not None and head.segment > 1 and one.suffix == f".{head.segment}"
         if alone and head is not None:
             previous = head.previous
         segment = Segment(one, previous, head)

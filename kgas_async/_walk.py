@@ -75,8 +75,8 @@ class WalkCrew(LineCrew):
         """A frame begins."""
 
     @abstractmethod
-    def _say_failed(self, key: str, phase: str | None, error: PipelineError) -> None:
-        """Put on record that an item failed outside of any call."""
+    def _say_failed(self, key: str, phase: str | None, error: PipelineError, *given: Any) -> None:
+        """Put on record that an item failed outside of any call; what was given is not to be in it where redacted."""
 
     @abstractmethod
     def _item_done(self, frame: Frame) -> None:
@@ -214,7 +214,9 @@ class WalkCrew(LineCrew):
         expansion.closed = True
         del self._open_expansions[expansion]
         if isinstance(expansion.error, PipelineError):  # its call has ended long ago, and well
-            self._say_failed(expansion.frame.key, expansion.planned.phase.name, expansion.error)
+            frame = expansion.frame
+            given = (expansion.elements.inputs, *frame.given())
+            self._say_failed(frame.key, expansion.planned.phase.name, expansion.error, *given)
         return True
 
     def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:
@@ -248,7 +250,7 @@ class WalkCrew(LineCrew):
 
     def _fail(self, frame: Frame, phase: str, error: PipelineError) -> None:
         frame.fail_with(phase, error)
-        self._say_failed(frame.key, phase, error)
+        self._say_failed(frame.key, phase, error, *frame.given())
 
     def _skip(self, frame: Frame, planned: PlannedPhase) -> None:
         """``when`` said no."""

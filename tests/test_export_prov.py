@@ -208,3 +208,16 @@ def test_2_with_the_reason(log: Path, tmp_path: Path) -> None:
         assert result.exit_code == 2, result.output
         assert said in result.stderr
         assert result.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["prov", "trace"])
+def test_no_file_of_the_evidence_is_written_over(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run.jsonl"
+    anyio.run(recorded, words, named("a", "b"), JsonlSink(path, max_bytes=2000))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(before) > 4
+    for file in before:
+        result = export(path, "--format", kind, "-o", file)
+        assert result.exit_code == 2, file
+        assert "is the evidence itself" in result.stderr
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

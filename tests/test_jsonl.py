@@ -127,6 +127,46 @@ def test_a_log_that_lacks_a_segment_is_refused(tmp_path: Path) -> None:
     refused(path, "run.jsonl.3 is missing, though there is run.jsonl.")
 
 
+def test_a_log_that_lacks_its_last_segment_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "run.jsonl", 20, max_bytes=600)
+    last = tmp_path / f"run.jsonl.{verify_evidence(path).segments}"
+    last.unlink()
+    refused(path, f"{last.name} is missing")
+    head_path(last).unlink()
+    refused(path, f"{last.name} is missing")
+    assert verify_evidence(path).problem == "truncated"
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_session_killed_between_two_segments_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "run.jsonl"
+    replace = _disk.replace
+
+    class Killed(BaseException): ...
+
+    def killed(head: Path, data: bytes, *, synced: bool) -> None:
+        if b"continued" in data and b'"segment":%d' % (number - 1) in data:
+            raise Killed
+        replace(head, data, synced=synced)
+
+    sink = JsonlSink(path, max_bytes=600)
+    with monkeypatch.context() as patch:
+        patch.setattr(_disk, "replace", killed)
+        with pytest.raises(Killed):
+            for seq in range(1, 20):
+                sink.write([record(seq)])
+    sink.close()  # it has failed: nothing is sealed
+    report = verify_evidence(path)
+    assert (report.problem, report.state, report.segments) == (None, "open", number)
+    before = report.records
+    written(path, 3, "next", max_bytes=600)
+    report = verify_evidence(path)
+    assert (report.ok, report.records) == (True, before + 4)
+    assert b'"continued"' in head_path(path).read_bytes()
+
+
 def test_only_one_writes_also_in_another_process_and_a_killed_one_gives_it_free(tmp_path: Path) -> None:
     path = written(tmp_path / "run.jsonl")
     program = f"""
@@ -214,6 +254,16 @@ def test_a_line_torn_at_any_byte_is_kept_and_noted(tmp_path: Path) -> None:
         assert (note["torn_bytes"], note["torn_sha256"]) == (len(torn), hash_of(torn))
 
 
+@pytest.mark.parametrize("torn", [b'{"event":"x', b"", b"no record\n"])
+def test_what_was_torn_in_a_full_segment_is_noted_in_it(tmp_path: Path, torn: bytes) -> None:
+    path = left_open(tmp_path / "run.jsonl")
+    with path.open("ab") as file:
+        file.write(torn)
+    written(path, 2, "next", max_bytes=path.stat().st_size)
+    report = verify_evidence(path)
+    assert (report.ok, report.records, report.recovered, report.segments) == (True, 8, bool(torn), 2), str(report)
+
+
 def test_a_torn_piece_that_is_removed_or_changed_later_is_found(tmp_path: Path) -> None:
     path = left_open(tmp_path / "run.jsonl")
     path.write_bytes(path.read_bytes()[:-30])
@@ -276,6 +326,16 @@ def test_segments_are_no_larger_than_said_but_for_one_record(tmp_path: Path, max
         content = part.read_bytes()
         assert len(content) <= max_bytes or content.count(b"\n") == 1
         assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_value_that_is_named_as_the_link_breaks_no_segment(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    sink = JsonlSink(path, max_bytes=600)
+    sink.write([record(seq) | {"inputs": {"previous_sha256": "text"}} for seq in range(1, 10)])
+    sink.close()
+    report = verify_evidence(path)
+    assert (report.ok, report.records) == (True, 9), str(report)
+    assert report.segments > 2
 
 
 # --- disks that fail

@@ -126,6 +126,23 @@ async def test_a_second_session_in_the_same_file_is_refused_and_the_first_goes_o
     await one_session(file)  # it is free again
 
 
+async def test_one_sink_is_of_one_session_at_a_time(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "evidence.jsonl")
+    other = JsonlSink(tmp_path / "other.jsonl")
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        with pytest.raises(EvidenceError, match=r"evidence\.jsonl.*is in use.*its own path"):
+            async with ServiceManager(evidence=[other, sink], log=None):
+                raise AssertionError("entered")
+        await manager.execute(double, x=1)
+    with pytest.raises(EvidenceError, match="is in use"):
+        await one_session([other, other])
+    await one_session([sink, other])  # one after the other they may
+    assert not [one for one in open_files() if str(tmp_path) in one]
+    for written in (sink, other):
+        assert verify_evidence(written.path).ok
+    assert verify_evidence(sink.path).sessions == 2
+
+
 async def test_the_file_is_closed_when_the_manager_is_left_and_readable_before(tmp_path: Path) -> None:
     file = tmp_path / "evidence.jsonl"
     before = open_files()

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from kgas_async import KGASTool, MemorySink, Phase, Pipeline, ServiceManager, ToolAdapter, tool, verify_evidence
+from kgas_async import (
+    CallFailed,
+    KGASTool,
+    MemorySink,
+    PerformanceMonitor,
+    Phase,
+    Pipeline,
+    ServiceManager,
+    ToolAdapter,
+    current,
+    tool,
+    verify_evidence,
+)
 from kgas_async._digest import digest
 
 from .test_evidence import ends, named, only
@@ -119,6 +133,147 @@ async def test_redaction_holds_in_files_and_pipelines_and_for_tools_with_checks_
     record = only(ends(read(file)))
     assert record["inputs"] == {"token": "[redacted]", "more": "x"}
     assert verify_evidence(file).ok
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        SECRET,  # it is across the place where long messages end
+        SECRET * 1000,
+        "hunter\n'2\"!",
+        {"inner": [SECRET + "a", SECRET + "b"]},
+        (SECRET.encode(), 12345678),
+        SecretStr(SECRET),
+        Path("/") / SECRET,
+    ],
+)
+@pytest.mark.parametrize("kind", [LookupError, KeyError])
+async def test_a_redacted_input_of_any_kind_is_in_no_message(given: Any, kind: type[LookupError]) -> None:
+    @tool
+    async def fail(password: Any) -> None:
+        shown = password.get_secret_value() if isinstance(password, SecretStr) else password
+        raise kind("x" * 1990 + shown) if shown == SECRET else kind(shown)
+
+    (record,) = ends(await records_of((fail, {"password": given}), redact=["password"]))
+    message = record["error"]["message"]
+    assert "[reda" in message
+    assert not [part for part in ("hunter", "12345678", "2!") if part in message], message[-100:]
+
+
+async def test_a_redacted_input_is_in_no_message_of_the_calls_around_its_call_or_in_it() -> None:
+    @tool
+    async def inner(header: str) -> None:
+        raise ValueError(f"bad {header}")
+
+    @tool
+    async def outer(password: str, how: str) -> None:
+        if how == "in":
+            await current().execute(inner, header=f"Basic {password}")
+        raise ValueError(f"{password} is wrong")
+
+    @tool
+    async def around(how: str) -> None:
+        manager = current()
+        try:
+            await manager.execute(outer, password=SECRET, how=how)
+        except CallFailed as error:
+            if how == "wrapped":
+                raise RuntimeError(f"it failed: {error}") from error
+            if how == "new":
+                raise RuntimeError(f"it failed: {error}") from None
+            raise
+
+    for how in ("", "in", "wrapped", "new"):
+        records = await records_of((around, {"how": how}), redact=["password"])
+        failed = [record for record in ends(records) if record["status"] == "failed"]
+        assert len(failed) == (3 if how == "in" else 2)
+        assert all("[redacted]" in record["error"]["message"] for record in failed)
+        assert SECRET not in str(records)
+
+
+async def test_a_redacted_input_is_in_no_message_of_a_batch_and_of_its_items() -> None:
+    @tool
+    async def send(token: list[str]) -> list[str]:
+        raise ValueError(f"none of {token} is known")
+
+    sink = MemorySink()
+    pipeline = Pipeline("p", Phase("send", send, batch=3), item=["token"], key=lambda item: item["token"][-1])
+    async with ServiceManager(evidence=sink, log=None, redact=["token"]) as manager:
+        await manager.run(pipeline, [{"token": f"{SECRET}{number}"} for number in range(3)])
+    failed = [record for record in ends(sink.records) if record["status"] == "failed"]
+    assert len(failed) == 4
+    assert not [record for record in sink.records if "hunter" in str(record)]
+
+
+@tool
+def parts(token: str) -> Iterator[str]:
+    yield "a"
+    raise ValueError(f"no more for {token}")
+
+
+@tool
+async def keep(part: str, token: str) -> str:
+    return part
+
+
+def refuse(given: Any) -> Any:
+    raise ValueError(f"not {given}")
+
+
+def when(token: str) -> bool:
+    raise ValueError(f"not {token}")
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        Pipeline("key", Phase("keep", keep), item=["token", "part"], key=refuse),
+        Pipeline("when", Phase("keep", keep, when=when), item=["token", "part"], key="part"),
+        Pipeline("elements", Phase("p", parts, expand="part"), Phase("k", keep), item=["token", "whole"], key="whole"),
+        Pipeline(
+            "below", Phase("p", parts, expand="part"), Phase("k", keep, when=when),
+            item=["token", "whole"], key="whole",
+        ),
+    ],
+    ids=lambda pipeline: pipeline.name,
+)  # fmt: skip
+async def test_a_redacted_field_is_in_no_message_of_an_item_that_fails_outside_of_calls(pipeline: Pipeline) -> None:
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None, redact=["token"]) as manager:
+        await manager.run(pipeline, [{"token": SECRET, "part": "b", "whole": "c"}])
+    assert named(sink.records, "item.failed")
+    assert not [record for record in sink.records if "hunter" in str(record)]
+
+
+async def test_a_redacted_input_is_in_no_event_inside_of_its_call() -> None:
+    monitor = PerformanceMonitor()
+
+    @tool
+    async def guarded(password: str) -> None:
+        with monitor.track("block"):
+            raise ValueError(f"{password} is wrong")
+
+    records = await records_of((guarded, {"password": SECRET}), redact=["password"], monitor=monitor)
+    assert named(records, "block.failed")
+    assert SECRET not in str(records)
+
+
+async def test_of_an_invalid_redacted_input_only_its_name_is_on_record() -> None:
+    @tool
+    async def store(password: dict[str, int], other: dict[str, int]) -> None: ...
+
+    records = await records_of((store, {"password": {SECRET: "x"}, "other": {"key": "x"}}), redact=["password"])
+    (record,) = ends(records)
+    assert [one["field"] for one in record["error"]["errors"]] == ["password", "other.key"]
+
+
+async def test_what_has_more_values_than_can_be_looked_for_leaves_nothing_of_a_message() -> None:
+    @tool
+    async def store(password: list[int]) -> None:
+        raise ValueError(f"{password[-1]} is too much")
+
+    records = await records_of((store, {"password": list(range(10_000, 30_000))}), redact=["password"])
+    assert only(ends(records))["error"]["message"] == "[redacted]"
 
 
 async def test_short_values_are_not_taken_out_of_messages() -> None:

@@ -186,6 +186,17 @@ def test_the_head_is_checked_byte_for_byte(log: Path) -> None:
     assert verify_evidence(log).problem == "head"
 
 
+@pytest.mark.parametrize("name", ["records", "bytes", "segment", "last_sha256", "previous_sha256", "state"])
+@pytest.mark.parametrize("value", [None, "1", False, -1, 1.5, [1], {}])
+def test_a_head_of_other_types_is_said_and_not_stumbled_over(log: Path, name: str, value: Any) -> None:
+    head = head_path(log)
+    fields = json.loads(head.read_bytes()) | {name: value}
+    head.write_bytes(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    assert both(log).problem is not None
+    with pytest.raises(EvidenceError):
+        JsonlSink(log).open()
+
+
 def test_without_its_head_a_log_is_intact_but_not_ok(log: Path) -> None:
     head_path(log).unlink()
     report = both(log)
@@ -275,6 +286,14 @@ def test_each_segment_can_be_checked_alone_with_its_head(parts: list[Path], tmp_
     assert counted + verify_evidence(parts[0]).records > RECORDS  # the first is the log
 
 
+def test_a_later_segment_does_not_pass_for_the_log(parts: list[Path], tmp_path: Path) -> None:
+    path, last = tmp_path / "only" / "run.jsonl", parts[-1]
+    path.parent.mkdir()
+    shutil.copy(last, path)
+    shutil.copy(head_path(last), head_path(path))
+    assert both(path).problem == "lost"
+
+
 def test_what_is_done_to_segments_is_found(parts: list[Path]) -> None:
     path, second, last = parts[0], parts[1], parts[-1]
     kept = {one: one.read_bytes() for part in parts for one in (part, head_path(part))}
@@ -352,3 +371,5 @@ def test_the_verifier_in_the_examples_is_short_and_needs_nothing_of_ours(log: Pa
     head_path(log).write_bytes(content)
     log.write_bytes(log.read_bytes()[:-1])
     assert run() == (1, "not intact: run.jsonl: its end is torn\n")
+    log.unlink()
+    assert run()[0] == 2
