@@ -133,6 +133,7 @@ async def test_row_10_cancel_one_cancel_all_and_replace_with_clean_up() -> None:
     assert Counter(cleaned) == {"a": 1, "b": 2, "c": 1}
 
 
+@pytest.mark.unwatched  # the watcher of ends keeps what it has counted
 async def test_row_10_a_task_costs_the_same_after_many_others() -> None:
     async with ServiceManager(log=None) as manager:
         for _ in range(300):
