@@ -375,7 +375,8 @@ class Session:
     async def close(self, error: BaseException | None) -> None:
         """End everything, in order: calls (at once where an error left the body), threads, services, evidence.
 
-        The shield has no limit of its own, since every wait in it has one: calls their grace, services their stop.
+        The shield has no limit of its own, since the waits in it have theirs: cancelled calls their grace, services
+        their stop. Not bounded are calls that a body left to end, and, asked for, threads by ``abandoned="join"``.
         """
         try:
             with anyio.CancelScope(shield=True):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import types
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextvars import copy_context
+from typing import Any
 
 import anyio
 import pytest
 
 from kgas_async import Phase, Pipeline, ServiceManager, tool
+from kgas_async._drive import drive
 
 
 @tool
@@ -41,3 +46,28 @@ async def test_a_call_that_has_slept_leaves_no_frames_to_the_collector(garbage: 
         kinds = Counter(type(one).__name__ for one in garbage)
     assert kinds["traceback"] == 0, kinds
     assert kinds["Cancelled"] == 0, kinds
+
+
+class Sent:
+    """What a loop sends."""
+
+
+@types.coroutine
+def trap() -> Generator[None, object, None]:
+    yield
+
+
+def test_what_a_loop_sends_is_not_kept_while_the_tool_waits_again() -> None:
+    async def waits_twice() -> None:
+        await trap()
+        await trap()
+
+    driven: Any = drive(waits_twice(), copy_context())
+    driven.send(None)
+    sent = Sent()
+    seen = weakref.ref(sent)
+    driven.send(sent)
+    del sent
+    assert seen() is None
+    with pytest.raises(StopIteration):
+        driven.send(None)
