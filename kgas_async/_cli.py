@@ -204,8 +204,9 @@ async def _execute(
         try:
             session.report = await manager.run(pipeline, items, **given)
             session.ended = True
-        finally:
+        except BaseException:
             session.report = manager._last_report
+            raise
 
 
 @contextmanager

@@ -38,7 +38,7 @@ OnError = Literal["collect", "raise"] | float
 class ManyCalls(ABC):
     """See the module; `ServiceManager` has these among its own."""
 
-    _last_report: RunReport | None = None  # of the latest run, also of one that was cancelled: for the command line
+    _last_report: RunReport | None = None  # of a run that raised, for the command line
 
     @abstractmethod
     def _here(self, what: str) -> Session:
@@ -186,19 +186,20 @@ class ManyCalls(ABC):
             raise ValueError(f"keep= is 'all' or None, not {keep!r}")
         check_crew_options(on_progress)
         kept = as_journal(journal, retry)
-        self._last_report = None
+        report = self._last_report = None
         crew: Any = None
         try:
             async with running(
                 self._here("manager.run"), pipeline, items, ordered=True, window=None, in_flight=in_flight,
                 on_error=on_error, on_progress=on_progress, journal=kept, retry=retry,
             ) as crew:  # fmt: skip
-                report = self._last_report = RunReport(pipeline.name, crew.run_id)
+                report = RunReport(pipeline.name, crew.run_id)
                 await _fill(report, crew, keep_all=keep == "all")
-        except anyio.get_cancelled_exc_class():
-            if crew is not None and self._last_report is not None:  # what was cut off has its outcomes by now
-                for outcome in not_taken(crew):
-                    self._last_report.add(outcome, keep_all=keep == "all")
+        except BaseException as error:
+            if report is not None and isinstance(error, anyio.get_cancelled_exc_class()):
+                for outcome in not_taken(crew):  # what was cut off has its outcomes by now
+                    report.add(outcome, keep_all=keep == "all")
+            self._last_report = report
             raise
         return report
 
@@ -289,6 +290,7 @@ async def _fill(report: RunReport, crew: Any, *, keep_all: bool) -> None:
         raise
     finally:
         report.elapsed_s = perf_counter() - began
+        crew.on_outcome = None  # else all that the report keeps is left to the garbage collector, with the crew
         crew.level.tell(report)
         report.reused = crew.reused
         report.drained = crew.drained

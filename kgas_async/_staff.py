@@ -55,6 +55,8 @@ class Staff(Tally):
 
     def wake_one(self) -> None:
         """A worker waits for something, or there is more to take: one more may work meanwhile."""
+        if self._coming:  # who comes will take what there is, and call the next once it waits itself
+            return
         if self._parked:
             if self._is_wanted():
                 self._wake_parked()

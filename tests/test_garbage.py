@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from kgas_async import Phase, Pipeline, ServiceManager, tool
+from kgas_async._call import Call
 from kgas_async._drive import drive
 
 
@@ -46,6 +47,32 @@ async def test_a_call_that_has_slept_leaves_no_frames_to_the_collector(garbage: 
         kinds = Counter(type(one).__name__ for one in garbage)
     assert kinds["traceback"] == 0, kinds
     assert kinds["Cancelled"] == 0, kinds
+
+
+@pytest.mark.unwatched
+async def test_a_report_and_all_that_it_keeps_goes_with_its_last_name(garbage: list[object]) -> None:
+    @tool
+    async def made(slept: int) -> Any:
+        return Sent()
+
+    pipeline = Pipeline("p", Phase("slept", slept), Phase("made", made), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, [{"x": x} for x in range(50)], keep="all")
+        seen = [weakref.ref(outcome.value) for outcome in report.outcomes]
+        assert len(seen) == 50
+        del report
+        assert all(value() is None for value in seen)
+
+
+async def test_a_plain_call_has_no_dict_of_its_own(garbage: list[object]) -> None:
+    """It costs memory, time, and visits of the collector; see `_call._give_layout`."""
+    pipeline = Pipeline("p", Phase("slept", slept.using(concurrency=2)), item=["x"])
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(pipeline, [{"x": x} for x in range(50)], keep="all")
+        calls = [one for one in gc.get_objects() if isinstance(one, Call) and one.manager is manager]
+        dicts = [one for one in gc.get_objects() if type(one) is dict and "serial" in one and "created_ns" in one]
+    assert len(calls) == len(report.outcomes) == 50
+    assert not dicts
 
 
 class Sent:
