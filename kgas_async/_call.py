@@ -374,15 +374,14 @@ class Call(Generic[R]):
 def _give_layout() -> None:
     """Tell the interpreter which attributes calls commonly have.
 
-    CPython keeps an instance's attributes in a plain array, without a dict, as long as all of them are among the 30 at
-    most that it has seen on the first few instances of the class. Whatever those were given first would decide it.
+    CPython keeps an instance's attributes in a plain array, without a dict, as long as all of them are among the first
+    that it has seen on instances of the class: 30 less the instances made meanwhile. Else the first calls would decide.
     """
     first: Call[Any] = object.__new__(Call)
     for name in (
         "bound", "serial", "inputs", "created_ns", "item", "parent", "deadline_at", "index", "_host", "attempt",
         "status", "waited", "wait_concurrency_ns", "holds", "begun_ns", "value", "run_ns", "ended_ns", "error",
-        "context", "work", "wait_thread_ns", "wait_rate_ns", "paid", "attempt_context", "around", "announced", "noted",
-        "on_end", "_done",
+        "context", "work", "wait_thread_ns", "wait_rate_ns", "paid", "around", "noted", "on_end", "_done",
     ):  # fmt: skip
         setattr(first, name, None)
 

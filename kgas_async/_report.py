@@ -186,6 +186,7 @@ class RunReport:
         self.total += 1
         setattr(self, outcome.status, getattr(self, outcome.status) + 1)
         if keep_all:
+            outcome.phases  # noqa: B018  (told now: else it keeps all of the item's calls)
             self.outcomes.append(outcome)
         if outcome.status not in ("succeeded", "skipped"):
             if len(self.failures) < FAILURES_KEPT:

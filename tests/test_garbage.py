@@ -66,13 +66,22 @@ async def test_a_report_and_all_that_it_keeps_goes_with_its_last_name(garbage: l
 
 async def test_a_plain_call_has_no_dict_of_its_own(garbage: list[object]) -> None:
     """It costs memory, time, and visits of the collector; see `_call._give_layout`."""
-    pipeline = Pipeline("p", Phase("slept", slept.using(concurrency=2)), item=["x"])
+    bounded = slept.using(concurrency=2)
+    async with ServiceManager(log=None) as manager:
+        calls = [manager.submit(bounded, x=x) for x in range(50)]
+        assert [await call.result() for call in calls] == list(range(50))
+        dicts = [one for one in gc.get_objects() if type(one) is dict and "serial" in one and "created_ns" in one]
+    assert not dicts
+
+
+@pytest.mark.unwatched
+async def test_what_a_report_keeps_of_an_item_is_its_outcomes(garbage: list[object]) -> None:
+    pipeline = Pipeline("p", Phase("slept", slept), item=["x"])
     async with ServiceManager(log=None) as manager:
         report = await manager.run(pipeline, [{"x": x} for x in range(50)], keep="all")
         calls = [one for one in gc.get_objects() if isinstance(one, Call) and one.manager is manager]
-        dicts = [one for one in gc.get_objects() if type(one) is dict and "serial" in one and "created_ns" in one]
-    assert len(calls) == len(report.outcomes) == 50
-    assert not dicts
+    assert [outcome.phases["slept"].value for outcome in report.outcomes] == list(range(50))
+    assert not calls
 
 
 class Sent:
