@@ -1,74 +1,15 @@
 """kgas_async runs tools correctly: async tools and legacy sync tools, over many items, under asyncio or trio.
 
 Bounded, cancellable, supervised, accounted for. See README.md and docs/.
+
+The public names are imported together when the first of them is asked for (PEP 562): `import kgas_async` alone,
+and with it the first words of the command line, cost next to nothing.
 """
 
-from ._adapter import ToolAdapter
-from ._adaptive import AdaptiveLimit, AdaptiveStatistics
-from ._admission import LimitStatistics
-from ._batcher import BatchedTool, Batcher
-from ._blocking import BlockingCall, BlockingManager, BlockingOptions
-from ._breaker import BreakerStatistics, CircuitBreaker
-from ._budget import RetryBudget, RetryBudgetStatistics
-from ._cache import Cache, CacheStatistics, CacheStore, MemoryStore
-from ._call import Call
-from ._context import check_cancelled, progress
-from ._door import current, open_door
-from ._errors import (
-    CallAborted,
-    CallCancelled,
-    CallError,
-    CallFailed,
-    CallRejected,
-    CallSkipped,
-    CallTimeout,
-    CircuitOpen,
-    EvidenceError,
-    InvalidInputs,
-    JournalError,
-    KgasAsyncError,
-    LoadError,
-    ManagerClosed,
-    PipelineError,
-    ServiceCrashed,
-    ServiceError,
-    ServiceNotRunning,
-    ServiceStartFailed,
-    UnknownTool,
-)
-from ._events import CallEvents, CallProgress, CallState
-from ._every import Every
-from ._evidence import Sink
-from ._evidence_sinks import MemorySink, call_context
-from ._figures import CallFigures, PerformanceReport
-from ._function_tool import FunctionTool, tool
-from ._health import HealthReport, ServiceHealth
-from ._journal import Journal
-from ._journal_codec import JournalCodec
-from ._jsonl import JsonlSink
-from ._limits import ConcurrencyLimit, KeyTokens
-from ._manager import ServiceManager
-from ._memory_limit import MemoryLimit, MemoryStatistics
-from ._metrics import Distribution
-from ._monitor import PerformanceMonitor
-from ._options import CallOptions
-from ._outcome import Outcome
-from ._phase import Phase
-from ._pipeline import Pipeline
-from ._policy import Policy
-from ._pool import Lease, Pool
-from ._pool_core import PoolStatistics
-from ._priority import Priority
-from ._rate import RateLimit, RateStatistics
-from ._report import ManagerStatistics, Progress, RunReport, ToolStatistics
-from ._resilience import Retry, exponential, linear
-from ._restart import RestartPolicy
-from ._service import Service
-from ._stream import OutcomeStream
-from ._tool import KGASTool, Toolbox
-from ._verify import EvidenceReport, verify_evidence
+import typing as _typing
 
-open_door()
+if _typing.TYPE_CHECKING:
+    from ._public import *
 
 __all__ = [
     "AdaptiveLimit",
@@ -162,6 +103,17 @@ __all__ = [
     "verify_evidence",
 ]
 
-for _public in [globals()[name] for name in __all__]:
-    _public.__module__ = __name__  # the public home of a public name, in tracebacks and documentation
-del open_door
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:  # also what the import system asks before it looks for a submodule
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import _public
+
+    for each in __all__:
+        value = globals()[each] = getattr(_public, each)
+        value.__module__ = __name__  # the public home of a public name, in tracebacks and documentation
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """``python -m kgas_async``."""
 
-from ._cli import main
+from ._entry import main
 
-main()
+if __name__ == "__main__":  # worker processes import this module again
+    main()

@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-
 import typer
 
-from ._errors import EvidenceError
-from ._verify import verify_evidence
+from ._cli_export import add_export
+from ._cli_lineage import add_lineage
+from ._cli_show import add_show
+from ._cli_text import AS_JSON, fail, out, out_json
 
-__all__ = ["app"]
-
-app = typer.Typer(name="evidence", help="Check what was recorded, trace it, export it.", no_args_is_help=True)
+__all__ = ["add_evidence"]
 
 
-@app.callback()
+def add_evidence(app: typer.Typer) -> None:
+    """Give the app this group of commands."""
+    group = typer.Typer(name="evidence", no_args_is_help=True, pretty_exceptions_enable=False)
+    group.callback()(_root)
+    add_show(group)
+    group.command("verify")(_verify)
+    add_export(group)
+    add_lineage(group)
+    app.add_typer(group)
+
+
 def _root() -> None:
-    """Check what was recorded, trace it, export it."""
+    """Show what was recorded, check it, trace it, export it."""
 
 
-@app.command()
-def verify(
-    path: str = typer.Argument(help="the file that --evidence named; its segments and heads are beside it"),
-    as_json: bool = typer.Option(False, "--json", help="say what was found as one JSON object"),
+def _verify(
+    path: str = typer.Argument(
+        metavar="EVIDENCE", help="The file that --evidence named; its segments and heads are beside it"
+    ),
+    as_json: bool = AS_JSON,
     last: str | None = typer.Option(
-        None, metavar="SHA256", help="the last record's hash, as it was noted in another place; it must be that"
+        None, metavar="SHA256", help="The last record's hash, as it was noted in another place; it must be that"
     ),
 ) -> None:
-    """Check that evidence is as it was written: nothing edited, lost, reordered, duplicated, or broken off.
+    """Check that evidence is as it was written.
 
-    Exit codes: 0 intact, and closed by a session that has ended; 1 not intact: the first bad record is named; 2 it
-    could not be read; 3 intact, but a session still writes, or was killed, or the head file is missing, so that records
-    may be missing at the end.
+    Finds what was edited, lost, reordered, duplicated, or broken off. With
+    --json one object: ok, state, records, sessions, segments, recovered,
+    last_sha256, problem, file, line, reason.
 
-    Example: kgas-async evidence verify run.jsonl
+    Exit codes: 0 intact, and closed by a session that has ended; 1 not intact:
+    the first bad record is named; 2 it could not be read; 3 intact, but a
+    session still writes, or was killed, or the head file is missing, so that
+    records may be missing at the end.
+
+    Examples:
+
+    kgas-async evidence verify run.jsonl
     """
+    import dataclasses
+
+    from ._errors import EvidenceError
+    from ._verify import verify_evidence
+
     try:
         report = verify_evidence(path)
     except EvidenceError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        fail(str(error))
     if report.problem is None and last is not None and last.strip().lower() != report.last_sha256:
         reason = f"the last record's hash is {report.last_sha256}, and --last says {last}"
         report = dataclasses.replace(report, problem="edited", file=path, line=report.records, reason=reason)
-    typer.echo(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2) if as_json else str(report))
+    if as_json:
+        out_json({"ok": report.ok, **dataclasses.asdict(report)})
+    else:
+        out(str(report))
     raise typer.Exit(0 if report.ok else 1 if report.problem is not None else 3)

@@ -6,21 +6,19 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, Final
 
 import typer
 
-from ._chain import head_path
-from ._errors import EvidenceError, counted
-from ._reading import EvidenceFile, runs_of
-from ._suggest import nearest
-from ._verify import segments_of
-from .export.prov import prov_document
-from .export.trace import write_trace
+from ._cli_text import AS_JSON, fail, out_json, say
+from ._leaving import hush
+
+if TYPE_CHECKING:
+    from ._reading import EvidenceFile
 
 __all__ = ["add_export"]
 
-FORMATS = ("prov", "trace")
+FORMATS: Final = ("prov", "trace")
 
 
 def add_export(app: typer.Typer) -> None:
@@ -29,54 +27,80 @@ def add_export(app: typer.Typer) -> None:
 
 
 def _export(
-    path: str = typer.Argument(help="the file that --evidence named; its segments are read too"),
-    format: str = typer.Option(..., metavar="|".join(FORMATS), help="what to make of it"),  # noqa: A002
-    output: str | None = typer.Option(None, "--output", "-o", metavar="FILE", help="where to; else standard output"),
+    path: str = typer.Argument(metavar="EVIDENCE", help="The file that --evidence named; its segments are read too"),
+    format: str = typer.Option(..., metavar="|".join(FORMATS), help="What to make of it"),  # noqa: A002
+    output: str | None = typer.Option(None, "--output", "-o", metavar="FILE", help="Where to; else standard output"),
     run: str | None = typer.Option(
-        None, metavar="RUN_ID", help="only this run; unless given, prov takes the latest, trace takes all"
+        None, metavar="RUN_ID", help="Only this run; unless given, prov takes the latest, trace takes all"
     ),
+    as_json: bool = AS_JSON,
 ) -> None:
-    """Export evidence: prov is W3C PROV-JSON, trace opens in https://ui.perfetto.dev and in chrome://tracing.
+    """Export evidence for other programs.
 
-    Exit codes: 0 it was written; 2 the evidence cannot be read, has no such run, or the file cannot be written.
+    prov is W3C PROV-JSON; trace opens in https://ui.perfetto.dev and in
+    chrome://tracing. Both are JSON. With --json, which needs --output, one
+    object says what was written: format, output, bytes, unreadable.
 
-    Example: kgas-async evidence export run.jsonl --format trace -o run.trace.json
+    Exit codes: 0 it was written; 2 the evidence cannot be read, has no such
+    run, or the file cannot be written.
+
+    Examples:
+
+    kgas-async evidence export run.jsonl --format trace -o run.trace.json
     """
+    from ._errors import EvidenceError, counted
+    from ._reading import EvidenceFile
+    from ._suggest import nearest
+
     if format not in FORMATS:
-        _fail(f"--format {format!r} is not known; use one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
+        fail(f"--format {format!r} is not known; use one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
+    if as_json and output is None:
+        fail("--json needs --output: without it the export itself is on standard output, and it is JSON")
     evidence = EvidenceFile(path)
     try:
-        # All is read before anything is opened for writing: a mistake must not cost an earlier export.
-        runs = runs_of(evidence)
-        if run is not None and run not in runs:
-            _fail(f"no run {run!r} is on record in {path}; there are {', '.join(runs) or 'none'}{nearest(run, runs)}")
-        document = prov_document(evidence, run_id=run) if format == "prov" else None
-        if output is not None and _is_evidence(Path(output), Path(path)):
-            _fail(f"--output {output} is the evidence itself; give another file")
-        with ExitStack() as stack:
-            file: IO[str] = sys.stdout
-            if output is not None:
-                file = stack.enter_context(Path(output).open("w", encoding="utf-8"))
-            if document is None:
-                write_trace(evidence, file, run_id=run)
-            else:
-                json.dump(document, file, indent=1)
-                file.write("\n")
+        _write(evidence, path, format, output, run)
     except EvidenceError as error:
-        _fail(str(error))
+        fail(str(error))
+    except BrokenPipeError:  # nobody reads it any more
+        hush(sys.stdout)
     except OSError as error:
-        _fail(f"{output or 'standard output'} cannot be written: {error.strerror}")
+        fail(f"{output or 'standard output'} cannot be written: {error.strerror}")
     if evidence.unreadable:
         lines = counted(evidence.unreadable, "line")
-        typer.echo(f"{lines} of {path} could not be read and left out; a crash may have torn one", err=True)
+        say(f"{lines} of {path} could not be read and left out; a crash may have torn one")
+    if as_json and output is not None:
+        size = Path(output).stat().st_size
+        out_json({"format": format, "output": output, "bytes": size, "unreadable": evidence.unreadable})
+
+
+def _write(evidence: EvidenceFile, path: str, format: str, output: str | None, run: str | None) -> None:  # noqa: A002
+    from ._reading import runs_of
+    from ._suggest import nearest
+    from .export.prov import prov_document
+    from .export.trace import write_trace
+
+    # All is read before anything is opened for writing: a mistake must not cost an earlier export.
+    runs = runs_of(evidence)
+    if run is not None and run not in runs:
+        fail(f"no run {run!r} is on record in {path}; there are {', '.join(runs) or 'none'}{nearest(run, runs)}")
+    document = prov_document(evidence, run_id=run) if format == "prov" else None
+    if output is not None and _is_evidence(Path(output), Path(path)):
+        fail(f"--output {output} is the evidence itself; give another file")
+    with ExitStack() as stack:
+        file: IO[str] = sys.stdout
+        if output is not None:
+            file = stack.enter_context(Path(output).open("w", encoding="utf-8"))
+        if document is None:
+            write_trace(evidence, file, run_id=run)
+        else:
+            json.dump(document, file, indent=1)
+            file.write("\n")
 
 
 def _is_evidence(output: Path, path: Path) -> bool:
     """Whether it is one of the files of that evidence: a segment, or a head."""
+    from ._chain import head_path
+    from ._verify import segments_of
+
     files = [file for segment in segments_of(path) for file in (segment, head_path(segment))]
     return output.exists() and any(file.exists() and output.samefile(file) for file in files)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

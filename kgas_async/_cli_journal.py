@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 
 import typer
 
-from ._errors import JournalError, counted
-from ._journal_inspect import Summary, prune, summary
+from ._cli_text import AS_JSON, fail, out, out_json
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from ._journal_inspect import Summary
 
-RUNS_SHOWN = 10
+__all__ = ["add_journal"]
 
-app = typer.Typer(
-    name="journal", help="What is in a journal, and forgetting parts of it.", no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)  # fmt: skip
-JOURNAL = typer.Argument(help="the file that was given as --journal")
+RUNS_SHOWN: Final = 10
+JOURNAL: Final = typer.Argument(help="The file that was given as --journal")
 
 
-@app.command("show")
-def show(
-    journal: str = JOURNAL, as_json: bool = typer.Option(False, "--json", help="for programs: one JSON object")
-) -> None:
-    """Tell the runs, the items by how they ended, and what is kept of each phase."""
+def add_journal(app: typer.Typer) -> None:
+    """Give the app this group of commands."""
+    group = typer.Typer(name="journal", no_args_is_help=True, pretty_exceptions_enable=False)
+    group.callback()(_root)
+    group.command("show")(_show)
+    group.command("prune")(_prune)
+    app.add_typer(group)
+
+
+def _root() -> None:
+    """Show what is in a journal, and forget parts of it."""
+
+
+def _show(journal: str = JOURNAL, as_json: bool = AS_JSON) -> None:
+    """Tell the runs, the items by how they ended, and what is kept of each phase.
+
+    With --json one object: pipeline, runs, items, phases.
+
+    Exit codes: 0 it was shown; 2 it cannot be read.
+
+    Examples:
+
+    kgas-async journal show run.db
+    """
+    from dataclasses import asdict
+
+    from ._errors import JournalError
+    from ._journal_inspect import summary
+
     try:
         found = summary(journal)
     except JournalError as error:
-        raise _failed(error) from None
+        fail(str(error))
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        out_json(asdict(found))
         return
     for line in _lines(found):
-        typer.echo(line)
+        out(line)
 
 
 def _lines(found: Summary) -> list[str]:
+    from datetime import UTC, datetime
+
+    from ._errors import counted
+
     lines = [f"pipeline {found.pipeline}"]
     if len(found.runs) > RUNS_SHOWN:
         lines.append(f"... {counted(len(found.runs) - RUNS_SHOWN, 'earlier run')}")
@@ -57,29 +80,38 @@ def _lines(found: Summary) -> list[str]:
     return lines
 
 
-@app.command("prune")
-def prune_(
+def _prune(
     journal: str = JOURNAL,
-    phase: str | None = typer.Option(None, help="all results of this phase"),
-    item: str | None = typer.Option(None, help="all of the item with this key"),
-    failed: bool = typer.Option(False, "--failed", help="all of the items that failed"),
-    unseen: bool = typer.Option(False, "--unseen", help="all of the items that did not come in the latest run"),
-    stale: bool = typer.Option(False, "--stale", help="what the latest run would not use: other versions, lost phases"),
+    phase: str | None = typer.Option(None, metavar="NAME", help="All results of this phase"),
+    item: str | None = typer.Option(None, metavar="KEY", help="All of the item with this key"),
+    failed: bool = typer.Option(False, "--failed", help="All of the items that failed"),
+    unseen: bool = typer.Option(False, "--unseen", help="All of the items that did not come in the latest run"),
+    stale: bool = typer.Option(False, "--stale", help="What the latest run would not use: other versions, lost phases"),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Forget what the options name, so that it runs again.
 
-    Example: kgas-async journal prune run.db --phase embed
+    With --json one object: results and items, how many were forgotten.
+
+    Exit codes: 0 it is forgotten; 2 nothing was said to be, or the journal
+    cannot be used.
+
+    Examples:
+
+    kgas-async journal prune run.db --phase embed
+
+    kgas-async journal prune run.db --failed --stale
     """
+    from ._errors import JournalError, counted
+    from ._journal_inspect import prune
+
     if phase is None and item is None and not (failed or unseen or stale):
-        typer.echo("error: say what to forget: --phase, --item, --failed, --unseen or --stale", err=True)
-        raise typer.Exit(2)
+        fail("say what to forget: --phase, --item, --failed, --unseen or --stale")
     try:
         results, items = prune(journal, phase=phase, item=item, failed=failed, unseen=unseen, stale=stale)
     except JournalError as error:
-        raise _failed(error) from None
-    typer.echo(f"forgot {counted(results, 'result')} and how {counted(items, 'item')} ended")
-
-
-def _failed(error: JournalError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(2)
+        fail(str(error))
+    if as_json:
+        out_json({"results": results, "items": items})
+    else:
+        out(f"forgot {counted(results, 'result')} and how {counted(items, 'item')} ended")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ._errors import EvidenceError, counted
-from ._lineage import Lineage, Traced, lineage
-from ._reading import EvidenceFile
+from ._cli_text import AS_JSON, ROWS_SHOWN, fail, out, out_json, out_rich, say
+
+if TYPE_CHECKING:
+    from ._lineage import Lineage, Traced
 
 __all__ = ["add_lineage"]
 
-ROWS_SHOWN = 50
+WIDTH_ELSEWHERE = 160  # its tables are wide
 
 
 def add_lineage(app: typer.Typer) -> None:
@@ -25,36 +23,47 @@ def add_lineage(app: typer.Typer) -> None:
 
 
 def _lineage(
-    path: str = typer.Argument(help="the file that --evidence named; its segments are read too"),
-    item: str | None = typer.Option(None, metavar="KEY", help="of an item, or of an element: parent/index"),
-    phase: str | None = typer.Option(None, help="whose output; alone: one that runs once per run"),
-    upstream: bool = typer.Option(True, "--upstream/--downstream", help="what it came from, or what it has reached"),
-    run: str | None = typer.Option(None, metavar="RUN_ID", help="the run; the latest unless given"),
-    as_json: bool = typer.Option(False, "--json", help="all of it, as one JSON object"),
+    path: str = typer.Argument(metavar="EVIDENCE", help="The file that --evidence named; its segments are read too"),
+    item: str | None = typer.Option(None, metavar="KEY", help="Of an item, or of an element: parent/index"),
+    phase: str | None = typer.Option(
+        None, metavar="NAME", help="Of this phase's output; alone: of a phase that runs once per run"
+    ),
+    upstream: bool = typer.Option(True, "--upstream/--downstream", help="What it came from, or what it has reached"),
+    run: str | None = typer.Option(None, metavar="RUN_ID", help="The run; the latest unless given"),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Say what an output came from, or what an input has reached.
 
-    Exit codes: 0 it was found; 2 the evidence cannot be read, or knows nothing of it.
+    With --json all of it as one object: run_id, pipeline, direction, phase,
+    item, items, calls (with their sources), runs.
 
-    Examples: kgas-async evidence lineage run.jsonl --phase merged --item a.txt;
+    Exit codes: 0 it was found; 2 the evidence cannot be read, or knows nothing
+    of it.
+
+    Examples:
+
+    kgas-async evidence lineage run.jsonl --phase merged --item a.txt
+
     kgas-async evidence lineage run.jsonl --item a.txt --downstream
     """
+    from ._errors import EvidenceError, counted
+    from ._lineage import lineage
+    from ._reading import EvidenceFile
+
     if item is None and phase is None:
-        typer.echo("error: say whose lineage: --item KEY, --phase NAME or both", err=True)
-        raise typer.Exit(2)
+        fail("say whose lineage: --item KEY, --phase NAME or both")
     evidence = EvidenceFile(path)
     try:
         found = lineage(
             evidence, item=item, phase=phase, run_id=run, direction="upstream" if upstream else "downstream"
         )
     except EvidenceError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        fail(str(error))
     if evidence.unreadable:
         lines = counted(evidence.unreadable, "line")
-        typer.echo(f"{lines} of {path} could not be read and left out; a crash may have torn one", err=True)
+        say(f"{lines} of {path} could not be read and left out; a crash may have torn one")
     if as_json:
-        typer.echo(json.dumps(as_data(found), indent=2))
+        out_json(as_data(found))
     else:
         _show(found)
 
@@ -73,33 +82,37 @@ def as_data(found: Lineage) -> dict[str, object]:
 
 
 def _show(found: Lineage) -> None:
-    console = Console(width=None if _is_terminal() else 160)
+    import sys
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from ._errors import counted
+
     what = " of ".join(filter(None, (found.phase, found.item)))
     verb = "came from" if found.direction == "upstream" else "has reached"
-    console.print(Text(f"run {found.run_id} of {found.pipeline}: {what} {verb}"))
+    out(f"run {found.run_id} of {found.pipeline}: {what} {verb}")
     for key, fields in list(found.items.items())[:ROWS_SHOWN]:
-        console.print(Text(f"item {key}: {', '.join(fields)}"))
+        out(f"item {key}: {', '.join(fields)}")
     if len(found.items) > ROWS_SHOWN:
-        console.print(f"... and {counted(len(found.items) - ROWS_SHOWN, 'more item')} (--json has all)")
+        out(f"... and {counted(len(found.items) - ROWS_SHOWN, 'more item')} (--json has all)")
     table = Table()
     for name in ("phase", "item", "tool", "status", "call", "took"):
         table.add_column(name)
     for call in found.calls[:ROWS_SHOWN]:
         table.add_row(*map(Text, (call.phase, call.item or "", f"{call.tool} {call.version}", call.status)),
                       Text(call.call_id), Text(_taken(call)))  # fmt: skip
-    console.print(table)
+    out_rich(table, width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
     if len(found.calls) > ROWS_SHOWN:
-        console.print(f"... and {counted(len(found.calls) - ROWS_SHOWN, 'more call')} (--json has all)")
+        out(f"... and {counted(len(found.calls) - ROWS_SHOWN, 'more call')} (--json has all)")
     for run_id in found.runs:
-        console.print(Text(f"in it began the run {run_id}: ask with --run {run_id}"))
-
-
-def _is_terminal() -> bool:
-    return Console().is_terminal
+        out(f"in it began the run {run_id}: ask with --run {run_id}")
 
 
 def _taken(call: Traced) -> str:
     """What it took, each source once, and how it hangs together with other calls."""
+    from ._errors import counted
+
     by_input: dict[str, list[str]] = {}
     for source in call.sources:
         by_input.setdefault(source.input, []).append(source.call_id or f"{source.field} of {source.item}")

@@ -12,7 +12,19 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["close", "is_plain", "is_same", "lock", "open_file", "replace", "size_of", "sync", "unlock", "write"]
+__all__ = [
+    "close",
+    "is_locked",
+    "is_plain",
+    "is_same",
+    "lock",
+    "open_file",
+    "replace",
+    "size_of",
+    "sync",
+    "unlock",
+    "write",
+]
 
 
 def open_file(path: Path, *, new: bool = False) -> int:
@@ -37,6 +49,21 @@ def lock(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a writer has it now. To find out it is locked for a moment, beside other readers."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+    finally:
+        os.close(file)
+    return False
 
 
 def unlock(file: int) -> None:

@@ -19,7 +19,7 @@ from ._figures import CallFigures, Computing, SlowCall
 from ._metrics import Durations, Running, one_less, one_more
 from ._records import call_fields
 
-__all__ = ["Ledger", "Stats", "cpus_of"]
+__all__ = ["Ledger", "Stats", "cpus_of", "type_of"]
 
 NAMES_KEPT: Final = 1000  # of tools, phases, blocks each; what comes later shares one name
 OTHERS: Final = "(others)"
@@ -97,6 +97,11 @@ class Stats:
         known = name in self._errors or len(self._errors) < ERROR_TYPES_KEPT
         self._errors[name if known else OTHERS] += 1
 
+    def ended(self, *statuses: str) -> int:
+        """How many calls have ended so; however, where nothing is said."""
+        with self._lock:
+            return sum(self._ended[status] for status in statuses or STATUSES)
+
     def figures(self) -> CallFigures:
         """What it adds up to."""
         with self._lock:
@@ -157,10 +162,13 @@ class Batch:
         self.cpu_ns = [call.cpu_ns for call in others if call.cpu_ns is not None]
         self.first_ns = min([call.created_ns for call in calls])
         self.last_ns = max([call.ended_ns for call in calls])
-        self.errors = [_type_of(call) for call in calls if call.status in ("failed", "timed_out", "rejected")]
+        self.errors = [type_of(call) for call in calls if call.status in ("failed", "timed_out", "rejected")]
 
 
-def _type_of(call: Any) -> str:
+def type_of(call: Any) -> str:
+    """The type of the error of a call that did not succeed: that of the tool's own, where there is one."""
+    if isinstance(call.error, str):  # it was read from evidence
+        return call.error
     cause = getattr(call.error, "__cause__", None) if call.status == "failed" else None
     return type(call.error if cause is None else cause).__name__
 

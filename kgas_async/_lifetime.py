@@ -22,7 +22,7 @@ class Lifetime:
 
     Args:
         session: The session.
-        signals: Whether the first signal drains, and SIGTERM counts.
+        signals: Whether the first signal drains, and SIGTERM and SIGHUP count.
     """
 
     def __init__(self, session: Session, *, signals: bool) -> None:
@@ -99,7 +99,7 @@ class Lifetime:
 
 
 def _interrupt(number: int) -> BaseException:
-    return SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt()
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _before(error: BaseException, body: BaseException | None) -> BaseException:

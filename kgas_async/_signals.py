@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as events of a session, instead of exceptions that land between any two bytecodes.
+"""SIGINT, SIGTERM and SIGHUP as events of a session, instead of exceptions that land between any two bytecodes.
 
 A plain Ctrl-C under trio is raised wherever the main thread happens to be and breaks tokens; under asyncio it cancels
 the main task. Received here it only calls back on the loop.
@@ -21,12 +21,13 @@ _LOOPS_OWN = ("asyncio.runners", "anyio._backends._asyncio", "trio._core._ki")
 
 
 class SignalWatch:
-    """Receives SIGINT (and SIGTERM) while it is open.
+    """Receives SIGINT (and SIGTERM and SIGHUP) while it is open.
 
     Args:
         mailbox: Of the loop.
         on_signal: Called on the loop with the signal's number and how many there have been.
-        all_signals: Take SIGTERM too, and end the process at the third signal.
+        all_signals: Take SIGTERM and SIGHUP too, the latter unless it is ignored (``nohup``), and end the process at
+            the third signal.
     """
 
     def __init__(self, mailbox: Mailbox, on_signal: Callable[[int, int], None], *, all_signals: bool) -> None:
@@ -41,8 +42,10 @@ class SignalWatch:
         """Take over, where this is the main thread and nobody but Python or the event loop has the signal."""
         if not is_main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM) if self._all else (signal.SIGINT,):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if self._all else (signal.SIGINT,):
             handler = signal.getsignal(number)
+            if number == signal.SIGHUP and handler is signal.SIG_IGN:
+                continue
             if self._all or _is_default(handler):
                 self._previous[number] = handler
                 signal.signal(number, self._handle)

@@ -29,6 +29,7 @@ class Tally(ABC):
     ) -> None:
         self._on_error = OnError(on_error)
         self._on_progress = on_progress
+        self.total = total
         self._pace = Pace(total)
         self.done = self.failed = self.skipped = 0
         self.stopped = False  # told to stop

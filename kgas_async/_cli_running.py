@@ -1,0 +1,240 @@
+"""A run that the command line has started: its session, what is said at its end, its exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import anyio
+
+from ._cli_results import as_plain, show_result
+from ._cli_text import fail, out_json, say, tell_traceback
+from ._cli_view import View
+from ._errors import JournalError, KgasAsyncError, text_of
+from ._journal import Journal
+from ._jsonl import JsonlSink
+from ._manager import ServiceManager
+from ._pipeline import Pipeline
+from ._records import error_fields
+from ._report import RunReport
+from ._suggest import extra_hint
+
+__all__ = ["Asked", "run_pipeline"]
+
+FAILURES_SHOWN: Final = 10
+LOOPS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+SIGNALS: Final = {130: "SIGINT", 143: "SIGTERM", 129: "SIGHUP"}
+
+
+class Asked(NamedTuple):
+    """What is to be run, and how; as the options say."""
+
+    pipeline: Pipeline
+    items: Any
+    backend: str
+    evidence: str | None
+    grace: float
+    as_json: bool
+    on_error: str | float
+    journal: Journal | None
+    retry: str
+
+
+class _Session:
+    """What came of running: whether the manager opened, and what the run gave."""
+
+    def __init__(self) -> None:
+        self.opened = False
+        self.ended = False  # the run came to its end, if only since it was drained
+        self.report: RunReport | None = None
+        self.error: str | None = None
+
+
+def run_pipeline(asked: Asked) -> int:
+    """Run it, say what came of it, and give the exit code.
+
+    Raises:
+        typer.Exit: It could not start, which was said.
+    """
+    session = _Session()
+    with _stdout_for_json(asked.as_json):
+        view = View(asked.pipeline.name, asked.grace)
+        try:
+            code = _code_of(asked, session, view)
+        finally:
+            view.close()
+    report = session.report
+    if report is not None:
+        _show(report, asked.as_json)
+    if code in SIGNALS:
+        _say_interrupted(session, asked.grace, SIGNALS[code])
+    if asked.evidence is not None:
+        say(f"evidence: {asked.evidence}")
+    code = code or (0 if report is not None and report.ok else 1)
+    if asked.as_json:
+        out_json(_document(asked, session, code))
+    return code
+
+
+def _code_of(asked: Asked, session: _Session, view: View) -> int:
+    """0 where the run came to its end."""
+    name, options = LOOPS[asked.backend]
+    try:
+        anyio.run(partial(_execute, asked, session, view), backend=name, backend_options=options)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:  # a signal's, or a tool's own, which has ended the session
+        code = stop.code if isinstance(stop.code, int) and stop.code else 1
+        if code not in SIGNALS:
+            _say_error(session, f"a tool ended the session by {stop!r}")
+        return code
+    except (LookupError, ModuleNotFoundError) as error:
+        if session.opened:
+            return _broke_off(session, error)
+        view.close()  # the event loop is not installed
+        mend = f"; {extra_hint('uvloop')}" if asked.backend == "uvloop" else ""
+        fail(f"--backend {asked.backend} cannot be used: {text_of(error)}{mend}")
+    except (TypeError, ValueError) as error:  # misuse that only a manager can see, such as two tools of one name
+        if session.report is not None and session.report.total:
+            return _broke_off(session, error)
+        view.close()
+        fail(text_of(error))
+    except KgasAsyncError as error:
+        session.report = session.report or getattr(error, "report", None)
+        if not session.opened or (isinstance(error, JournalError) and session.report is None):
+            view.close()
+            fail(_in_our_words(str(error), asked))
+        _say_error(session, _in_our_words(str(error), asked))
+        return 1
+    except Exception as error:  # noqa: BLE001  (of the user's code, on the way to which nobody else has met it)
+        return _broke_off(session, error)
+    return 0
+
+
+def _broke_off(session: _Session, error: BaseException) -> int:
+    _say_error(session, f"the run broke off: {type(error).__name__}: {text_of(error)}; --traceback shows where")
+    return 1
+
+
+def _say_error(session: _Session, message: str) -> None:
+    tell_traceback()
+    session.error = message
+    say(f"error: {message}")
+
+
+def _in_our_words(message: str, asked: Asked) -> str:
+    """With the options in the place of the arguments that they stand for."""
+    if asked.evidence is not None:
+        sink = repr(JsonlSink(asked.evidence))
+        message = message.replace(f"evidence sink {sink}", f"--evidence {asked.evidence}")
+        message = message.replace(sink, f"--evidence {asked.evidence}")
+        message = message.replace("another evidence= path", "--evidence another path")
+    return message
+
+
+async def _execute(asked: Asked, session: _Session, view: View) -> None:
+    logging.getLogger("kgas_async").addHandler(logging.NullHandler())  # a sink that fails is said below
+    async with ServiceManager(
+        *asked.pipeline.services, evidence=asked.evidence, log=None, grace=asked.grace, signals=True,
+        monitor=view.monitor,
+    ) as manager:  # fmt: skip
+        session.opened = True
+        view.open(manager)
+        try:
+            session.report = await manager.run(
+                asked.pipeline, asked.items, journal=asked.journal, retry=asked.retry,  # type: ignore[arg-type]
+                on_error=asked.on_error, on_progress=view.on_progress,  # type: ignore[arg-type]
+            )  # fmt: skip
+            session.ended = True
+        finally:
+            session.report = manager._last_report
+
+
+@contextmanager
+def _stdout_for_json(wanted: bool) -> Iterator[None]:
+    """What tools print goes to standard error meanwhile, so that the JSON stands alone; also what processes print."""
+    if not wanted:
+        yield
+        return
+    before = sys.stdout
+    kept: int | None = None
+    sys.stdout = sys.stderr
+    if before is sys.__stdout__ and before is not None:
+        with suppress(OSError, ValueError):
+            before.flush()
+            kept = os.dup(1)
+            os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+# --- what is said at the end
+
+
+def _show(report: RunReport, as_json: bool) -> None:
+    if not as_json:
+        for phase, result in report.results.items():
+            show_result(phase, result)
+    for outcome in report.failures[:FAILURES_SHOWN]:
+        where = f" in phase {outcome.failed_phase}" if outcome.failed_phase else ""
+        say(f"{outcome.status}: {outcome.key}{where}: {outcome.error}")
+    more = len(report.failures) + report.more_failures - FAILURES_SHOWN
+    if more > 0:
+        say(f"... and {more} more that did not succeed")
+    say(str(report))
+
+
+def _say_interrupted(session: _Session, grace: float, signal: str) -> None:
+    """Why it ended early, once its counts were told."""
+    report = session.report
+    if report is None:
+        say(f"interrupted by {signal} before the first item")
+    elif not session.ended:
+        say(f"interrupted by {signal}: what was in flight was cancelled")
+    else:
+        how = f"had {grace:g} s (--grace) to end" if report.cancelled else "has ended"
+        rest = ", the rest of the source was not begun" if report.drained else ""
+        say(f"interrupted by {signal}: what was in flight {how}{rest}")
+
+
+def _document(asked: Asked, session: _Session, code: int) -> dict[str, Any]:
+    """What --json gives."""
+    report = session.report or RunReport(asked.pipeline.name, "")
+    counts = ("total", "succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused")
+    return {
+        "pipeline": report.pipeline,
+        "run_id": report.run_id or None,
+        "exit_code": code,
+        "interrupted": SIGNALS.get(code),
+        "error": session.error,
+        "items": {name: getattr(report, name) for name in counts},
+        "elapsed_s": round(report.elapsed_s, 6),
+        "drained": report.drained,
+        "results": {phase: as_plain(result) for phase, result in report.results.items()},
+        "errors": {phase: error_fields(error) for phase, error in report.errors.items()},
+        "missing": report.missing,
+        "failures": [
+            {
+                "key": one.key, "status": one.status, "phase": one.failed_phase, "tool": one.tool,
+                "error": None if one.error is None else error_fields(one.error),
+            }
+            for one in report.failures
+        ],
+        "more_failures": report.more_failures,
+        "evidence": asked.evidence,
+        "journal": None if asked.journal is None else asked.journal.path,
+    }  # fmt: skip
