@@ -22,6 +22,7 @@ class RunSeen:
         self.began_ns = at_ns
         self.ended_ns = 0
         self.ended: Mapping[str, Any] | None = None
+        self._is_told = False  # by itself, how many items are done
         self.at_fault = 0  # items that failed outside of any call
         self.total: int | None = fields.get("items")
         plan = fields.get("plan") or []
@@ -37,7 +38,7 @@ class RunSeen:
         """Some calls have ended."""
         for name, _, _ in self.phases:
             self._paces[name].progress(board.ended_in(f"{self.pipeline}/{name}"), 0)
-        counted = self._counted(board)
+        counted = None if self._is_told else self._counted(board)
         if counted is not None:
             self._pace.progress(*counted)
 
@@ -59,7 +60,9 @@ class RunSeen:
             rate = done / elapsed_s if elapsed_s else None
             return ItemsSeen(done, failed, self.ended["skipped"], self.total, rate)
         if told is not None:
-            return ItemsSeen(told.done, told.failed, 0, told.total, told.rate, told.eta_s)
+            self._is_told = True
+            at = self._pace.progress(told.done, told.failed)  # as of now, where its own is of its latest item
+            return ItemsSeen(told.done, told.failed, 0, self.total, at.rate, at.eta_s)
         counted = self._counted(board)
         if counted is None:
             return ItemsSeen(total=self.total, is_exact=False)

@@ -9,11 +9,12 @@ from typing import Final, NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from ._cli_text import printable
 from ._errors import counted
 from ._metrics import in_seconds
 from ._picture import FailureSeen, InFlight, ItemsSeen, LimitSeen, PhaseSeen, Picture
 
-__all__ = ["flight_text", "items_text", "lines_of", "printable"]
+__all__ = ["flight_text", "items_text", "lines_of"]
 
 FAILURES_SHOWN: Final = 3
 PHASES_SHOWN: Final = 20
@@ -29,11 +30,6 @@ def lines_of(picture: Picture, width: int) -> list[Text]:
     return lines
 
 
-def printable(text: str) -> str:
-    """The user's text in one line, without what a terminal would act on."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
 def items_text(items: ItemsSeen, elapsed_s: float) -> str:
     """``50 of 200 items, 5 failed, 10/s, 5 s, 15 s left``."""
     about = "" if items.is_exact else "about "
@@ -44,7 +40,7 @@ def items_text(items: ItemsSeen, elapsed_s: float) -> str:
     return f"{about}{of}{failed}{rate}, {_span(elapsed_s)}{left}"
 
 
-def flight_text(calls: Sequence[InFlight]) -> str:
+def flight_text(calls: Sequence[InFlight], when: str = "") -> str:
     """``3 calls in flight: deaf 2 (oldest 4.1 s), nap 1 (0.2 s)``."""
     if not calls:
         return "nothing in flight"
@@ -52,7 +48,7 @@ def flight_text(calls: Sequence[InFlight]) -> str:
         f"{printable(one.tool)} {one.count} ({'oldest ' if one.count > 1 else ''}{_span(one.oldest_s)})"
         for one in calls
     ]
-    return f"{counted(sum(one.count for one in calls), 'call')} in flight: {', '.join(each)}"
+    return f"{counted(sum(one.count for one in calls), 'call')} in flight{when}: {', '.join(each)}"
 
 
 # --- the head
@@ -152,8 +148,8 @@ def _waits(phase: PhaseSeen) -> str:
 
 def _rest(picture: Picture) -> Iterator[Text]:
     if picture.in_flight and picture.state in ("draining", "killed"):
-        was = "was " if picture.state == "killed" else ""
-        yield Text(was + flight_text(picture.in_flight), style="yellow")
+        when = " when it was killed" if picture.state == "killed" else ""
+        yield Text(flight_text(picture.in_flight, when), style="yellow")
     limits = [_limit(one) for one in picture.limits if one.waiting is None or one.waiting or one.note]
     if picture.queued:
         limits.append(f"{picture.queued} wait for a thread or process")

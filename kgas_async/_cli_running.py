@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import anyio
 
 from ._cli_results import as_plain, show_result
-from ._cli_text import fail, out_json, say, tell_traceback
+from ._cli_text import fail, out_json, printable, say, tell_traceback
 from ._cli_view import View
 from ._errors import JournalError, KgasAsyncError, text_of
 from ._journal import Journal
@@ -191,11 +191,11 @@ def _show(report: RunReport, as_json: bool) -> None:
             show_result(phase, result)
     for outcome in report.failures[:FAILURES_SHOWN]:
         where = f" in phase {outcome.failed_phase}" if outcome.failed_phase else ""
-        say(f"{outcome.status}: {outcome.key}{where}: {outcome.error}")
+        say(printable(f"{outcome.status}: {outcome.key}{where}: {outcome.error}"))
     more = len(report.failures) + report.more_failures - FAILURES_SHOWN
     if more > 0:
         say(f"... and {more} more that did not succeed")
-    say(str(report))
+    say(printable(str(report)))
 
 
 def _say_interrupted(session: _Session, grace: float, signal: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ._cli_text import AS_JSON, fail, out, out_json, say
+from ._cli_text import AS_JSON, fail, out, out_json, printable, say
 
 __all__ = ["add_show"]
 
@@ -89,8 +89,6 @@ def _is_wanted(
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    from ._cli_picture import printable
-
     where = [str(record[name]) for name in ("phase", "tool") if name in record]
     parts = [record["time"][11:23], record["event"].ljust(16), "/".join(dict.fromkeys(where))]
     if "item" in record:

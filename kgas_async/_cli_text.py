@@ -24,6 +24,7 @@ __all__ = [
     "out",
     "out_json",
     "out_rich",
+    "printable",
     "say",
     "tell_traceback",
     "tells_tracebacks",
@@ -43,10 +44,17 @@ class _Tracebacks:
 tells_tracebacks = _Tracebacks()  # set by --traceback
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The user's text without what a terminal would act on, line ends among that, but for what is to be kept."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text)
+
+
 def say(line: str) -> None:
     """A line for people, to standard error; where nobody reads that, it is dropped."""
     try:
-        typer.echo(line, err=True)
+        typer.echo(printable(line, keep="\n\t"), err=True)
     except OSError:
         hush(sys.stderr)
 

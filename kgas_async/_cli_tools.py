@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from ._cli_text import AS_JSON, out, out_json, say
+from ._cli_text import AS_JSON, out, out_json, printable, say
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -62,8 +62,6 @@ def _tools(as_json: bool = AS_JSON) -> None:
     else:
         _show(tools)
     for one in broken:
-        from ._cli_picture import printable
-
         say(f"error: entry point {one['entry_point']} of {one['package']} is broken: {printable(one['error'])}")
     raise typer.Exit(1 if broken else 0)
 

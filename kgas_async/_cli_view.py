@@ -17,8 +17,8 @@ from rich.live import Live
 from rich.text import Text
 
 from ._board import Board, OpenCall, Present
-from ._cli_picture import flight_text, items_text, lines_of, printable
-from ._cli_text import say
+from ._cli_picture import flight_text, items_text, lines_of
+from ._cli_text import printable, say
 from ._errors import ManagerClosed
 from ._manager import ServiceManager
 from ._monitor import PerformanceMonitor

@@ -15,11 +15,13 @@ from ._leaving import hush, leave_at_once
 
 __all__ = ["main"]
 
+# As the module is imported, which only the command line does: a Ctrl-C in the first moments is to say nothing.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have had it ignored
+    signal.signal(signal.SIGINT, leave_at_once)
+
 
 def main() -> NoReturn:
     """The entry point: ends the process even where a legacy tool has left threads that would keep it."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have had it ignored
-        signal.signal(signal.SIGINT, leave_at_once)
     _prepare_streams()
     code = _code_of_app()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

@@ -71,8 +71,8 @@ def test_2_where_the_journal_cannot_be_used(tmp_path: Path) -> None:
     assert "is of pipeline 'cli', not of 'other'" in said(
         "run", f"{__name__}:other", "--journal", path, code=2
     )  # fmt: skip
-    assert "retry='failed' needs a journal=" in said("run", ME, "--retry", "failed", code=2)
-    assert "retry='some' is not known" in said("run", ME, "--journal", path, "--retry", "some", code=2)
+    assert "--retry failed needs --journal" in said("run", ME, "--retry", "failed", code=2)
+    assert "--retry 'some' is not known" in said("run", ME, "--journal", path, "--retry", "some", code=2)
 
 
 def test_show_tells_what_is_in_it(tmp_path: Path) -> None:

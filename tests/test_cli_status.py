@@ -1,0 +1,275 @@
+"""`kgas-async status`, and the board behind it: the same of a run at work, of one that has ended, of a killed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kgas_async import (
+    CircuitBreaker,
+    MemorySink,
+    PerformanceMonitor,
+    Phase,
+    Pipeline,
+    Policy,
+    Retry,
+    ServiceManager,
+    tool,
+)
+from kgas_async._board import Board
+from kgas_async._board_file import BoardFile
+from kgas_async._cli import app
+from kgas_async._cli_picture import lines_of
+from kgas_async._errors import EvidenceError
+
+from .programs import Program
+from .terminal import Terminal
+
+
+@tool(policy=Policy(concurrency=3))
+def load(x: int) -> int:
+    return x
+
+
+@tool(policy=Policy(retry=Retry(attempts=2, on=ConnectionError, wait=0)))
+async def parse(load: int) -> int:
+    if load % 5 == 3:
+        raise ConnectionError(f"no page {load}")
+    return load
+
+
+@tool
+async def total(parse: list[int]) -> int:
+    return sum(parse)
+
+
+papers = Pipeline(
+    "papers", Phase("load", load), Phase("parse", parse), Phase("total", total, collect=True), item=["x"], key="x"
+)
+
+
+async def recorded(path: Path, count: int = 20) -> Board:
+    """Run it, with a board that watches and a file that is written."""
+    board = Board()
+    monitor = PerformanceMonitor(sample_every=None, stall=None)
+    monitor._ledger = board
+    async with ServiceManager(evidence=path, monitor=monitor, log=None) as manager:
+        await manager.run(papers, [{"x": x} for x in range(count)])
+    return board
+
+
+def status(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["status", *arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+async def test_the_file_gives_the_picture_that_the_session_gave(tmp_path: Path) -> None:
+    board = await recorded(tmp_path / "run.jsonl")
+    live = board.picture(time.perf_counter_ns())
+    file = BoardFile(tmp_path / "run.jsonl")
+    file.read_on()
+    read = file.picture()
+    assert live.state == read.state == "ended"
+    assert live.items == read.items or abs((live.items.rate or 0) - (read.items.rate or 0)) < 1
+    assert (read.items.done, read.items.failed, read.items.total) == (20, 4, 20)
+    for one, other in zip(live.phases, read.phases, strict=True):
+        for name in ("name", "tool", "level", "done", "failed", "skipped", "total", "in_flight", "retries"):
+            assert getattr(one, name) == getattr(other, name), name
+        assert set(one.waits) - set(other.waits) == set() or one.tool == "load"  # waits below a microsecond
+    assert [(one.where, one.type, one.count) for one in read.failures] == [("parse", "ConnectionError", 4)]
+    assert [(one.where, one.type, one.count) for one in live.failures] == [("parse", "ConnectionError", 4)]
+    assert live.retries == read.retries == 4
+    assert live.calls == read.calls == 41
+
+
+async def test_a_part_of_the_file_shows_the_run_at_work(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    await recorded(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:12]) + lines[12][:40])  # a record that is just being written
+    file = BoardFile(path)
+    file.read_on()
+    assert file.unreadable == 0
+    done = sum(one.done for one in file.board._phases(file.board._run, (), is_live=False))  # type: ignore[union-attr]
+    with path.open("ab") as rest:
+        rest.write(lines[12][40:] + b"".join(lines[13:]))
+    file.read_on()
+    assert file.picture().state == "ended"
+    assert sum(one.done for one in file.picture().phases) == 41 > done
+
+
+async def test_it_says_how_a_run_has_ended(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.jsonl")
+    await recorded(Path(path))
+    said = status(path, code=1).splitlines()
+    assert said[0].startswith("papers ended: 20 of 20 items, 4 failed, ")
+    assert said[2].split()[:3] == ["phase", "done", "failed"]
+    assert [line.split()[:2] for line in said[3:6]] == [["load", "20/20"], ["parse", "20/20"], ["total", "1/1"]]
+    assert said[-1].startswith("parse: ConnectionError x4 (item 18, ")
+    found = json.loads(status(path, "--json", code=1))
+    assert (found["state"], found["pipeline"], found["items"]["failed"]) == ("ended", "papers", 4)
+    assert [phase["name"] for phase in found["phases"]] == ["load", "parse", "total"]
+
+
+async def test_it_is_about_the_latest_session_of_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    await recorded(path)
+    await recorded(path, 3)
+    assert status(str(path)).startswith("papers ended: 3 of 3 items, ")
+
+
+async def test_calls_outside_of_runs_are_shown_by_tool(tmp_path: Path) -> None:
+    async with ServiceManager(evidence=tmp_path / "run.jsonl", log=None) as manager:
+        await manager.execute(load, x=1)
+    said = status(str(tmp_path / "run.jsonl")).splitlines()
+    assert said[0].startswith("session ")
+    assert "ended: 1 call, " in said[0]
+    assert any(line.startswith("load") for line in said[1:])
+
+
+async def test_breakers_and_what_failed_outside_of_calls_are_shown(tmp_path: Path) -> None:
+    @tool(policy=Policy(breaker=CircuitBreaker(2, name="api")))
+    async def ask(x: int) -> int:
+        raise TimeoutError("no answer")
+
+    path = tmp_path / "run.jsonl"
+    pipeline = Pipeline("asking", Phase("ask", ask), item=["x"], key="x")
+    async with ServiceManager(evidence=path, log=None) as manager:
+        await manager.run(pipeline, [{"x": 1}, {"x": 2}, {"y": 3}, {"x": 4}], in_flight=1)
+    found = json.loads(status(str(path), "--json", code=1))
+    assert [(one["name"], one["state"]) for one in found["breakers"]] == [("api", "open")]
+    assert {(one["where"], one["type"]) for one in found["failures"]} >= {
+        ("ask", "TimeoutError"),
+        ("ask", "CircuitOpen"),
+    }
+    assert "breaker api: open for " in status(str(path), code=1)
+
+
+@pytest.mark.parametrize("width", [1, 7, 20, 40, 59, 60, 80, 160, 500])
+async def test_no_line_is_wider_than_it_may_be(tmp_path: Path, width: int) -> None:
+    board = await recorded(tmp_path / "run.jsonl")
+    assert all(line.cell_len <= width for line in lines_of(board.picture(time.perf_counter_ns()), width))
+
+
+async def test_what_a_damaged_event_lacks_tells_nothing() -> None:
+    board = Board()
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        await manager.run(papers, [{"x": 3}])
+    events = ["session.signal", "run.ended", "breaker.opened", "limit.changed", "loop.stalled", "thread.abandoned"]
+    events += ["service.crashed", "resource.sampled", "call.started", "run.started", "evidence.failed", "nonsense"]
+    for event in events:
+        board.note({"event": event, "at_ns": 1})
+    assert board.picture(2).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory"),
+        (b"", "has no record of evidence"),
+        (b"# some notes\n", "has no record of evidence"),
+        (b'{"event":"call.succeeded","schema":1,"time":"2020-01-01T00:00:00Z"}\n', "evidence of schema 1"),
+    ],
+)
+def test_2_where_there_is_no_evidence(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "run.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert said in status(str(path), code=2)
+    with pytest.raises(EvidenceError):
+        BoardFile(path).read_on()
+
+
+MINE = """
+import itertools, time
+import anyio
+from kgas_async import Phase, Pipeline, tool
+
+@tool
+async def nap(x: int) -> int:
+    await anyio.sleep(0.05)
+    return x
+
+@tool
+def deaf(nap: int) -> int:
+    time.sleep(60 if nap > 5 else 0)
+
+def endless():
+    return ({"x": x} for x in itertools.count())
+
+stuck = Pipeline("stuck", Phase("nap", nap), Phase("deaf", deaf), item=["x"], source=endless)
+"""
+
+
+def started(folder: Path) -> Program:
+    (folder / "mine.py").write_text(MINE)
+    return Program(command=["-m", "kgas_async", "run", "mine:stuck", "--evidence", "run.jsonl"], cwd=folder)
+
+
+def until_at_work(path: Path) -> dict[str, Any]:
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if path.exists() and path.stat().st_size:
+            result = CliRunner().invoke(app, ["status", str(path), "--json"])
+            found = json.loads(result.stdout) if result.exit_code == 0 else {}
+            if any(one["tool"] == "deaf" for one in found.get("in_flight", ())):
+                return found
+        time.sleep(0.05)
+    raise AssertionError("it never was at work")
+
+
+def test_of_a_run_at_work_and_of_one_that_was_killed_it_says_what_is_in_flight(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with started(tmp_path) as program:
+        found = until_at_work(path)
+        assert found["state"] == "running"
+        assert "deaf" in {one["tool"] for one in found["in_flight"]}
+        program.kill(signal.SIGKILL)
+        assert program.code() == -signal.SIGKILL
+    said = status(str(path), code=3)
+    assert said.startswith("stuck was killed: about 6 items")
+    assert "in flight when it was killed: deaf " in said
+    assert json.loads(status(str(path), "--json", code=3))["state"] == "killed"
+
+
+@pytest.mark.parametrize("painted", [False, True])
+def test_it_follows_a_run_to_its_end(tmp_path: Path, painted: bool) -> None:
+    path = tmp_path / "run.jsonl"
+    follow = ["-m", "kgas_async", "status", "run.jsonl", "--follow"]
+    with started(tmp_path) as program:
+        until_at_work(path)
+        if painted:
+            with Terminal(follow, cwd=tmp_path) as terminal:
+                terminal.until("running")
+                program.kill(signal.SIGKILL)
+                assert terminal.code() == 3
+                assert terminal.screen()[0].startswith("stuck was killed")
+        else:
+            with Program(command=[*follow, "--json"], cwd=tmp_path) as other:
+                assert json.loads(other.line())["state"] == "running"
+                program.kill(signal.SIGKILL)
+                assert json.loads(other.rest()[-1])["state"] == "killed"
+                assert other.code() == 3
+
+
+def test_a_reader_that_goes_ends_the_following(tmp_path: Path) -> None:
+    with started(tmp_path) as program:
+        until_at_work(tmp_path / "run.jsonl")
+        with Program(command=["-m", "kgas_async", "status", "run.jsonl", "--follow"], cwd=tmp_path) as other:
+            assert other.line().startswith("stuck running")
+            assert other.process.stdout is not None
+            os.close(os.dup(other.process.stdout.fileno()))
+            other.process.stdout.close()
+            assert other.code() == 0
+            assert other.errors() == ""
+            other.process.stdout = open(os.devnull)  # noqa: SIM115, PTH123  (for who closes it)
+        program.kill(signal.SIGKILL)
