@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -142,6 +143,8 @@ def _misplaced(path: Path, head: Head, number: int, previous: str, *, is_last: b
 
 def segments_of(path: Path) -> list[Path]:
     """The files of a log, in order, up to the first that is missing; the first is always among them."""
+    if not path.name:  # ".", to which no ending can be given
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     found = [path]
     while (more := segment_path(path, len(found) + 1)).exists():
         found.append(more)
