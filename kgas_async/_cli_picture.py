@@ -125,7 +125,7 @@ def _phases(picture: Picture, width: int) -> Iterator[Text]:
     titles = [_COLUMNS[at].title.rjust(sizes[at]) for at in shown]
     yield Text(_GAP.join(["phase".ljust(name), *titles, *(["waits for"] if wanted else [])]).rstrip(), style="dim")
     for one, row, waited in zip(phases, rows, waits, strict=True):
-        line = Text(set_cell_size(printable(one.name), name), style="red" if one.failed else "")
+        line = Text(set_cell_size(printable(one.name), name))
         for at in shown:
             line.append(_GAP)
             line.append(row[at].rjust(sizes[at]), style="red" if _COLUMNS[at].title == "failed" else "")

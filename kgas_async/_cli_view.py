@@ -41,24 +41,27 @@ class View:
     Args:
         name: The pipeline's.
         grace: What is in flight has so many seconds to end.
+        console: Where to; standard error unless given.
 
     Attributes:
         monitor: To be given to the manager; what it learns is what is shown.
+        cpu_s: Seconds of CPU that painting has taken.
     """
 
-    def __init__(self, name: str, grace: float) -> None:
+    def __init__(self, name: str, grace: float, console: Console | None = None) -> None:
         self._name = name
         self._grace = grace
         self.board = Board()
         self.monitor = PerformanceMonitor()
         self.monitor._ledger = self.board
-        self._console = _Console(stderr=True)
+        self._console = _Console(stderr=True) if console is None else console
         self.is_painted = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._manager: ServiceManager | None = None
         self._progress: Progress | None = None
         self._stop = Signal()
         self._thread: Any = None
+        self.cpu_s = 0.0
         self._said_at = 0.0
         self._said_ending = ""
 
@@ -111,7 +114,8 @@ class View:
                 self._paint(self._live)
             except OSError:  # the terminal is gone
                 return
-            wait_s = min(max(LEAST_S, (thread_time() - began) / SHARE), MOST_S)
+            self.cpu_s += (took_s := thread_time() - began)
+            wait_s = min(max(LEAST_S, took_s / SHARE), MOST_S)
 
     def _paint(self, live: Live) -> None:
         picture = self.picture()

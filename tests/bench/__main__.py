@@ -24,6 +24,8 @@ from tests.bench.measure import Case, Row, compare, table
 from tests.bench.pipelines import diamond_cases, waiting_cases
 from tests.bench.policies import policies_table
 from tests.bench.processes import beside_anyio_table, cpu_table, kill_table
+from tests.bench.startup import startup_table
+from tests.bench.view import view_table
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ TABLES: dict[str, Callable[[Size], Missed]] = {
     "processes": lambda size: told(beside_anyio_table(size.calls // 10, size.rounds)),
     "blocking": lambda size: told(*blocking_table(size.pairs)),
     "idle": lambda size: told(*idle_table(size.idle_s)),
+    "startup": lambda size: told(*startup_table(size.rounds)),
+    "view": lambda size: told(*view_table(size.idle_s)),
 }
 
 
