@@ -155,8 +155,9 @@ async def _execute(asked: Asked, session: _Session, view: View) -> None:
                 on_error=asked.on_error, on_progress=view.on_progress,  # type: ignore[arg-type]
             )  # fmt: skip
             session.ended = True
-        finally:
+        except BaseException:
             session.report = manager._last_report
+            raise
 
 
 @contextmanager
