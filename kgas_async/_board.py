@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from threading import RLock
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +33,7 @@ from ._report import Progress
 __all__ = ["Board", "OpenCall", "Present"]
 
 KINDS_KEPT: Final = 50  # of failures, of limits, of breakers, of services
+PLACES_KEPT: Final = 1000
 FAILED: Final = ("failed", "timed_out", "rejected")
 _NS: Final = 1e9
 
@@ -97,7 +97,9 @@ class Board(Ledger):
 
     def _look_at(self, calls: Sequence[Any]) -> None:
         self.now_ns = max(self.now_ns, calls[-1].ended_ns)
-        self.bounds.update(dict.fromkeys(islice({call.bound for call in calls}, KINDS_KEPT)))
+        if len(self.bounds) > PLACES_KEPT:
+            self.bounds.clear()  # of a session with very many runs; those at work come again
+        self.bounds.update(dict.fromkeys({call.bound for call in calls}))
         if self._open:
             for call in calls:
                 self._open.pop(call.id, None)

@@ -17,6 +17,7 @@ from ._verify import segments_of
 __all__ = ["BoardFile"]
 
 BATCH: Final = 512
+PLACES_KEPT: Final = 1000
 _WAITS: Final = ("concurrency", "rate", "retry", "thread")
 
 
@@ -98,6 +99,8 @@ class BoardFile(EvidenceFile):
         key = record["tool"], record.get("run_id"), record.get("phase")
         place = self._places.get(key)
         if place is None:
+            if len(self._places) > PLACES_KEPT:
+                self._places.clear()
             tool, run_id, phase = key
             nested = self._tools.get((str(run_id), str(phase)), tool) != tool
             place = _Place(tool, record.get("pipeline"), phase, run_id)

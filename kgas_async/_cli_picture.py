@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.text import Text
 
 from ._cli_text import printable
@@ -14,12 +15,19 @@ from ._errors import counted
 from ._metrics import in_seconds
 from ._picture import FailureSeen, InFlight, ItemsSeen, LimitSeen, PhaseSeen, Picture
 
-__all__ = ["flight_text", "items_text", "lines_of"]
+__all__ = ["SteadyConsole", "flight_text", "items_text", "lines_of"]
 
 FAILURES_SHOWN: Final = 3
 PHASES_SHOWN: Final = 20
 SHARE_SHOWN: Final = 0.05  # of the time of a phase's calls, from which a wait is told of
 _STATES: Final = {"running": "green", "draining": "yellow", "ended": "green", "killed": "red"}
+
+
+class SteadyConsole(Console):
+    """One that leaves the cursor alone: who kills the process would have none."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
 
 
 def lines_of(picture: Picture, width: int) -> list[Text]:

@@ -67,11 +67,7 @@ def run_pipeline(asked: Asked) -> int:
     """
     session = _Session()
     with _stdout_for_json(asked.as_json):
-        view = View(asked.pipeline.name, asked.grace)
-        try:
-            code = _code_of(asked, session, view)
-        finally:
-            view.close()
+        code = _code_of(asked, session)
     report = session.report
     if report is not None:
         _show(report, asked.as_json)
@@ -85,11 +81,10 @@ def run_pipeline(asked: Asked) -> int:
     return code
 
 
-def _code_of(asked: Asked, session: _Session, view: View) -> int:
+def _code_of(asked: Asked, session: _Session) -> int:
     """0 where the run came to its end."""
-    name, options = LOOPS[asked.backend]
     try:
-        anyio.run(partial(_execute, asked, session, view), backend=name, backend_options=options)
+        _run_in_view(asked, session)
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:  # a signal's, or a tool's own, which has ended the session
@@ -97,27 +92,34 @@ def _code_of(asked: Asked, session: _Session, view: View) -> int:
         if code not in SIGNALS:
             _say_error(session, f"a tool ended the session by {stop!r}")
         return code
-    except (LookupError, ModuleNotFoundError) as error:
+    except (LookupError, ModuleNotFoundError) as error:  # the event loop is not installed, if it is not the user's
         if session.opened:
             return _broke_off(session, error)
-        view.close()  # the event loop is not installed
         mend = f"; {extra_hint('uvloop')}" if asked.backend == "uvloop" else ""
         fail(f"--backend {asked.backend} cannot be used: {text_of(error)}{mend}")
     except (TypeError, ValueError) as error:  # misuse that only a manager can see, such as two tools of one name
         if session.report is not None and session.report.total:
             return _broke_off(session, error)
-        view.close()
         fail(text_of(error))
     except KgasAsyncError as error:
         session.report = session.report or getattr(error, "report", None)
         if not session.opened or (isinstance(error, JournalError) and session.report is None):
-            view.close()
             fail(_in_our_words(str(error), asked))
         _say_error(session, _in_our_words(str(error), asked))
         return 1
     except Exception as error:  # noqa: BLE001  (of the user's code, on the way to which nobody else has met it)
         return _broke_off(session, error)
     return 0
+
+
+def _run_in_view(asked: Asked, session: _Session) -> None:
+    """Run it; the view is gone before anything is said of the end."""
+    name, options = LOOPS[asked.backend]
+    view = View(asked.pipeline.name, asked.grace)
+    try:
+        anyio.run(partial(_execute, asked, session, view), backend=name, backend_options=options)
+    finally:
+        view.close()
 
 
 def _broke_off(session: _Session, error: BaseException) -> int:

@@ -38,7 +38,8 @@ def _status(
     With --json one JSON object; with --follow one each second, a line each.
 
     Exit codes: 0 it runs, or all has succeeded; 1 some items or calls failed;
-    2 the evidence cannot be read; 3 it was killed.
+    2 the evidence cannot be read; 3 it was killed; 130 --follow was ended by
+    Ctrl-C, which leaves the run alone.
 
     Examples:
 
@@ -48,13 +49,18 @@ def _status(
     """
     from ._board_file import BoardFile
     from ._errors import EvidenceError
+    from ._leaving import user_code_begins
 
+    if follow:
+        user_code_begins()  # nobody's code does, but there is a view to be closed
     file = BoardFile(path)
     try:
         file.read_on()
         picture = _followed(file, as_json) if follow else file.picture()
     except EvidenceError as error:
         fail(str(error))
+    except KeyboardInterrupt:  # it has seen enough, and the view is closed
+        raise typer.Exit(130) from None
     if as_json:
         out_json(picture.to_dict(), indent=None if follow else 2)
     elif not (follow and sys.stdout.isatty()):
@@ -80,9 +86,9 @@ def _print(picture: Picture) -> bool:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from ._cli_picture import SteadyConsole
 
-    return Console()
+    return SteadyConsole()
 
 
 def _followed(file: BoardFile, as_json: bool) -> Picture:

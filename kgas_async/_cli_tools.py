@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -50,7 +52,8 @@ def _tools(as_json: bool = AS_JSON) -> None:
     for point in sorted(entry_points(group=GROUP), key=lambda one: (one.name, one.value)):
         place = {"entry_point": f"{point.name} = {point.value}", "package": _package_of(point)}
         try:
-            tools += [_described(tool) | place for tool in _tools_of(point)]
+            with redirect_stdout(sys.stderr):  # what a module prints as it is imported is no result of ours
+                tools += [_described(tool) | place for tool in _tools_of(point)]
         except (Exception, SystemExit) as error:  # noqa: BLE001  (importing it runs anybody's code)
             from ._cli_text import tell_traceback
             from ._errors import text_of

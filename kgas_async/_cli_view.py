@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ._board import Board, OpenCall, Present
-from ._cli_picture import flight_text, items_text, lines_of
+from ._cli_picture import SteadyConsole, flight_text, items_text, lines_of
 from ._cli_text import printable, say
 from ._errors import ManagerClosed
 from ._manager import ServiceManager
@@ -54,7 +54,7 @@ class View:
         self.board = Board()
         self.monitor = PerformanceMonitor()
         self.monitor._ledger = self.board
-        self._console = _Console(stderr=True) if console is None else console
+        self._console = SteadyConsole(stderr=True) if console is None else console
         self.is_painted = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._manager: ServiceManager | None = None
@@ -114,6 +114,8 @@ class View:
                 self._paint(self._live)
             except OSError:  # the terminal is gone
                 return
+            except RuntimeError:  # something was changed while it was looked at: the next look is not far
+                continue
             self.cpu_s += (took_s := thread_time() - began)
             wait_s = min(max(LEAST_S, took_s / SHARE), MOST_S)
 
@@ -152,13 +154,6 @@ class View:
         if session.is_cancelled:
             return f"cancelling, up to {self._grace:g} s (once more ends the process)"
         return f"draining after {picture.signal}, up to {self._grace:g} s (once more cancels)"
-
-
-class _Console(Console):
-    """One that leaves the cursor alone: who kills the process would have none."""
-
-    def show_cursor(self, show: bool = True) -> bool:
-        return False
 
 
 def _present_of(manager: ServiceManager, board: Board, progress: Progress | None) -> Present | None:

@@ -5,6 +5,7 @@ Imports next to nothing itself, so that Ctrl-C finds somebody to meet it while t
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -63,13 +64,12 @@ def _prepare_streams() -> None:
 def _flushed(stream: IO[str], code: int) -> int:
     try:
         stream.flush()
-    except BrokenPipeError:
-        hush(stream)
     except OSError as error:
         hush(stream)
-        if stream is sys.stdout:
-            from ._cli_text import say
+        if stream is sys.stderr or error.errno in (errno.EPIPE, errno.EIO):  # nobody reads it any more
+            return code
+        from ._cli_text import say
 
-            say(f"error: standard output cannot be written: {error.strerror}")
+        say(f"error: standard output cannot be written: {error.strerror}")
         return code or 1
     return code

@@ -261,6 +261,19 @@ def test_it_follows_a_run_to_its_end(tmp_path: Path, painted: bool) -> None:
                 assert other.code() == 3
 
 
+def test_ctrl_c_ends_the_following_and_leaves_the_terminal_and_the_run_alone(tmp_path: Path) -> None:
+    with started(tmp_path) as program:
+        until_at_work(tmp_path / "run.jsonl")
+        with Terminal(["-m", "kgas_async", "status", "run.jsonl", "--follow"], cwd=tmp_path) as terminal:
+            terminal.until("running")
+            terminal.kill()
+            assert terminal.code() == 130
+            assert b"\x1b[?25l" not in terminal.shown
+            assert b"Traceback" not in terminal.shown
+        assert program.process.poll() is None
+        program.kill(signal.SIGKILL)
+
+
 def test_a_reader_that_goes_ends_the_following(tmp_path: Path) -> None:
     with started(tmp_path) as program:
         until_at_work(tmp_path / "run.jsonl")

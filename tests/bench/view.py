@@ -9,7 +9,8 @@ from typing import Any
 import anyio
 
 from kgas_async import Phase, Pipeline, Policy, Retry, ServiceManager, tool
-from kgas_async._cli_view import View, _Console
+from kgas_async._cli_picture import SteadyConsole
+from kgas_async._cli_view import View
 
 from .cases import LOOPS
 
@@ -46,7 +47,7 @@ BUSIEST = Pipeline("busiest", Phase("a", nothing), Phase("b", nothing, bind={"x"
 
 async def painted(pipeline: Pipeline, columns: int, seconds: float) -> tuple[float, float]:
     """Percent of a CPU that painting takes, and calls per second meanwhile."""
-    console = _Console(file=io.StringIO(), force_terminal=True, width=columns, height=50, color_system="truecolor")
+    console = SteadyConsole(file=io.StringIO(), force_terminal=True, width=columns, height=50, color_system="truecolor")
     view = View(pipeline.name, 10.0, console)
     until = time.perf_counter() + seconds
 
