@@ -171,7 +171,8 @@ def _rest(picture: Picture) -> Iterator[Text]:
     stalls = picture.stalls
     if stalls.count:
         now = ", stalled now" if stalls.is_stalled else ""
-        counts.append(f"loop stalls {stalls.count} (longest {_span(stalls.longest_s)}, {stalls.latest or '?'}{now})")
+        whose = f", {printable(stalls.latest)}" if stalls.latest else ""
+        counts.append(f"loop stalls {stalls.count} (longest {_span(stalls.longest_s)}{whose}{now})")
     if picture.abandoned:
         left = ", ".join(f"{printable(one.whose)} {_span(one.age_s)}" for one in picture.abandoned[:3])
         counts.append(f"abandoned threads {len(picture.abandoned)} ({left})")
@@ -224,4 +225,4 @@ def _span(seconds: float | None) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    return f"{value:.2g}" if value < 9.95 else f"{value:.0f}"

@@ -26,8 +26,9 @@ from kgas_async import (
 from kgas_async._board import Board
 from kgas_async._board_file import BoardFile
 from kgas_async._cli import app
-from kgas_async._cli_picture import lines_of
+from kgas_async._cli_picture import items_text, lines_of
 from kgas_async._errors import EvidenceError
+from kgas_async._picture import ItemsSeen
 
 from .programs import Program
 from .terminal import Terminal
@@ -151,6 +152,23 @@ async def test_breakers_and_what_failed_outside_of_calls_are_shown(tmp_path: Pat
         ("ask", "CircuitOpen"),
     }
     assert "breaker api: open for " in status(str(path), code=1)
+
+
+@pytest.mark.parametrize(
+    ("items", "elapsed_s", "said"),
+    [
+        (ItemsSeen(50, 5, 0, 200, 10.0, 15.0), 5.0, "50 of 200 items, 5 failed, 10/s, 5.0 s, 15 s left"),
+        (ItemsSeen(1, 0, 0, None, 0.25, None), 4.0, "1 item, 0.25/s, 4.0 s"),
+        (ItemsSeen(0, 0, 0, 1), 61.0, "0 of 1 item, 61 s"),
+        (
+            ItemsSeen(9, 0, 0, 99, 0.01, 9000.0, is_exact=False),
+            900.0,
+            "about 9 of 99 items, 0.0/s, 15:00 min, 2:30 h left",
+        ),
+    ],
+)
+def test_how_far_it_is_in_words(items: ItemsSeen, elapsed_s: float, said: str) -> None:
+    assert items_text(items, elapsed_s) == said
 
 
 @pytest.mark.parametrize("width", [1, 7, 20, 40, 59, 60, 80, 160, 500])
