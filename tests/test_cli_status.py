@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -163,7 +164,7 @@ async def test_breakers_and_what_failed_outside_of_calls_are_shown(tmp_path: Pat
         (
             ItemsSeen(9, 0, 0, 99, 0.01, 9000.0, is_exact=False),
             900.0,
-            "about 9 of 99 items, 0.0/s, 15:00 min, 2:30 h left",
+            "about 9 of 99 items, 0.01/s, 15:00 min, 2:30 h left",
         ),
     ],
 )
@@ -255,7 +256,7 @@ def test_of_a_run_at_work_and_of_one_that_was_killed_it_says_what_is_in_flight(t
         assert program.code() == -signal.SIGKILL
     said = status(str(path), code=3)
     assert said.startswith("stuck was killed: about 6 items")
-    assert "in flight when it was killed: deaf " in said
+    assert re.search(r"in flight when it was killed: .*deaf \d+", said)
     assert json.loads(status(str(path), "--json", code=3))["state"] == "killed"
 
 
