@@ -11,10 +11,11 @@ from typing import IO, NoReturn
 import typer
 
 from ._chain import head_path
-from ._errors import EvidenceError, counted
+from ._cli_lineage import say_lacks
+from ._errors import EvidenceError
 from ._reading import EvidenceFile, runs_of
+from ._segments import segments_of
 from ._suggest import nearest
-from ._verify import segments_of
 from .export.prov import prov_document
 from .export.trace import write_trace
 
@@ -66,9 +67,7 @@ def _export(
         _fail(str(error))
     except OSError as error:
         _fail(f"{output or 'standard output'} cannot be written: {error.strerror}")
-    if evidence.unreadable:
-        lines = counted(evidence.unreadable, "line")
-        typer.echo(f"{lines} of {path} could not be read and left out; a crash may have torn one", err=True)
+    say_lacks(path, evidence.lacks)
 
 
 def _is_evidence(output: Path, path: Path) -> bool:

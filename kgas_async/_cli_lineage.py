@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from ._errors import EvidenceError, counted
 from ._lineage import Lineage, Traced, lineage
 from ._reading import EvidenceFile
 
-__all__ = ["add_lineage"]
+__all__ = ["add_lineage", "say_lacks"]
 
 ROWS_SHOWN = 50
 
@@ -50,13 +51,17 @@ def _lineage(
     except EvidenceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    if evidence.unreadable:
-        lines = counted(evidence.unreadable, "line")
-        typer.echo(f"{lines} of {path} could not be read and left out; a crash may have torn one", err=True)
+    say_lacks(path, found.lacks)
     if as_json:
         typer.echo(json.dumps(as_data(found), indent=2))
     else:
         _show(found)
+
+
+def say_lacks(path: str, lacks: Iterable[str]) -> None:
+    """Warn of what the evidence lacks, on standard error."""
+    for one in lacks:
+        typer.echo(f"warning: {path}: {one}", err=True)
 
 
 def as_data(found: Lineage) -> dict[str, object]:
@@ -77,6 +82,8 @@ def _show(found: Lineage) -> None:
     what = " of ".join(filter(None, (found.phase, found.item)))
     verb = "came from" if found.direction == "upstream" else "has reached"
     console.print(Text(f"run {found.run_id} of {found.pipeline}: {what} {verb}"))
+    for one in found.lacks:
+        console.print(Text(f"there may be more: {one}"))
     for key, fields in list(found.items.items())[:ROWS_SHOWN]:
         console.print(Text(f"item {key}: {', '.join(fields)}"))
     if len(found.items) > ROWS_SHOWN:

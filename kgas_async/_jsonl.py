@@ -19,7 +19,8 @@ from . import _disk
 from ._chain import GENESIS, Head, hash_of, head_path, segment_path
 from ._errors import EvidenceError, counted
 from ._records import SCHEMA, line_of, render_call, render_fields, rfc3339
-from ._verify import Segment, gap_after, head_of, segments_of
+from ._segments import gap_after, head_of, in_the_way, segments_of
+from ._verify import Segment
 
 __all__ = ["JsonlSink"]
 
@@ -96,11 +97,17 @@ class JsonlSink:
             self._refuse("another session writes to it; give each its own evidence= path")
         if not _disk.is_same(self._locked, self.path):
             self._refuse("it was replaced while it was opened; try again")
-        paths = segments_of(self.path)
+        paths = list(segments_of(self.path))
         last = paths[-1]
         gap = gap_after(self.path, len(paths))
         if gap is not None:
             self._refuse(f"{gap}; restore it, or give another evidence= path")
+        foreign = in_the_way(self.path, len(paths)) if self.max_bytes is not None else None
+        if foreign is not None:
+            self._refuse(
+                f"{foreign.name} has the name of its next segment, and is none of it; move that away, or give another "
+                f"evidence= path"
+            )
         self._number = len(paths)
         if len(paths) > 1:
             self._file = _disk.open_file(last)
@@ -134,21 +141,16 @@ class JsonlSink:
             self._refuse(f"{why}; restore that file, or give another evidence= path")
         if head.segment != self._number or (self._number == 1 and head.previous != GENESIS):
             self._refuse(f"{head_path(path).name} is of another segment; {mend}")
-        if head.state == "continued":
-            missing = segment_path(self.path, self._number + 1).name
-            self._refuse(
-                f"{missing} is missing, and {path.name} goes on there; restore it, or give another evidence= path"
-            )
         return segment
 
     def _end_before(self, path: Path, following: Segment) -> None:
         """See that it follows the segment before, and say there that it goes on, if a kill has prevented that."""
         head, _ = head_of(path)
-        if head is None or (head.state != "open" and head.last == following.previous):
+        if head is None or (head.state == "continued" and head.last == following.previous):
             return
         segment = Segment(path, head.previous, head)
         segment.scan()
-        if segment.problem is not None or segment.last != following.previous:
+        if segment.problem is not None or segment.last != following.previous or head.state != "open":
             self._refuse(
                 f"{path.name} is not whole: check it by 'kgas-async evidence verify', and give another evidence= path"
             )

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from ._derivation import FAILED, Edges, Plan, Source, calls_of, place_of
 from ._errors import EvidenceError, counted
-from ._reading import Evidence, Read, RunOnRecord, choose_run, read, runs_of
+from ._reading import Evidence, Read, RunOnRecord, choose_run, lacks_of, read, runs_of
 from ._suggest import nearest
 
 __all__ = ["Lineage", "Traced", "lineage"]
@@ -60,6 +60,8 @@ class Lineage:
         calls: In the order in which they ended, nested ones and batches among them.
         items: The source items, and which of their fields were taken; of inputs with a default: if the item had them.
         runs: The ids of other runs that calls in it have started.
+        lacks: What the evidence lacks, as sentences, such as lines that a crash has torn: there may be more than is
+            told here.
     """
 
     run_id: str
@@ -70,6 +72,7 @@ class Lineage:
     calls: list[Traced] = field(default_factory=list)
     items: dict[str, list[str]] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
 
 
 def lineage(
@@ -90,7 +93,7 @@ def lineage(
         run_id: The run; unless given, the latest.
 
     Raises:
-        EvidenceError: It cannot be read, or knows of no such run, phase or item.
+        EvidenceError: It cannot be read, lacks a segment, or knows of no such run, phase or item.
         ValueError: Neither ``item`` nor ``phase`` is given, or another direction.
     """
     if direction not in ("upstream", "downstream"):
@@ -139,6 +142,7 @@ class _Tracing:
             self._keep(call, taken)
         self._keep_nested(nested, kept.keys() | others.keys())
         self.lineage.calls.sort(key=lambda call: self._seqs[call.call_id])
+        self.lineage.lacks = lacks_of(self.records)
         return self.lineage
 
     def _calls_near(self) -> tuple[dict[str, Mapping[str, Any]], list[Mapping[str, Any]]]:

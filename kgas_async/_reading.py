@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from ._errors import EvidenceError
+from ._chain import head_path
+from ._errors import EvidenceError, counted
 from ._records import SCHEMA
+from ._segments import gap_after, head_of, own_number, segments_of
 from ._suggest import nearest
-from ._verify import segments_of
 
 __all__ = [
     "ENDS",
@@ -27,6 +28,7 @@ __all__ = [
     "RunOnRecord",
     "choose_run",
     "duration_us",
+    "lacks_of",
     "read",
     "runs_of",
     "unix_us",
@@ -57,43 +59,83 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 class EvidenceFile:
     """The records of a JSON lines file and of the segments beside it (``run.jsonl.2``, ...), read anew each time.
 
+    Where a segment is missing, reading is an error: what is left would pass for the whole.
+
     Attributes:
-        unreadable: Lines of the latest reading that are no records; a crash may have torn one.
+        lacks: What the latest reading had to do without, as sentences: lines that are no records, an end that may be
+            missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.unreadable = 0
+        self.lacks: list[str] = []
 
     def __repr__(self) -> str:
         return f"EvidenceFile({str(self.path)!r})"
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        self.unreadable = 0
+        self.lacks = []
         path = self.path
         try:
+            self._check_parts()
             for path in segments_of(self.path):
-                with path.open("rb") as file:
-                    yield from self._records(path, file)
+                yield from self._segment(path)
+            self._end(path)
         except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
             why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(f"evidence cannot be read from {str(path)!r}: {why}; give a file of it") from error
 
-    def _records(self, path: Path, lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
-        for number, line in enumerate(lines, 1):
-            record = _record_of(line)
-            if record is None:
-                self.unreadable += bool(line.strip())
-            elif record["schema"] != SCHEMA:
-                raise EvidenceError(
-                    f"{str(path)!r}, line {number}: evidence of schema {record['schema']!r}, and this reads schema "
-                    f"{SCHEMA}; read it by the version that wrote it"
-                )
-            else:
-                yield record
+    def _check_parts(self) -> None:
+        """That it is the whole of a log, before anything is made of a part."""
+        head, _ = head_of(self.path)
+        if own_number(self.path, head) is not None:
+            log = str(self.path.with_suffix(""))
+            raise EvidenceError(f"{str(self.path)!r} is one segment of a log, and no more; give that, {log!r}")
+        gap = gap_after(self.path, sum(1 for _ in segments_of(self.path)))
+        if gap is not None:
+            raise EvidenceError(
+                f"the evidence in {str(self.path)!r} is not whole: {gap}; restore that file, since what is left does "
+                f"not tell all that happened"
+            )
+
+    def _segment(self, path: Path) -> Iterator[Mapping[str, Any]]:
+        lines = torn = 0
+        head, _ = head_of(path)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                record = _record_of(line)
+                if record is None:
+                    torn += bool(line.strip())
+                elif record["schema"] != SCHEMA:
+                    raise EvidenceError(
+                        f"{str(path)!r}, line {number}: evidence of schema {record['schema']!r}, and this reads schema "
+                        f"{SCHEMA}; read it by the version that wrote it"
+                    )
+                else:
+                    lines += 1
+                    yield record
+        if torn:
+            self.lacks.append(f"{counted(torn, 'line')} of {path.name} could not be read; a crash may have torn one")
+        if head is not None and lines + torn < head.records:
+            missing = counted(head.records - lines - torn, "record")
+            self.lacks.append(f"{missing} of {path.name} are missing, as its head says")
+
+    def _end(self, path: Path) -> None:
+        """What the head of the last segment says of the end, asked when that has been read."""
+        head, wrong = head_of(path)
+        if head is None:
+            why = wrong or f"{head_path(path).name} is missing"
+            self.lacks.append(f"{why}, so that records may be missing at the end")
+        elif head.state == "open":
+            self.lacks.append("a session still writes to it, or was killed: records may be missing at the end")
 
 
 Read: TypeAlias = EvidenceFile | list[Mapping[str, Any]]
+
+
+def lacks_of(records: Read) -> list[str]:
+    """What the latest reading had to do without; of a list nobody can tell."""
+    return list(records.lacks) if isinstance(records, EvidenceFile) else []
 
 
 def read(evidence: Evidence) -> Read:

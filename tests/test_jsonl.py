@@ -124,17 +124,48 @@ def test_a_log_that_lacks_a_segment_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "run.jsonl", 20, max_bytes=700)
     assert verify_evidence(path).segments > 4
     (tmp_path / "run.jsonl.3").unlink()
-    refused(path, "run.jsonl.3 is missing, though there is run.jsonl.")
+    refused(path, "run.jsonl.2 goes on in run.jsonl.3, which is missing; restore it")
+    sealed = head_path(tmp_path / "run.jsonl.2")
+    sealed.write_bytes(sealed.read_bytes().replace(b"continued", b"sealed"))
+    refused(path, "run.jsonl.3 is missing, though there is run.jsonl.4; restore it")
 
 
 def test_a_log_that_lacks_its_last_segment_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "run.jsonl", 20, max_bytes=600)
     last = tmp_path / f"run.jsonl.{verify_evidence(path).segments}"
     last.unlink()
-    refused(path, f"{last.name} is missing")
+    refused(path, f" goes on in {last.name}, which is missing")
     head_path(last).unlink()
-    refused(path, f"{last.name} is missing")
+    refused(path, f" goes on in {last.name}, which is missing")
     assert verify_evidence(path).problem == "truncated"
+
+
+@pytest.mark.parametrize("name", ["run.jsonl.20261129", "run.jsonl.2", "run.jsonl.3", "run.jsonl.bak", "run.jsonl.02"])
+def test_a_copy_beside_a_log_is_no_segment_of_it(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / "run.jsonl")
+    copy = tmp_path / name
+    copy.write_bytes(path.read_bytes())
+    copied = tmp_path / f"{name}.head" if name == "run.jsonl.20261129" else tmp_path / f"{name}.head.old"
+    copied.write_bytes(head_path(path).read_bytes())
+    assert verify_evidence(path).segments == 1
+    written(path, session="next")
+    report = verify_evidence(path)
+    assert (report.ok, report.segments, report.records) == (True, 1, 10), str(report)
+    assert copy.read_bytes()
+    if name == "run.jsonl.2":  # where the next segment is to be
+        with pytest.raises(EvidenceError, match=r"run.jsonl.2 has the name of its next segment, and is none of it"):
+            JsonlSink(path, max_bytes=100).open()
+    else:
+        written(path, 1, "more", max_bytes=10)
+        assert verify_evidence(path).ok
+
+
+def test_a_log_whose_last_head_but_one_is_sealed_is_not_continued(tmp_path: Path) -> None:
+    path = written(tmp_path / "run.jsonl", 3, max_bytes=400)
+    assert verify_evidence(path).segments == 2
+    head = head_path(path)
+    head.write_bytes(head.read_bytes().replace(b"continued", b"sealed"))
+    refused(path, "run.jsonl is not whole")
 
 
 @pytest.mark.parametrize("number", [2, 3])

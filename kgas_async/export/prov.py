@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from kgas_async._derivation import OK, Edges, Plan, Source, calls_of
-from kgas_async._reading import EPOCH, Evidence, RunOnRecord, choose_run, duration_us, read, runs_of, unix_us
+from kgas_async._reading import EPOCH, Evidence, RunOnRecord, choose_run, duration_us, lacks_of, read, runs_of, unix_us
 
 __all__ = ["prov_document"]
 
@@ -27,26 +27,29 @@ SECTIONS: Final = (
 def prov_document(evidence: Evidence, *, run_id: str | None = None) -> dict[str, Any]:
     """A run's provenance in PROV-JSON, to be written by ``json.dump``. It grows with the run's calls.
 
+    Where the evidence is not whole, such as after a crash, the run has ``kgas:lacks`` with what is missing.
+
     Args:
         evidence: A path of JSON lines, or records such as those of a `MemorySink`.
         run_id: The run; unless given, the latest.
 
     Raises:
-        EvidenceError: It cannot be read, has no such run, or no plan of it.
+        EvidenceError: It cannot be read, lacks a segment, has no such run, or no plan of it.
     """
     records = read(evidence)
     runs = runs_of(records)
     run = choose_run(runs, run_id)
     calls = {call["call_id"]: call for call in calls_of(records, run.run_id)}
-    return _Document(run, calls).made()
+    return _Document(run, calls, lacks_of(records)).made()
 
 
 class _Document:
     """The sections of a document, as they fill."""
 
-    def __init__(self, run: RunOnRecord, calls: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, run: RunOnRecord, calls: Mapping[str, Mapping[str, Any]], lacks: list[str]) -> None:
         assert run.plan is not None
         self.run = run
+        self.lacks = lacks
         self.calls = calls
         self.plan = Plan(run.plan)
         self.sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
@@ -55,7 +58,11 @@ class _Document:
     def made(self) -> dict[str, Any]:
         """The whole of it, without what is empty."""
         run = self.run
-        attributes = {"prov:type": _own("Run"), "kgas:pipeline": run.pipeline, "prov:startTime": run.started}
+        attributes: dict[str, Any] = {
+            "prov:type": _own("Run"), "kgas:pipeline": run.pipeline, "prov:startTime": run.started
+        }  # fmt: skip
+        if self.lacks:
+            attributes["kgas:lacks"] = self.lacks
         if run.ended is not None:
             attributes["prov:endTime"] = run.ended["time"]
             attributes["kgas:items"] = run.ended["items"]

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
-from kgas_async._reading import ENDS, Evidence, duration_us, read, unix_us
+from kgas_async._reading import ENDS, Evidence, duration_us, lacks_of, read, unix_us
 
 __all__ = ["trace_events", "write_trace"]
 
@@ -23,6 +23,8 @@ MOMENTS: Final = ("breaker.", "limit.", "loop.", "service.", "pool.", "scope.", 
 def write_trace(evidence: Evidence, file: IO[str], *, run_id: str | None = None) -> int:
     """Write a trace in the JSON format of Chrome's tracing, which https://ui.perfetto.dev opens.
 
+    Where the evidence is not whole, such as after a crash, ``otherData`` says what it lacks.
+
     Args:
         evidence: A path of JSON lines, or records such as those of a `MemorySink`.
         file: Where to, opened for text.
@@ -32,14 +34,17 @@ def write_trace(evidence: Evidence, file: IO[str], *, run_id: str | None = None)
         How many events were written.
 
     Raises:
-        EvidenceError: It cannot be read.
+        EvidenceError: It cannot be read, or lacks a segment.
     """
+    records = read(evidence)
     file.write('{"displayTimeUnit":"ms","traceEvents":[')
     count = 0
-    for count, event in enumerate(trace_events(evidence, run_id=run_id), 1):
+    for count, event in enumerate(trace_events(records, run_id=run_id), 1):
         file.write(",\n" if count > 1 else "\n")
         file.write(json.dumps(event, separators=(",", ":")))
-    file.write("\n]}\n")
+    lacks = lacks_of(records)
+    other = ',"otherData":' + json.dumps({"lacks": "; ".join(lacks)}) if lacks else ""
+    file.write(f"\n]{other}}}\n")
     return count
 
 
