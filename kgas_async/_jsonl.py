@@ -14,6 +14,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
+from weakref import WeakSet
 
 from . import _disk
 from ._chain import GENESIS, Head, hash_of, head_path, segment_path
@@ -25,6 +26,16 @@ from ._verify import Segment
 __all__ = ["JsonlSink"]
 
 AT_ONCE: Final = 512  # lines of one write: more are no faster, since they leave the processor's cache
+_open_sinks: WeakSet[JsonlSink] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a process that was forked: the files are its parent's, who has the lock, and seals the log when it ends."""
+    for sink in list(_open_sinks):
+        sink._forget()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class JsonlSink:
@@ -55,6 +66,7 @@ class JsonlSink:
         self._file: int | None = None  # the last one
         self._plain = True
         self._failed = False
+        self._is_parents = False
         self._number = 1
         self._first = self._last = GENESIS
         self._records = self._bytes = 0
@@ -73,9 +85,10 @@ class JsonlSink:
         """Open the log for this writer alone; what a crash has torn stays in it and is noted."""
         if self._file is not None:
             return
-        self._failed = False
+        self._failed = self._is_parents = False
         try:
             self._open()
+            _open_sinks.add(self)
         except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
             self._release()
             why = error.strerror if isinstance(error, OSError) else error
@@ -204,6 +217,10 @@ class JsonlSink:
         return line
 
     def _ready(self) -> None:
+        if self._is_parents:
+            raise EvidenceError(
+                f"{self!r} was opened by another process, of which this one is a fork; give this one its own evidence="
+            )
         if self._file is None:
             self.open()
         if self._failed:
@@ -296,6 +313,12 @@ class JsonlSink:
         failed = self._release()
         if failed is not None:  # some file systems say only now that they could not write
             raise failed
+
+    def _forget(self) -> None:
+        """Be closed and touch nothing; the lock would live as long as this process has the file open."""
+        self._is_parents = self._file is not None
+        self._plain = False  # no unlocking: it is one lock for both
+        self._release()
 
     def _release(self) -> OSError | None:
         """Close the files and give the lock free; the error of one that could not be closed."""

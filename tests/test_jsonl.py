@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -236,6 +237,94 @@ finally:
     path = tmp_path / "run.jsonl"
     done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+FORKING = """
+import multiprocessing, os, sys, warnings
+import anyio
+from kgas_async import EvidenceError, JsonlSink, ServiceManager, tool, verify_evidence
+
+warnings.simplefilter("ignore")  # of forks in programs that have threads
+backend, path = sys.argv[1:]
+sink = JsonlSink(path, max_bytes=2000)
+
+def meddle():
+    sink.close()
+    try:
+        sink.write([{"event": "x", "schema": 2, "seq": 1, "session_id": "child"}])
+    except EvidenceError as error:
+        assert "was opened by another process, of which this one is a fork" in str(error)
+    else:
+        raise AssertionError("written")
+    try:
+        sink.open()
+    except EvidenceError as error:
+        assert "another session writes to it" in str(error)
+    else:
+        raise AssertionError("opened")
+    sink.close()
+
+@tool
+async def forks() -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            meddle()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+@tool
+def starts() -> int:
+    process = multiprocessing.get_context("fork").Process(target=meddle)
+    process.start()
+    process.join()
+    return process.exitcode
+
+async def main() -> None:
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        for _ in range(3):
+            assert await manager.execute(forks) == 0
+            assert await manager.execute(starts) == 0
+            assert verify_evidence(path).state == "open"
+
+anyio.run(main, backend=backend)
+report = verify_evidence(path)
+assert report.ok and report.segments > 1, str(report)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_process_that_a_tool_has_forked_neither_seals_the_log_nor_writes_to_it(tmp_path: Path, backend: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, backend, tmp_path / "run.jsonl"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fork_does_not_keep_the_lock_of_a_program_that_was_killed(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys, time
+from kgas_async import JsonlSink
+sink = JsonlSink(sys.argv[1])
+sink.open()
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "run.jsonl"
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    try:
+        written(path, session="next")
+        assert verify_evidence(path).ok
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1, True, "1", 1.5])
