@@ -30,7 +30,7 @@ def _lineage(
     item: str | None = typer.Option(None, metavar="KEY", help="of an item, or of an element: parent/index"),
     phase: str | None = typer.Option(None, help="whose output; alone: one that runs once per run"),
     upstream: bool = typer.Option(True, "--upstream/--downstream", help="what it came from, or what it has reached"),
-    run: str | None = typer.Option(None, metavar="RUN_ID", help="the run; the latest unless given"),
+    run: str | None = typer.Option(None, metavar="RUN_ID", help="the run; else the latest that no call has started"),
     as_json: bool = typer.Option(False, "--json", help="all of it, as one JSON object"),
 ) -> None:
     """Say what an output came from, or what an input has reached.

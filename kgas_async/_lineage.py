@@ -90,7 +90,7 @@ def lineage(
         item: The key of an item, or of an element (``parent/index``).
         phase: The phase whose output it is. Without one: all phases of that item or element. Alone: a phase that runs
             once per run, or all outputs of a phase.
-        run_id: The run; unless given, the latest.
+        run_id: The run; unless given, the latest that no call has started.
 
     Raises:
         EvidenceError: It cannot be read, lacks a segment, or knows of no such run, phase or item.

@@ -26,6 +26,7 @@ __all__ = [
     "EvidenceFile",
     "Read",
     "RunOnRecord",
+    "began_us",
     "choose_run",
     "duration_us",
     "lacks_of",
@@ -53,6 +54,7 @@ _FIELDS: Final = {
     "resource.sampled": (("session_id",), ("seq", "cpu_us", "span_us", "rss_bytes")),
 }
 _AT_TIMES: Final = ("run_id", "pipeline", "phase", "item", "parent_id", "batch_id", "reused_from")
+CLOSE_US: Final = 1000  # begins that are no further apart are those of the same call as it was made, and as it began
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -190,6 +192,18 @@ def duration_us(end: Mapping[str, Any]) -> int:
     return waited + int(end["run_us"])
 
 
+def began_us(end: Mapping[str, Any], started: Mapping[str, Any] | None) -> int:
+    """When a call that has ended began (microseconds since 1970).
+
+    Its end tells how long it waited and ran. That is not all of it where it had a fallback, waited for the result of
+    another call, or was cleaned up after; and more than that, where two attempts ran at once. Of those that took their
+    time it is on record when they began.
+    """
+    ended, took = unix_us(end["time"]), duration_us(end)
+    announced = ended - took if started is None else min(unix_us(started["time"]), ended)
+    return announced if abs(ended - took - announced) >= CLOSE_US else ended - took
+
+
 @dataclass(slots=True)
 class RunOnRecord:
     """A run as its evidence tells of it.
@@ -229,7 +243,7 @@ def runs_of(records: Iterable[Mapping[str, Any]]) -> dict[str, RunOnRecord]:
 
 
 def choose_run(runs: Mapping[str, RunOnRecord], run_id: str | None) -> RunOnRecord:
-    """The run of that id, or the latest.
+    """The run of that id, or the latest; not one that a call has started, if there are others.
 
     Raises:
         EvidenceError: There is no such run, or it is on record without its plan.
@@ -237,7 +251,7 @@ def choose_run(runs: Mapping[str, RunOnRecord], run_id: str | None) -> RunOnReco
     if not runs:
         raise EvidenceError("there is no run on record: lineage is of the items of pipelines, so of manager.run(...)")
     if run_id is None:
-        run_id = list(runs)[-1]
+        run_id = ([name for name, run in runs.items() if run.parent_id is None] or list(runs))[-1]
     elif run_id not in runs:
         raise EvidenceError(f"no run {run_id!r} is on record; there are {', '.join(runs)}{nearest(run_id, runs)}")
     run = runs[run_id]

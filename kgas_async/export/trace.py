@@ -1,8 +1,9 @@
 """A run as a picture in time: evidence as a trace that Perfetto and Chrome show.
 
-Each call is a slice, made up of its waits (for a service, concurrency, rate, a thread, a retry) and its run. Calls that
-overlap stand in different lanes, and a lane is used again as soon as it is free, so that there are as many lanes as
-calls were open at once: as many as there were workers. Evidence is read once, in order, and written as it is read.
+Each call is a slice, made up of its waits (for a service, concurrency, rate, a thread, a retry), its run, and what else
+there was. Calls that overlap stand in different lanes, and a lane is used again as soon as it is free, so that there
+are as many lanes as calls were open at once: as many as there were workers. Evidence is read once, in order, and
+written as it is read.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
-from kgas_async._reading import ENDS, Evidence, duration_us, lacks_of, read, unix_us
+from kgas_async._reading import ENDS, Evidence, began_us, duration_us, lacks_of, read, unix_us
 
 __all__ = ["trace_events", "write_trace"]
 
 WAITS: Final = ("service", "concurrency", "rate", "thread")  # in the order of a call
+OTHER: Final = "other"  # checks, cleaning up, and waiting for the result of another call
 CALLS_FROM: Final = 1000  # lanes of calls are numbered from here, those of runs from 1
 MOMENTS: Final = ("breaker.", "limit.", "loop.", "service.", "pool.", "scope.", "thread.", "cache.", "evidence.")
 
@@ -66,7 +68,7 @@ def trace_events(evidence: Evidence, *, run_id: str | None = None) -> Iterator[d
             yield session.named()
         if run_id is None or record.get("run_id") == run_id:
             yield from session.events(record)
-        session.last_us = unix_us(record["time"])
+        session.last_us = max(session.last_us, unix_us(record["time"]))
     for session in sessions.values():
         yield from session.unended()
 
@@ -91,9 +93,9 @@ class _Session:
         """The events of one record."""
         event: str = record["event"]
         if event in ENDS:
-            self._open.pop(record["call_id"], None)
+            started = self._open.pop(record["call_id"], None)
             if "batch_id" not in record:
-                yield from self._call(record)
+                yield from self._call(record, started)
         elif event == "call.started":
             self._open[record["call_id"]] = record
         elif event == "run.started":
@@ -113,17 +115,16 @@ class _Session:
             if "batch_id" not in started:
                 begin = min(unix_us(started["time"]), self.last_us)
                 yield from self._slice(
-                    "worker", _name(started), begin, self.last_us, _args(started) | {"status": "open"}
+                    "worker", self._name(started), begin, self.last_us, _args(started) | {"status": "open"}
                 )
         for started in self._runs.values():
             yield from self._run(started, self.last_us, {})
 
-    def _call(self, end: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        ended, took = unix_us(end["time"]), duration_us(end)
-        at = ended - took
-        yield from self._slice("worker", _name(end), at, ended, _args(end))
+    def _call(self, end: Mapping[str, Any], started: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+        ended, at = unix_us(end["time"]), began_us(end, started)
+        yield from self._slice("worker", self._name(end), at, ended, _args(end))
         lane = self._lanes["worker"].latest
-        for name, length in _parts(end, at, self._retries.pop(end["call_id"], [])):
+        for name, length in _fitted(end, at, ended, self._retries.pop(end["call_id"], [])):
             yield self._event("X", name, lane, at, dur=length, cat=name.partition(":")[0])
             at += length
 
@@ -141,6 +142,12 @@ class _Session:
         yield self._event(
             "X", name, lane, begin, dur=end - begin, cat="call" if kind == "worker" else "pipeline", args=args
         )
+
+    def _name(self, call: Mapping[str, Any]) -> str:
+        """Of a phase's call the phase, unless it is nested in that: then its tool."""
+        run = self._runs.get(call.get("run_id", ""), {})
+        name: str = call["phase" if "phase" in call and call.get("parent_id") == run.get("parent_id") else "tool"]
+        return name
 
     def _sample(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return self._event(
@@ -185,6 +192,25 @@ class _Lanes:
         return self.latest
 
 
+def _fitted(
+    end: Mapping[str, Any], begin: int, ended: int, retries: list[tuple[int, int]]
+) -> Iterator[tuple[str, int]]:
+    """What a call did, in order: names and lengths, which add up to the time between its begin and its end."""
+    left = ended - begin
+    other = left - duration_us(end)
+    is_first = other > 0 and end["status"] in ("succeeded", "reused") and "answered_by" not in end
+    if is_first:
+        yield OTHER, other
+        left -= other
+    for name, length in _parts(end, begin + max(other, 0) * is_first, retries):
+        fitting = min(length, left)  # of two attempts that ran at once, as long as there was
+        if fitting:
+            yield name, fitting
+        left -= fitting
+    if left:
+        yield OTHER if "answered_by" not in end else f"fallback: {end['answered_by']}", left
+
+
 def _parts(end: Mapping[str, Any], begin: int, retries: list[tuple[int, int]]) -> Iterator[tuple[str, int]]:
     """What a call did, in order: names and lengths, which add up to it.
 
@@ -211,12 +237,6 @@ def _parts(end: Mapping[str, Any], begin: int, retries: list[tuple[int, int]]) -
     if left:
         rest.insert(0, ("wait: retry", left))  # the records of its retries are missing
     yield from ((name, length) for name, length in rest if length)
-
-
-def _name(call: Mapping[str, Any]) -> str:
-    """Of a phase's call the phase, unless it is nested in that: then its tool."""
-    phase: str | None = call.get("phase")
-    return call["tool"] if phase is None or "parent_id" in call else phase
 
 
 def _args(record: Mapping[str, Any]) -> dict[str, Any]:
