@@ -135,13 +135,11 @@ class _Tracing:
         if not targets:
             raise self._unknown()
         kept = self._reached(targets, sources)
-        others = self._others(kept, own, nested)
-        for call in sorted((*(own[one] for one in kept), *others.values()), key=lambda call: call["seq"]):
-            given = sources.get(call["call_id"], ())
-            taken = tuple(one for one in given if one.call_id is None or one.call_id in kept)
-            self._keep(call, taken)
-        self._keep_nested(nested, kept.keys() | others.keys())
-        self.lineage.calls.sort(key=lambda call: self._seqs[call.call_id])
+        for call in sorted(self._with_others(kept, own, nested), key=lambda call: call["seq"]):
+            given = sources.get(call["call_id"], ()) if call["call_id"] in kept else ()
+            self._keep(call, tuple(one for one in given if one.call_id is None or one.call_id in kept))
+        known = {call.call_id for call in self.lineage.calls}
+        self.lineage.runs = [run.run_id for run in self.runs.values() if run.parent_id in known]
         self.lineage.lacks = lacks_of(self.records)
         return self.lineage
 
@@ -158,7 +156,6 @@ class _Tracing:
             elif wanted(*place_of(record)):
                 into = own if record.get("parent_id") == self.run.parent_id else nested
                 into[record["call_id"]] = record
-        self._seqs = {call_id: call["seq"] for into in (own, nested) for call_id, call in into.items()}
         return own, list(nested.values())
 
     def _filter(self) -> Callable[[str, str | None], bool]:
@@ -206,43 +203,33 @@ class _Tracing:
                 waiting += follow.get(call_id, ())
         return found
 
-    def _others(
+    def _with_others(
         self, kept: Iterable[str], own: Mapping[str, Mapping[str, Any]], nested: list[Mapping[str, Any]]
-    ) -> dict[str, Mapping[str, Any]]:
-        """What ran those calls together with others, and whose value they have: they may be of other items.
+    ) -> list[Mapping[str, Any]]:
+        """Those calls; what is nested in them; what ran them together with others, and whose value they have.
 
-        What is nested in them is added to ``nested``: an end is on record before that of what it is nested in, so each
-        depth takes a pass of its own.
+        The latter may be of other items and runs, and have not been read yet: they, and then what is nested in them,
+        take a pass each.
         """
-        named = (own[one].get(name) for one in kept for name in ("batch_id", "reused_from"))
-        others = {one for one in named if one is not None and one not in own}
-        found: dict[str, Mapping[str, Any]] = {}
-        wanted = others
-        while wanted:
-            inside: dict[str, Mapping[str, Any]] = {}
-            for record in calls_of(self.records, None):
-                if record["call_id"] in others:
-                    found[record["call_id"]] = record
-                elif record.get("parent_id") in wanted:
-                    inside[record["call_id"]] = record
-            wanted = inside.keys() - self._seqs.keys()
-            nested += [inside[one] for one in wanted]
-            self._seqs.update({call["call_id"]: call["seq"] for call in (*found.values(), *inside.values())})
-        return found
-
-    def _keep_nested(self, nested: Iterable[Mapping[str, Any]], kept: Iterable[str]) -> None:
-        """Calls nested in those that are kept, however deep; and the runs that any of them has started."""
         inside: dict[str, list[Mapping[str, Any]]] = {}
         for call in nested:
             inside.setdefault(call["parent_id"], []).append(call)
-        known = set(kept)
-        waiting = list(known)
-        while waiting:
-            for call in inside.pop(waiting.pop(), ()):
-                known.add(call["call_id"])
-                waiting.append(call["call_id"])
-                self._keep(call, ())
-        self.lineage.runs = [run.run_id for run in self.runs.values() if run.parent_id in known]
+        found = {call_id: own[call_id] for call_id in kept}
+        new = list(found.values())
+        parents: set[str] = set()  # of which nobody knows yet what is nested in them
+        while new:
+            for call in new:  # it grows meanwhile
+                new += inside.pop(call["call_id"], ())
+            found |= {call["call_id"]: call for call in new}
+            named = {call[name] for call in new for name in ("batch_id", "reused_from") if name in call}
+            read: dict[str, Mapping[str, Any]] = {}
+            for record in calls_of(self.records, None) if parents or named - found.keys() else ():
+                if record["call_id"] not in found and (
+                    record["call_id"] in named or record.get("parent_id") in parents
+                ):  # fmt: skip
+                    read[record["call_id"]] = record
+            parents, new = set(read), list(read.values())
+        return list(found.values())
 
     def _keep(self, call: Mapping[str, Any], sources: tuple[Source, ...]) -> None:
         self.lineage.calls.append(

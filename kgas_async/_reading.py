@@ -22,11 +22,11 @@ from ._suggest import nearest
 __all__ = [
     "ENDS",
     "EPOCH",
+    "Begins",
     "Evidence",
     "EvidenceFile",
     "Read",
     "RunOnRecord",
-    "began_us",
     "choose_run",
     "duration_us",
     "lacks_of",
@@ -54,7 +54,7 @@ _FIELDS: Final = {
     "resource.sampled": (("session_id",), ("seq", "cpu_us", "span_us", "rss_bytes")),
 }
 _AT_TIMES: Final = ("run_id", "pipeline", "phase", "item", "parent_id", "batch_id", "reused_from")
-CLOSE_US: Final = 1000  # begins that are no further apart are those of the same call as it was made, and as it began
+CLOSE_US: Final = 1000  # so far apart may be when a call was made, and when it began
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -192,16 +192,32 @@ def duration_us(end: Mapping[str, Any]) -> int:
     return waited + int(end["run_us"])
 
 
-def began_us(end: Mapping[str, Any], started: Mapping[str, Any] | None) -> int:
-    """When a call that has ended began (microseconds since 1970).
+class Begins:
+    """When calls began, in microseconds since 1970, told from their records as they come. Keeps those that are open.
 
-    Its end tells how long it waited and ran. That is not all of it where it had a fallback, waited for the result of
-    another call, or was cleaned up after; and more than that, where two attempts ran at once. Of those that took their
-    time it is on record when they began.
+    The end of a call tells how long it waited and ran. That is not all of it where it had a fallback, waited for the
+    result of another call, or was cleaned up after; and more than that, where two attempts ran at once. Of those that
+    took their time it is on record when they began, and no call began after one that is nested in it.
     """
-    ended, took = unix_us(end["time"]), duration_us(end)
-    announced = ended - took if started is None else min(unix_us(started["time"]), ended)
-    return announced if abs(ended - took - announced) >= CLOSE_US else ended - took
+
+    def __init__(self) -> None:
+        self._announced: dict[str, int] = {}
+        self._inside: dict[str, int] = {}  # the begin of the first that is nested in it
+
+    def announced(self, started: Mapping[str, Any]) -> None:
+        """It is open."""
+        self._announced[started["call_id"]] = unix_us(started["time"])
+
+    def of(self, end: Mapping[str, Any]) -> int:
+        """It has ended. Once for each."""
+        ended = unix_us(end["time"])
+        told = ended - duration_us(end)
+        known = min(self._announced.pop(end["call_id"], told), ended)
+        began = min(told if abs(told - known) < CLOSE_US else known, self._inside.pop(end["call_id"], ended))
+        outer = end.get("parent_id")
+        if outer is not None:
+            self._inside[outer] = min(self._inside.get(outer, began), began)
+        return began
 
 
 @dataclass(slots=True)

@@ -182,6 +182,35 @@ async def test_a_value_used_again_names_the_call_that_it_is_of() -> None:
     assert {first.parent_id, second.parent_id} == {one(found, "twice", "a").call_id}
 
 
+async def test_a_value_that_a_nested_call_used_again_comes_with_the_call_of_another_item_or_run_that_it_is_of() -> None:
+    @tool
+    async def slow(word: str) -> str:
+        await anyio.wait_all_tasks_blocked()
+        return await current().execute(inner, word=word)
+
+    once = slow.using(cache=60)
+
+    @tool
+    async def outer(name: str) -> str:
+        return await current().execute(once, word="same")
+
+    pipeline = Pipeline("cached", Phase("made", outer), item=["name"], key="name")
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(manager.run, pipeline, named("a", "b"))
+        tasks.start_soon(manager.run, pipeline, named("a"))
+    ends = {record["call_id"]: record for record in sink.records if "wait_us" in record}
+    reused = [end for end in ends.values() if "reused_from" in end]
+    assert len(reused) == 2
+    for end in reused:
+        found = lineage(sink.records, item=end["item"], run_id=end["run_id"])
+        ids = {call.call_id for call in found.calls}
+        assert end["reused_from"] in ids
+        (inside,) = [call for call in found.calls if call.tool == "inner"]
+        assert inside.parent_id == end["reused_from"]
+        assert len(ids) == 4
+
+
 async def test_a_run_in_a_call_is_named_and_has_a_lineage_of_its_own() -> None:
     @tool
     async def outer(name: str) -> int:

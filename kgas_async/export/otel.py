@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from kgas_async._reading import ENDS, began_us, unix_us
+from kgas_async._reading import ENDS, Begins, unix_us
 from kgas_async._suggest import extra_hint
 
 try:
@@ -63,7 +63,7 @@ class OtelSink:
         self._scope = InstrumentationScope("kgas_async", _version())
         self._began: dict[str, Mapping[str, Any]] = {}  # sessions and runs that have not ended
         self._events: dict[str, list[Event]] = {}  # of calls that have not ended
-        self._opened: dict[str, Mapping[str, Any]] = {}  # those of them that were announced
+        self._begins = Begins()
 
     def __repr__(self) -> str:
         return f"OtelSink({type(self._processor).__name__})"
@@ -75,7 +75,7 @@ class OtelSink:
             if event in ENDS:
                 self._processor.on_end(self._call(record))
             elif event == "call.started":
-                self._opened[record["call_id"]] = record
+                self._begins.announced(record)
             elif event in EVENTS:
                 kept = self._events.setdefault(record["call_id"], [])
                 if len(kept) < EVENTS_KEPT:
@@ -93,7 +93,7 @@ class OtelSink:
         """
         self._began.clear()
         self._events.clear()
-        self._opened.clear()
+        self._begins = Begins()
         if self._processor.force_flush(FLUSH_MS) is False:
             raise TimeoutError(f"spans could not be sent within {FLUSH_MS // 1000} s; the rest of them may be lost")
 
@@ -115,7 +115,7 @@ class OtelSink:
             end["phase"] if is_phase else end["tool"],
             span_context(session, end["call_id"]),
             span_context(session, end.get("run_id") if is_phase or outer is None else outer),
-            (began_us(end, self._opened.pop(end["call_id"], None)), ended),
+            (self._begins.of(end), ended),
             attributes,
             events=events,
             links=[Link(span_context(session, end[name])) for name in ("batch_id", "reused_from") if name in end],

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from kgas_async._derivation import FAILED, OK, Edges, Plan, Source, calls_of
-from kgas_async._reading import EPOCH, Evidence, RunOnRecord, began_us, choose_run, lacks_of, read, runs_of
+from kgas_async._reading import EPOCH, Begins, Evidence, RunOnRecord, choose_run, lacks_of, read, runs_of
 
 __all__ = ["prov_document"]
 
@@ -40,6 +40,7 @@ def prov_document(evidence: Evidence, *, run_id: str | None = None) -> dict[str,
     runs = runs_of(records)
     run = choose_run(runs, run_id)
     calls: dict[str, Mapping[str, Any]] = {}
+    begins = Begins()
     began: dict[str, int] = {}
     failed: list[Mapping[str, Any]] = []
     for record in calls_of(records, run.run_id, FAILED):
@@ -47,7 +48,9 @@ def prov_document(evidence: Evidence, *, run_id: str | None = None) -> dict[str,
             failed.append(record)
             continue
         if "status" in record:
-            began[record["call_id"]] = began_us(record, calls.get(record["call_id"]))
+            began[record["call_id"]] = begins.of(record)
+        else:
+            begins.announced(record)
         calls[record["call_id"]] = record
     return _Document(run, calls, began, failed, lacks_of(records)).made()
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
-from kgas_async._reading import ENDS, Evidence, began_us, duration_us, lacks_of, read, unix_us
+from kgas_async._reading import ENDS, Begins, Evidence, duration_us, lacks_of, read, unix_us
 
 __all__ = ["trace_events", "write_trace"]
 
@@ -83,6 +83,7 @@ class _Session:
         self._runs: dict[str, Mapping[str, Any]] = {}  # that have not ended
         self._open: dict[str, Mapping[str, Any]] = {}  # calls that have not ended, of those that were announced
         self._retries: dict[str, list[tuple[int, int]]] = {}  # of calls that have not ended: when, and the delay
+        self._begins = Begins()
         self._lanes = {"run": _Lanes(1), "worker": _Lanes(CALLS_FROM)}
 
     def named(self) -> dict[str, Any]:
@@ -93,11 +94,13 @@ class _Session:
         """The events of one record."""
         event: str = record["event"]
         if event in ENDS:
-            started = self._open.pop(record["call_id"], None)
+            self._open.pop(record["call_id"], None)
+            began = self._begins.of(record)
             if "batch_id" not in record:
-                yield from self._call(record, started)
+                yield from self._call(record, began)
         elif event == "call.started":
             self._open[record["call_id"]] = record
+            self._begins.announced(record)
         elif event == "run.started":
             self._runs[record["run_id"]] = record
         elif event == "run.ended" and (started := self._runs.pop(record["run_id"], None)) is not None:
@@ -120,8 +123,8 @@ class _Session:
         for started in self._runs.values():
             yield from self._run(started, self.last_us, {})
 
-    def _call(self, end: Mapping[str, Any], started: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
-        ended, at = unix_us(end["time"]), began_us(end, started)
+    def _call(self, end: Mapping[str, Any], at: int) -> Iterator[dict[str, Any]]:
+        ended = unix_us(end["time"])
         yield from self._slice("worker", self._name(end), at, ended, _args(end))
         lane = self._lanes["worker"].latest
         for name, length in _fitted(end, at, ended, self._retries.pop(end["call_id"], [])):
