@@ -112,7 +112,7 @@ def _name_of(kind: type) -> str:
 
 
 def _with_plain_zone(value: Any) -> Any:
-    """A time as it was before pydantic read it: its zones of a fixed offset show themselves in each version otherwise."""
+    """A time as it was before pydantic read it, whose own zones look otherwise in each of its versions."""
     if isinstance(value, (datetime, time)) and isinstance(value.tzinfo, TzInfo):
         offset = value.utcoffset()
         assert offset is not None

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
+from ._disk import name_new
 from ._errors import JournalError
 
 __all__ = ["RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
@@ -215,13 +216,14 @@ class JournalFile:
         made = f"{self.path}.{secrets.token_hex(6)}.new"
         try:
             with closing(sqlite3.connect(f"file:{quote(made)}?mode=rwc", uri=True, isolation_level=None)) as database:
+                database.execute("PRAGMA locking_mode=EXCLUSIVE")  # else WAL wants memory that is shared
                 database.execute(f"PRAGMA application_id={APPLICATION}")
                 database.execute(f"PRAGMA user_version={SCHEMA}")
                 database.executescript(f"BEGIN;{_TABLES}COMMIT;")
                 database.execute("INSERT INTO meta VALUES('pipeline', ?)", (as_text(pipeline),))
                 database.execute("PRAGMA journal_mode=WAL")
             with suppress(FileExistsError):  # another run was faster: its file is as good
-                os.link(made, self.path)
+                name_new(Path(made), Path(self.path))
         finally:
             for name in (made, f"{made}-journal", f"{made}-wal", f"{made}-shm"):
                 with suppress(FileNotFoundError):
@@ -259,7 +261,8 @@ class JournalFile:
                 f"journal of its own",
                 path=self.path,
             )
-        self.is_fresh = database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
+        any_row = "SELECT 1 FROM results UNION ALL SELECT 1 FROM items LIMIT 1"
+        self.is_fresh = database.execute(any_row).fetchone() is None
 
     def _begin_run(self, run_id: str, first: Callable[[], object] | None) -> None:
         database = self.database
