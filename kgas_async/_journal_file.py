@@ -20,11 +20,12 @@ from zlib import crc32
 from ._disk import name_new
 from ._errors import JournalError
 
-__all__ = ["RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
+__all__ = ["NEW", "RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
 
 APPLICATION: Final = 0x4B474153  # "KGAS", in the header of each journal
 SCHEMA: Final = 1
 CHECKED_WHOLE: Final = 1 << 26  # bytes up to which a file is checked from end to end as it is opened: under a second
+NEW: Final = "new"  # how an item ended that came, and of which nobody knows yet how it ends
 RUN_PLACE: Final = "<run>"  # of what runs once per run, under the key ""
 
 _TABLES = """
@@ -322,7 +323,7 @@ class JournalFile:
         if found is not None:
             if found[-1] != _checksum(*found[:-1]):
                 raise self._damaged(f"how item {item!r} ended")
-            ended = Ended(*found[2:5])
+            ended = None if found[2] == NEW else Ended(*found[2:5])
         return Recorded(key, times, ended, {(row.place, row.phase): row for row in self.rows(item)})
 
     def _claimed(self, item: str) -> int:

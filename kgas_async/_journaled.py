@@ -140,13 +140,14 @@ class JournaledCrew(RunCrew):
         if kept is not None:
             del self._frames[frame.index]
             self._keys.discard(frame.key)
-            if recorded.ended is not None:  # it has come in this run
-                self.journal.writer.put_item(frame.key, recorded.ended)
+            self.journal.note_seen(frame.key, recorded.ended)
+            if kept.status != "skipped":
+                self.level.count_item(frame.key)
             self.level.take_failed(frame.index, kept)
             self.deliver(frame.index, kept)
             self._wake_all_parked()
             return
-        self._items[frame.index] = OpenItem(recorded.rows)
+        self._items[frame.index] = OpenItem(recorded)
         step = super()._entered(frame)
         if step is not None:
             self._branches.append(step)
@@ -309,8 +310,11 @@ class JournaledCrew(RunCrew):
         self.level.anew |= ran
         self.reused += outcome.ok and not ran and any(call.recorded for call in calls)
         self.level.take_item(frame)
-        self._items.pop(frame.index, None)
-        if outcome.status != "cancelled":
+        item = self._items.pop(frame.index)
+        if outcome.status == "cancelled":
+            if item.recorded is not None:
+                self.journal.note_seen(frame.key, item.recorded.ended)
+        else:
             error = None if outcome.error is None else text_of(outcome.error)
             self.journal.writer.put_item(frame.key, Ended(outcome.status, outcome.failed_phase, error))
         self._finishing[frame.index] = frame, outcome
@@ -339,7 +343,7 @@ class JournaledCrew(RunCrew):
     def _cut_open(self) -> None:
         """As of `RunCrew`; what had ended, and only has to be committed, keeps the outcome that it has."""
         for frame in self._asked.values():
-            self._items[frame.index] = OpenItem({})
+            self._items[frame.index] = OpenItem(None)
             step = super()._entered(frame)
             if step is not None:
                 self._branches.append(step)

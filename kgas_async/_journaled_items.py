@@ -8,7 +8,7 @@ from typing import Any, Final
 from ._call import Call
 from ._errors import CallError, CallFailed, CallRejected, CallSkipped, CallTimeout
 from ._frame import Expansion, Frame
-from ._journal_file import Ended, Row
+from ._journal_file import Ended, Recorded, Row
 from ._outcome import Outcome
 from ._plan import PlannedPhase
 from ._run_journal import below
@@ -24,14 +24,16 @@ class OpenItem:
     """What the journal has of an open item, and what is about to go into it.
 
     Attributes:
+        recorded: What it has said; None for an item that is ended before it did.
         digests: Of the inputs of phases that run, by frame and phase.
         expanding: The expansions whose elements are recorded, with the digest of their inputs.
     """
 
-    __slots__ = ("digests", "expanding", "rows")
+    __slots__ = ("digests", "expanding", "recorded", "rows")
 
-    def __init__(self, rows: dict[tuple[str, str], Row]) -> None:
-        self.rows = rows
+    def __init__(self, recorded: Recorded | None) -> None:
+        self.rows: dict[tuple[str, str], Row] = {} if recorded is None else recorded.rows
+        self.recorded = recorded
         self.digests: dict[tuple[Frame, str], bytes] = {}
         self.expanding: dict[Expansion, bytes] = {}
 

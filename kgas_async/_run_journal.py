@@ -14,7 +14,7 @@ from ._errors import JournalError, text_of
 from ._fingerprint import differ, fingerprint
 from ._journal import Journal
 from ._journal_codec import JournalCodec, codec_for, elements_of, read_back
-from ._journal_file import RUN_PLACE, JournalFile, Row, Source
+from ._journal_file import NEW, RUN_PLACE, Ended, JournalFile, Row, Source
 from ._journal_writer import JournalWriter
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -229,6 +229,10 @@ class RunJournal:
     def forget(self, row: Row) -> None:
         """Have it written that this value is not to be used: it is committed with what is put next, or before."""
         self.writer.put(Row(row.item, row.place, row.phase, 0, b"", b""))
+
+    def note_seen(self, item: str, ended: Ended | None) -> None:
+        """Have it written that an item has come in this run; how it ended stays as it was."""
+        self.writer.put_item(item, ended or Ended(NEW, None, None))
 
     def error(self, message: str) -> JournalError:
         """An error of this journal."""

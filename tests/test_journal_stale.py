@@ -94,6 +94,31 @@ async def test_what_runs_once_per_run_is_not_of_a_run_before_new_items(tmp_path:
     assert (await run(PER_RUN, tmp_path, "a", "b")).results == {"count": 2}
 
 
+async def test_what_runs_once_per_run_is_not_of_a_run_with_other_items(tmp_path: Path) -> None:
+    async def counted(*texts: str, **options: Any) -> Any:
+        report = await run(PER_RUN, tmp_path, *texts, **options)
+        return report.results["count"], report.reused
+
+    assert await counted("a", "b") == (2, 0)
+    written.remove("b")
+    assert await counted("a") == (1, 1)
+    written.append("b")
+    assert await counted("a", "b") == (2, 2)
+    written.append("by somebody else")
+    assert await counted("b", "a") == (2, 2)  # they are the same: what is recorded is good
+    assert await counted("b", "a", "new", retry="failed") == (2, 2)
+
+
+async def test_what_comes_after_that_is_not_either(tmp_path: Path) -> None:
+    one = Pipeline(
+        "run", Phase("write", versioned("1")), Phase("count", count, after="write", collect=True),
+        Phase("names", names, after="count"), item=["text"], key="text",
+    )  # fmt: skip
+    assert (await run(one, tmp_path, "a", "b")).results == {"count": 2, "names": ["a", "b"]}
+    written.remove("b")
+    assert (await run(one, tmp_path, "a")).results == {"count": 1, "names": ["a"]}
+
+
 def expanding(version: str) -> Pipeline:
     return Pipeline(
         "expanding", Phase("write", versioned(version)), Phase("names", names, after="write", expand="name"),
