@@ -262,8 +262,7 @@ class JournalFile:
                 f"journal of its own",
                 path=self.path,
             )
-        any_row = "SELECT 1 FROM results UNION ALL SELECT 1 FROM items LIMIT 1"
-        self.is_fresh = database.execute(any_row).fetchone() is None
+        self.is_fresh = not database.execute("SELECT 1 FROM results UNION ALL SELECT 1 FROM items LIMIT 1").fetchone()
 
     def _begin_run(self, run_id: str, first: Callable[[], object] | None) -> None:
         database = self.database

@@ -87,18 +87,18 @@ def _did_not_run(call: Call[Any]) -> bool:
 def rows_after(
     rows: Mapping[tuple[str, str], Row], followers: Sequence[PlannedPhase], planned: PlannedPhase, place: str
 ) -> list[tuple[str, str]]:
-    """Which rows are of phases that come after this one at this place: there, above it, and below it."""
+    """Which rows are of phases that come after this one at this place: there, above it, and below it or that."""
     found = []
+    parts = place.split("/") if place else []
     for follower in followers:
-        name = follower.phase.name
-        at = place
-        while True:
-            if (at, name) in rows:
-                found.append((at, name))
-            if not at:
-                break
-            at = at.rpartition("/")[0]
-        if len(follower.level) > len(planned.level):
-            under = f"{place}/" if place else ""
+        name, level = follower.phase.name, follower.level
+        shared = 0
+        while shared < min(len(level), len(planned.level)) and level[shared] == planned.level[shared]:
+            shared += 1
+        top = "/".join(parts[:shared])
+        if len(level) > shared:
+            under = f"{top}/" if top else ""
             found += [key for key in rows if key[1] == name and key[0] and key[0].startswith(under)]
+        elif (top, name) in rows:
+            found.append((top, name))
     return found

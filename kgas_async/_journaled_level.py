@@ -12,7 +12,7 @@ from ._journal_file import RUN_PLACE
 from ._journaled_items import end_reused
 from ._outcome import Outcome
 from ._plan import RUN, PlannedPhase
-from ._run_journal import NOTHING, Kept, RunJournal
+from ._run_journal import NOTHING, Kept, RunJournal, upstream_of
 from ._run_level import RunLevel
 
 __all__ = ["JournaledLevel"]
@@ -102,21 +102,7 @@ class JournaledLevel(RunLevel):
         self._ended(planned, call)
 
     def _upstream(self, planned: PlannedPhase) -> set[str]:
-        """All phases that it comes after, however far."""
-        phases = self._plan.phases
-        owners = {one.phase.expand: name for name, one in phases.items() if one.phase.expand is not None}
-        found: set[str] = set()
-        waiting = list(planned.needs)
-        while waiting:
-            name = waiting.pop()
-            if name in found:
-                continue
-            found.add(name)
-            one = phases[name]
-            waiting += one.needs
-            if one.level != RUN:
-                waiting += [owners[element] for element in one.level]
-        return found
+        return upstream_of(planned, self._plan.phases)
 
     def _ended(self, planned: PlannedPhase, call: Call[Any]) -> None:
         kept = self.journal.kept.get(planned.phase.name)

@@ -20,7 +20,7 @@ from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._plan import RUN, PlannedPhase
 
-__all__ = ["NOTHING", "Kept", "RunJournal"]
+__all__ = ["NOTHING", "Kept", "RunJournal", "below", "upstream_of"]
 
 NOTHING: Final[Any] = object()
 Rows = Mapping[tuple[str, str], Row]
@@ -144,7 +144,7 @@ class RunJournal:
         self.followers: dict[str, list[PlannedPhase]] = {}
         for kept in self.kept.values():
             if not kept.planned.bindings and kept.planned.level != RUN:
-                for name in kept.planned.needs:
+                for name in upstream_of(kept.planned, pipeline.plan.phases):
                     self.followers.setdefault(name, []).append(kept.planned)
 
     async def open(self) -> None:
@@ -246,3 +246,20 @@ class RunJournal:
 def below(place: str, index: int) -> str:
     """The place of an element of what is at a place."""
     return f"{place}/{index}" if place else str(index)
+
+
+def upstream_of(planned: PlannedPhase, phases: Mapping[str, PlannedPhase]) -> set[str]:
+    """All phases that one comes after, however far, with those that made the elements they are of and it is not."""
+    owners = {one.phase.expand: name for name, one in phases.items() if one.phase.expand is not None}
+    found: set[str] = set()
+    waiting = list(planned.needs)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        one = phases[name]
+        waiting += one.needs
+        if one.level != RUN:
+            waiting += [owners[element] for element in one.level if element not in planned.level]
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kgas_async import KGASTool, Outcome, Phase, Pipeline, RunReport, ServiceManager, tool
+from kgas_async import KGASTool, Outcome, Phase, Pipeline, RunReport, ServiceManager, ToolAdapter, tool
 
 written: list[str] = []
 tables: list[list[str]] = []
@@ -155,6 +155,50 @@ async def test_only_the_elements_whose_own_ran_anew_forget(tmp_path: Path) -> No
     assert [one.status for one in await phases("ac")] == ["reused", "failed"]
     broken.clear()
     assert [one.status for one in await phases("ac")] == ["reused", "succeeded"]
+
+
+async def test_a_collect_that_takes_nothing_is_not_of_other_elements(tmp_path: Path) -> None:
+    one = Pipeline(
+        "collected", Phase("letters", letters, expand="letter"),
+        Phase("write", versioned("1"), bind={"text": "letter"}), Phase("count", count, after="write", collect="letter"),
+        item=["text"], key=lambda item: "only",
+    )  # fmt: skip
+
+    async def counted(text: str) -> Any:
+        outcome = (await run(one, tmp_path, text)).outcomes[0]
+        return outcome.value["count"], [one.status for one in outcome.phases["write"]], outcome.phases["count"].status
+
+    assert await counted("abc") == (3, ["succeeded"] * 3, "succeeded")
+    written.remove("c")
+    assert await counted("ab") == (2, ["reused"] * 2, "succeeded")
+    assert await counted("ab") == (2, ["reused"] * 2, "reused")
+    broken.add("count")
+    written.append("c")
+    assert (await run(one, tmp_path, "abc")).failed == 1
+    broken.clear()
+    assert await counted("abc") == (3, ["reused"] * 3, "succeeded")
+
+
+@tool
+async def same(text: str) -> str:
+    return "same"
+
+
+async def test_what_only_comes_after_is_not_of_before_anything_above_it_ran(tmp_path: Path) -> None:
+    def pipeline(version: str) -> Pipeline:
+        return Pipeline(
+            "above", Phase("same", ToolAdapter(same, name="same", version=version)),
+            Phase("write", versioned("1"), bind={"text": "same"}), Phase("count", count, after="write"),
+            item=["text"], key="text",
+        )  # fmt: skip
+
+    def statuses(report: RunReport) -> Any:
+        return {name: one.status for name, one in report.outcomes[0].phases.items()}
+
+    await run(pipeline("1"), tmp_path, "a")
+    anew = {"same": "succeeded", "write": "reused", "count": "succeeded"}
+    assert statuses(await run(pipeline("2"), tmp_path, "a")) == anew
+    assert set(statuses(await run(pipeline("2"), tmp_path, "a")).values()) == {"reused"}
 
 
 @tool
