@@ -20,6 +20,7 @@ from kgas_async import (
     CallFailed,
     Journal,
     JournalError,
+    KGASTool,
     MemorySink,
     Outcome,
     Phase,
@@ -745,6 +746,38 @@ async def test_a_changed_function_is_noticed_and_said(tmp_path: Path, on_change:
     assert bool(ran) == (on_change == "run")
     (said,) = [record for record in sink.records if record["event"] == "journal.code_changed"]
     assert (said["phase"], said["tool"], said["reused"]) == ("counted", "counted", on_change == "reuse")
+    assert said["changed"] == "code"
+
+
+class Times(KGASTool):
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    async def execute_async(self, *, text: str) -> str:
+        note("times", text)
+        return text * self.times
+
+
+@pytest.mark.parametrize("on_change", ["reuse", "run", "refuse"])
+async def test_a_tool_that_is_made_with_other_arguments_is_noticed_and_said(tmp_path: Path, on_change: Any) -> None:
+    def pipeline(times: int) -> Pipeline:
+        return Pipeline("made", Phase("times", Times(times)), item=["text"], key="text")
+
+    path = tmp_path / "run.db"
+    await run(pipeline(1), path)
+    await run(pipeline(1), Journal(path, on_change="refuse"))
+    ran.clear()
+    sink = MemorySink()
+    journal = Journal(path, on_change=on_change)
+    async with ServiceManager(log=None, evidence=sink) as manager:
+        if on_change == "refuse":
+            with pytest.raises(JournalError, match="tool 'Times': the arguments that it is made with have changed"):
+                await manager.run(pipeline(2), items(), journal=journal)
+            return
+        report = await manager.run(pipeline(2), items(), journal=journal, keep="all")
+    assert [one.value for one in report.outcomes] == [text * (1 if on_change == "reuse" else 2) for text in TEXTS]
+    (said,) = [record for record in sink.records if record["event"] == "journal.code_changed"]
+    assert (said["phase"], said["changed"], said["reused"]) == ("times", "arguments", on_change == "reuse")
 
 
 # --- values of caches, limits, refusals
