@@ -14,13 +14,23 @@ from ._bound import Bound
 from ._call import Call
 from ._digest import digest
 from ._employer import Employer
-from ._errors import JournalError, PipelineError, text_of
+from ._errors import JournalError, PipelineError
 from ._frame import Expansion, Frame
 from ._host import Host
 from ._item_outcome import item_outcome
 from ._journal import Journal
-from ._journal_file import Ended, Recorded
-from ._journaled_items import OpenItem, end_reused, kept_outcome, place_of, root_of, rows_after, was_reused
+from ._journal_file import Recorded
+from ._journaled_items import (
+    OpenItem,
+    end_reused,
+    ended_as,
+    kept_failure,
+    kept_outcome,
+    place_of,
+    root_of,
+    rows_after,
+    was_reused,
+)  # fmt: skip
 from ._journaled_level import JournaledLevel
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -59,7 +69,7 @@ class JournaledCrew(RunCrew):
         **options: Any,
     ) -> None:
         super().__init__(home, pipeline, bound, run_id, source, **options)
-        self.journal = RunJournal(home, journal, pipeline, bound, run_id, self._has_room, self.journal_failed)
+        self.journal = RunJournal(home, journal, pipeline, bound, run_id, self._wake_all_parked, self.journal_failed)
         self._keyed = True
         self._retry = retry
         self._items: dict[int, OpenItem] = {}
@@ -84,9 +94,6 @@ class JournaledCrew(RunCrew):
         """Nothing more can be recorded, so nothing more is run."""
         if not isinstance(self.error, JournalError) and not self.over:
             self.fail(error)
-
-    def _has_room(self) -> None:
-        self._wake_all_parked()
 
     # --- items come in
 
@@ -137,17 +144,15 @@ class JournaledCrew(RunCrew):
             return
         frame.key = recorded.item
         kept = kept_outcome(frame, recorded.ended, self._retry)
-        if kept is not None:
+        if kept is not None and kept.status == "skipped":
             del self._frames[frame.index]
             self._keys.discard(frame.key)
             self.journal.note_seen(frame.key, recorded.ended)
-            if kept.status != "skipped":
-                self.level.count_item(frame.key)
             self.level.take_failed(frame.index, kept)
             self.deliver(frame.index, kept)
             self._wake_all_parked()
             return
-        self._items[frame.index] = OpenItem(recorded)
+        self._items[frame.index] = OpenItem(recorded, kept)
         step = super()._entered(frame)
         if step is not None:
             self._branches.append(step)
@@ -155,24 +160,43 @@ class JournaledCrew(RunCrew):
 
     # --- phases
 
+    def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:
+        """As of `RunCrew`; of an item that keeps its outcome only what is recorded, and nothing else runs."""
+        inputs = super()._gathered(frame, planned)
+        outcome = self._items[root_of(frame).index].kept
+        if inputs is None or outcome is None:
+            return inputs
+        kept = self.journal.kept.get(planned.phase.name)
+        try:
+            if kept is not None and self._known(frame, planned, kept, kept.digest(inputs)) is not NOTHING:
+                return inputs
+        except TypeError:  # said where it is to run
+            pass
+        frame.fail_with(planned.phase.name, *kept_failure(outcome, planned.phase.name))
+        return None
+
+    def _known(self, frame: Frame, planned: PlannedPhase, kept: Kept, of_inputs: bytes) -> Any:
+        """The value that is recorded for these inputs, or `NOTHING`."""
+        item = self._items[root_of(frame).index]
+        if item.rows and (planned.bindings or all(was_reused(frame, name) for name in planned.needs)):
+            return self.journal.value_of(kept, item.rows, place_of(frame), of_inputs)
+        return NOTHING
+
     def _recalled(self, frame: Frame, planned: PlannedPhase, kept: Kept, inputs: dict[str, Any]) -> Any:
-        """The value that is recorded for these inputs, or `NOTHING`; their digest is kept then.
+        """As `_known`; where it is `NOTHING`, the digest of the inputs is kept.
 
         Raises:
-            JournalError: They have no digest.
+            JournalError: They have none.
         """
         try:
             of_inputs = kept.digest(inputs)
         except TypeError as error:
             raise self.journal.error(str(error)) from error
-        item = self._items[root_of(frame).index]
-        if item.rows and (planned.bindings or all(was_reused(frame, name) for name in planned.needs)):
-            value = self.journal.value_of(kept, item.rows, place_of(frame), of_inputs)
-            if value is not NOTHING:
-                return value
-        item.digests[frame, kept.name] = of_inputs
-        self._runs_anew(frame, planned)
-        return NOTHING
+        value = self._known(frame, planned, kept, of_inputs)
+        if value is NOTHING:
+            self._items[root_of(frame).index].digests[frame, kept.name] = of_inputs
+            self._runs_anew(frame, planned)
+        return value
 
     def _runs_anew(self, frame: Frame, planned: PlannedPhase) -> None:
         """What comes after it and takes nothing is of before it, and of no use also if this run never comes to that."""
@@ -308,15 +332,17 @@ class JournaledCrew(RunCrew):
         calls = list(frame.all_calls())
         ran = {str(call.bound.phase) for call in calls if not (call.recorded or call.status == "skipped")}
         self.level.anew |= ran
-        self.reused += outcome.ok and not ran and any(call.recorded for call in calls)
-        self.level.take_item(frame)
         item = self._items.pop(frame.index)
-        if outcome.status == "cancelled":
-            if item.recorded is not None:
-                self.journal.note_seen(frame.key, item.recorded.ended)
+        if item.kept is not None and outcome.status != "cancelled":
+            outcome = self.level.take_kept(frame, outcome, item.kept)
         else:
-            error = None if outcome.error is None else text_of(outcome.error)
-            self.journal.writer.put_item(frame.key, Ended(outcome.status, outcome.failed_phase, error))
+            self.level.take_item(frame)
+        self.reused += outcome.ok and not ran and any(call.recorded for call in calls)
+        recorded = item.recorded
+        if recorded is not None and (item.kept is not None or outcome.status == "cancelled"):
+            self.journal.note_seen(frame.key, recorded.ended)
+        elif outcome.status != "cancelled":
+            self.journal.writer.put_item(frame.key, ended_as(outcome))
         self._finishing[frame.index] = frame, outcome
         self.journal.writer.mark(partial(self._committed, frame.index))
 

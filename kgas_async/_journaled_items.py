@@ -6,14 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ._call import Call
-from ._errors import CallError, CallFailed, CallRejected, CallSkipped, CallTimeout
+from ._errors import CallError, CallFailed, CallRejected, CallSkipped, CallTimeout, text_of
 from ._frame import Expansion, Frame
 from ._journal_file import Ended, Recorded, Row
 from ._outcome import Outcome
 from ._plan import PlannedPhase
 from ._run_journal import below
 
-__all__ = ["OpenItem", "end_reused", "kept_outcome", "place_of", "root_of", "rows_after", "was_reused"]
+__all__ = [
+    "OpenItem",
+    "end_reused",
+    "ended_as",
+    "kept_failure",
+    "kept_outcome",
+    "place_of",
+    "root_of",
+    "rows_after",
+    "was_reused",
+]
 
 _FAILURES: Final[Mapping[str, type[CallError]]] = {
     "failed": CallFailed, "timed_out": CallTimeout, "rejected": CallRejected,
@@ -24,16 +34,18 @@ class OpenItem:
     """What the journal has of an open item, and what is about to go into it.
 
     Attributes:
+        kept: The outcome that it keeps, since it failed before and is not to run; None for all others.
         recorded: What it has said; None for an item that is ended before it did.
         digests: Of the inputs of phases that run, by frame and phase.
         expanding: The expansions whose elements are recorded, with the digest of their inputs.
     """
 
-    __slots__ = ("digests", "expanding", "recorded", "rows")
+    __slots__ = ("digests", "expanding", "kept", "recorded", "rows")
 
-    def __init__(self, recorded: Recorded | None) -> None:
+    def __init__(self, recorded: Recorded | None, kept: Outcome[Any] | None = None) -> None:
         self.rows: dict[tuple[str, str], Row] = {} if recorded is None else recorded.rows
         self.recorded = recorded
+        self.kept = kept
         self.digests: dict[tuple[Frame, str], bytes] = {}
         self.expanding: dict[Expansion, bytes] = {}
 
@@ -50,6 +62,11 @@ def place_of(frame: Frame) -> str:
     return "" if frame.parent is None else below(place_of(frame.parent), frame.index)
 
 
+def ended_as(outcome: Outcome[Any]) -> Ended:
+    """How an item ended, as it is recorded."""
+    return Ended(outcome.status, outcome.failed_phase, None if outcome.error is None else text_of(outcome.error))
+
+
 def kept_outcome(frame: Frame, ended: Ended | None, retry: str) -> Outcome[Any] | None:
     """The outcome of an item that is not to run, as ``retry`` says."""
     key, index = frame.key, frame.index
@@ -61,6 +78,13 @@ def kept_outcome(frame: Frame, ended: Ended | None, retry: str) -> Outcome[Any] 
     error = _FAILURES[ended.status](ended.error or "")
     error.add_note("as it is recorded in the journal; retry='none' does not try it again")
     return Outcome(ended.status, None, error, key, index, failed_phase=ended.phase)
+
+
+def kept_failure(kept: Outcome[Any], phase: str) -> tuple[BaseException, str]:
+    """Why a phase of an item that keeps its outcome gives nothing, with its status, as far as it is on record."""
+    if phase == kept.failed_phase and kept.error is not None:
+        return kept.error, kept.status
+    return CallFailed(f"phase {phase!r} has nothing on record, and retry='none' does not run it"), "failed"
 
 
 def end_reused(call: Call[Any], value: Any) -> None:

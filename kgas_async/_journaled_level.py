@@ -43,6 +43,16 @@ class JournaledLevel(RunLevel):
         self.count_item(frame.key)
         super().take_item(frame)
 
+    def take_kept(self, frame: Frame, outcome: Outcome[Any], kept: Outcome[Any]) -> Outcome[Any]:
+        """As `take_item`, of an item of which only what is recorded was taken; it has the outcome that it keeps."""
+        kept._phases = outcome._phases
+        if outcome.status in ("succeeded", "skipped"):  # the phase that failed is no part of the pipeline any more
+            self.count_item(frame.key)
+            self.take_failed(frame.index, kept)
+        else:
+            self.take_item(frame)
+        return kept
+
     def count_item(self, key: str) -> None:
         """An item of this run."""
         self._items += int(digest(key), 16)

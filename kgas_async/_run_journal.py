@@ -99,8 +99,7 @@ def _seen(value: Any) -> Any:
     if isinstance(value, list):
         return [_seen(one) for one in value] if any(isinstance(one, Outcome) for one in value) else value
     if isinstance(value, Outcome):
-        error = value.error
-        said = "" if error is None else f"{type(error).__name__}: {text_of(error.__cause__ or error)}"
+        said = "" if value.error is None else text_of(value.error)  # all that there is of a recorded one
         return (value.key, value.index, value.ok, None if value.ok else value.status, value.value, said)
     return value
 

@@ -184,6 +184,118 @@ async def test_retry_none_keeps_the_recorded_failure(tmp_path: Path) -> None:
     assert (str(kept.error), kept.failed_phase) == (str(first.outcomes[1].error), "pair")
 
 
+@tool
+async def all_of(values: list[Any]) -> list[Any]:
+    note("all_of", len(values))
+    return values
+
+
+@tool
+async def statuses(ends: list[Outcome[Any]]) -> list[tuple[str, str, Any, str]]:
+    note("statuses", len(ends))
+    return [(one.key, one.status, one.value, str(one.error)) for one in ends]
+
+
+def collecting(missing: Any = "ignore") -> Pipeline:
+    """Two branches, each collected on its own and as outcomes."""
+    return Pipeline(
+        "collecting",
+        Phase("left", left),
+        Phase("right", right),
+        Phase("after_left", right.using(name="after_left"), bind={"text": "left"}),
+        *(Phase(f"all_{name}", all_of.using(name=f"all_{name}"), bind={"values": name}, collect=True, missing=missing)
+          for name in ("left", "right", "after_left")),
+        *(Phase(f"how_{name}", statuses.using(name=f"how_{name}"), bind={"ends": name}, collect=True)
+          for name in ("left", "right")),
+        item=["text"],
+        key="text",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", ["ignore", "skip"])
+async def test_what_kept_items_have_on_record_is_collected_as_before(tmp_path: Path, missing: Any) -> None:
+    path = tmp_path / "run.db"
+    broken.add(("right", "bb"))
+    first = await run(collecting(missing), path)
+    assert first.results["all_left"] == ["a-left", "bb-left", "ccc-left"]
+    assert first.missing == {"all_right": 1}
+    broken.clear()
+    ran.clear()
+    second = await run(collecting(missing), path, retry="none")
+    assert not ran
+    assert (seen(second), second.missing, second.errors.keys()) == (seen(first), first.missing, first.errors.keys())
+    assert second.outcomes[1].failed_phase == "right"
+    assert {name: one.status for name, one in second.outcomes[1].phases.items()} == {
+        "left": "reused", "right": "failed", "after_left": "reused",
+    }  # fmt: skip
+    assert await run(collecting(missing), path)  # it has not become a success, nor been forgotten
+    assert ran["right", "bb"] == 1
+
+
+@tool
+async def summed(vectors: list[tuple[int, ...]]) -> int:
+    note("summed", len(vectors))
+    return sum(map(sum, vectors))
+
+
+async def test_what_kept_elements_have_on_record_is_collected_as_before(tmp_path: Path) -> None:
+    pipeline = Pipeline(
+        "kept elements",
+        Phase("letters", letters, expand="letter"),
+        Phase("left", left),
+        Phase("doubled", doubled),
+        Phase("vectors", embedded, bind={"texts": "letter"}, batch=2),
+        Phase("told", told, bind={"parts": "doubled"}, collect="letter"),
+        Phase("whole", summed, bind={"vectors": "vectors"}, collect="letter"),
+        Phase("lefts", all_of.using(name="lefts"), bind={"values": "left"}, collect=True),
+        Phase("all_told", all_of.using(name="all_told"), bind={"values": "told"}, collect=True),
+        Phase("wholes", all_of.using(name="wholes"), bind={"values": "whole"}, collect=True),
+        item=["text"],
+        key="text",
+    )
+    path = tmp_path / "run.db"
+    broken.add(("embedded", "e"))
+    first = await run(pipeline, path, items("abc", "de", "fg"))
+    assert [one.status for one in first.outcomes] == ["succeeded", "failed", "succeeded"]
+    broken.clear()
+    ran.clear()
+    second = await run(pipeline, path, items("abc", "de", "fg"), retry="none")
+    assert not ran
+    assert (seen(second), second.missing) == (seen(first), first.missing)
+    assert second.missing == {"wholes": 1}
+
+
+async def test_a_phase_left_out_does_not_run_for_kept_items(tmp_path: Path) -> None:
+    pipeline = Pipeline(
+        "left out",
+        Phase("left", left, journal=False),
+        Phase("right", right),
+        Phase("lefts", all_of, bind={"values": "left"}, collect=True),
+        item=["text"],
+        key="text",
+    )
+    broken.add(("right", "bb"))
+    await run(pipeline, tmp_path / "run.db")
+    ran.clear()
+    report = await run(pipeline, tmp_path / "run.db", retry="none")
+    assert report.missing == {"lefts": 1}
+    assert ran == {("left", "a"): 1, ("left", "ccc"): 1, ("all_of", 2): 1}
+    assert "phase 'left' has nothing on record" in str(report.outcomes[1].phases["left"].error)
+
+
+async def test_a_kept_failure_of_a_phase_that_is_gone_stays_one(tmp_path: Path) -> None:
+    broken.add(("right", "bb"))
+    await run(collecting(), tmp_path / "run.db")
+    ran.clear()
+    shorter = Pipeline(
+        "collecting", Phase("left", left), Phase("all_left", all_of, bind={"values": "left"}, collect=True),
+        item=["text"], key="text",
+    )  # fmt: skip
+    report = await run(shorter, tmp_path / "run.db", retry="none")
+    assert [one.status for one in report.outcomes] == ["succeeded", "failed", "succeeded"]
+    assert (report.results, report.missing) == ({"all_left": ["a-left", "ccc-left"]}, {"all_left": 1})
+
+
 @pytest.mark.parametrize("retry", ["failed", "none"])
 async def test_retry_without_a_journal_is_misuse(retry: Any) -> None:
     async with ServiceManager(log=None) as manager:
