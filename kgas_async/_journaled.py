@@ -29,7 +29,6 @@ from ._journaled_items import (
     place_of,
     root_of,
     rows_after,
-    was_reused,
 )  # fmt: skip
 from ._journaled_level import JournaledLevel
 from ._outcome import Outcome
@@ -161,40 +160,39 @@ class JournaledCrew(RunCrew):
     # --- phases
 
     def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:
-        """As of `RunCrew`; of an item that keeps its outcome only what is recorded, and nothing else runs."""
+        """As of `RunCrew`; an item that keeps its outcome has only what is recorded, and what is left out and taken."""
         inputs = super()._gathered(frame, planned)
-        outcome = self._items[root_of(frame).index].kept
-        if inputs is None or outcome is None:
+        item = self._items[root_of(frame).index]
+        if inputs is None or item.kept is None:
             return inputs
-        kept = self.journal.kept.get(planned.phase.name)
-        try:
-            if kept is not None and self._known(frame, planned, kept, kept.digest(inputs)) is not NOTHING:
-                return inputs
-        except TypeError:  # said where it is to run
-            pass
-        frame.fail_with(planned.phase.name, *kept_failure(outcome, planned.phase.name))
+        name = planned.phase.name
+        kept = self.journal.kept.get(name)
+        if kept is None:
+            is_there = name in self.journal.taken and name != item.kept.failed_phase
+        else:
+            try:
+                is_there = item.value_of(self.journal, kept, frame, kept.digest(inputs)) is not NOTHING
+            except TypeError:  # it is said where the phase is to run
+                is_there = True
+        if is_there:
+            return inputs
+        frame.fail_with(name, *kept_failure(item.kept, name))
         return None
 
-    def _known(self, frame: Frame, planned: PlannedPhase, kept: Kept, of_inputs: bytes) -> Any:
-        """The value that is recorded for these inputs, or `NOTHING`."""
-        item = self._items[root_of(frame).index]
-        if item.rows and (planned.bindings or all(was_reused(frame, name) for name in planned.needs)):
-            return self.journal.value_of(kept, item.rows, place_of(frame), of_inputs)
-        return NOTHING
-
     def _recalled(self, frame: Frame, planned: PlannedPhase, kept: Kept, inputs: dict[str, Any]) -> Any:
-        """As `_known`; where it is `NOTHING`, the digest of the inputs is kept.
+        """The value that is recorded for these inputs, or `NOTHING`; their digest is kept then.
 
         Raises:
-            JournalError: They have none.
+            JournalError: They have no digest.
         """
         try:
             of_inputs = kept.digest(inputs)
         except TypeError as error:
             raise self.journal.error(str(error)) from error
-        value = self._known(frame, planned, kept, of_inputs)
+        item = self._items[root_of(frame).index]
+        value = item.value_of(self.journal, kept, frame, of_inputs)
         if value is NOTHING:
-            self._items[root_of(frame).index].digests[frame, kept.name] = of_inputs
+            item.digests[frame, kept.name] = of_inputs
             self._runs_anew(frame, planned)
         return value
 

@@ -11,7 +11,7 @@ from ._frame import Expansion, Frame
 from ._journal_file import Ended, Recorded, Row
 from ._outcome import Outcome
 from ._plan import PlannedPhase
-from ._run_journal import below
+from ._run_journal import NOTHING, Kept, RunJournal, below
 
 __all__ = [
     "OpenItem",
@@ -48,6 +48,13 @@ class OpenItem:
         self.kept = kept
         self.digests: dict[tuple[Frame, str], bytes] = {}
         self.expanding: dict[Expansion, bytes] = {}
+
+    def value_of(self, journal: RunJournal, kept: Kept, frame: Frame, of_inputs: bytes) -> Any:
+        """The value that is recorded for these inputs, or `NOTHING`."""
+        planned = kept.planned
+        if self.rows and (planned.bindings or all(was_reused(frame, name) for name in planned.needs)):
+            return journal.value_of(kept, self.rows, place_of(frame), of_inputs)
+        return NOTHING
 
 
 def root_of(frame: Frame) -> Frame:

@@ -115,6 +115,7 @@ class RunJournal:
     Attributes:
         followers: By phase, those below the level of the run that come after it and take nothing: their inputs do not
             tell that it has run again.
+        taken: The phases that another one needs.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class RunJournal:
             for name, planned in pipeline.plan.phases.items()
             if planned.phase.is_journaled and planned.live is None
         }
+        self.taken = {name for planned in pipeline.plan.phases.values() for name in planned.needs}
         self.followers: dict[str, list[PlannedPhase]] = {}
         for kept in self.kept.values():
             if not kept.planned.bindings and kept.planned.level != RUN:

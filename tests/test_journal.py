@@ -265,22 +265,24 @@ async def test_what_kept_elements_have_on_record_is_collected_as_before(tmp_path
     assert second.missing == {"wholes": 1}
 
 
-async def test_a_phase_left_out_does_not_run_for_kept_items(tmp_path: Path) -> None:
+async def test_of_kept_items_a_phase_left_out_runs_where_something_takes_it(tmp_path: Path) -> None:
     pipeline = Pipeline(
         "left out",
         Phase("left", left, journal=False),
+        Phase("alone", left.using(name="alone"), journal=False),
+        Phase("after_left", right.using(name="after_left"), bind={"text": "left"}),
         Phase("right", right),
-        Phase("lefts", all_of, bind={"values": "left"}, collect=True),
+        Phase("lefts", all_of, bind={"values": "after_left"}, collect=True),
         item=["text"],
         key="text",
     )
     broken.add(("right", "bb"))
-    await run(pipeline, tmp_path / "run.db")
+    first = await run(pipeline, tmp_path / "run.db")
     ran.clear()
-    report = await run(pipeline, tmp_path / "run.db", retry="none")
-    assert report.missing == {"lefts": 1}
-    assert ran == {("left", "a"): 1, ("left", "ccc"): 1, ("all_of", 2): 1}
-    assert "phase 'left' has nothing on record" in str(report.outcomes[1].phases["left"].error)
+    second = await run(pipeline, tmp_path / "run.db", retry="none")
+    assert (seen(second), second.missing) == (seen(first), {})
+    assert ran == {("left", "a"): 2, ("left", "bb"): 1, ("left", "ccc"): 2, ("all_of", 3): 1}  # "alone" too, but of bb
+    assert "phase 'alone' has nothing on record" in str(second.outcomes[1].phases["alone"].error)
 
 
 async def test_a_kept_failure_of_a_phase_that_is_gone_stays_one(tmp_path: Path) -> None:
