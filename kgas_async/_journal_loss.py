@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields
 from datetime import datetime, time
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -21,6 +22,7 @@ from ._errors import shown
 
 __all__ = ["cut", "loss"]
 
+_NOTHING: Final = object()
 _SCALARS: Final = {str, int, float, bool, bytes, type(None)}
 
 
@@ -35,40 +37,54 @@ def loss(value: Any, again: Any) -> str | None:
     is_number = value.__class__ is int and again.__class__ is float
     if value.__class__ is not again.__class__ and not is_number:
         return ""
+    if value.__class__ in _SCALARS and value == again:
+        return None
     try:
-        return _loss(value, again, "")
+        lost = _loss(value, again)
     except RecursionError:  # it contains itself, or is that deep
         return None if _equals(value, again) else ""
+    return "" if lost is not None and lost.startswith(" ") else lost
 
 
-def _loss(value: Any, again: Any, place: str) -> str | None:
-    if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
-        if value.__class__ is again.__class__:
-            return _of_parts(_attributes(value), _attributes(again), place, ".{}".format)
-    elif isinstance(value, (list, tuple, deque)):
+def _loss(value: Any, again: Any) -> str | None:
+    """As `loss`, of a part: what is wrong with it, behind the places of what is wrong in it."""
+    if isinstance(value, (list, tuple, deque)):
         if _is_kind_of(value, again, "maxlen"):
-            if _are_scalars(value) and list(value) == list(again):
-                return None
-            return _of_parts(dict(enumerate(value)), dict(enumerate(again)), place, "[{}]".format)
+            return _of_elements(value, again)
     elif isinstance(value, dict):
         if _is_kind_of(value, again, "default_factory"):
-            return None if _are_scalars(value.values()) and value == again else _of_parts(value, again, place, _key)
+            return _of_parts(value, again, _key)
+    elif isinstance(value, BaseModel) or (hasattr(value, "__dataclass_fields__") and not isinstance(value, type)):
+        if value.__class__ is again.__class__:
+            return _of_parts(_attributes(value), _attributes(again), ".{}".format)
     elif _equals(value, again) and not _has_other_fold(value, again):
         return None
-    return f"{place} is {cut(again)} and was {cut(value)}" if place else ""
+    return f" is {cut(again)} and was {cut(value)}"
 
 
-def _of_parts(
-    parts: Mapping[Any, Any], again: Mapping[Any, Any], place: str, named: Callable[[Any], str]
-) -> str | None:
+def _of_elements(value: Sequence[Any], again: Sequence[Any]) -> str | None:
+    if len(value) != len(again):
+        return f" has {len(again)} elements and had {len(value)}"
+    if set(map(type, value)) <= _SCALARS and value == again:
+        return None
+    for index, (part, other) in enumerate(zip(value, again, strict=True)):
+        if not (part.__class__ in _SCALARS and part == other) and (lost := _loss(part, other)) is not None:
+            return f"[{index}]{lost}"
+    return None
+
+
+def _of_parts(parts: Mapping[Any, Any], again: Mapping[Any, Any], named: Callable[[Any], str]) -> str | None:
     for name, part in parts.items():
-        if name not in again:
-            return f"{place}{named(name)} is not there and was {cut(part)}"
-        lost = _loss(part, again[name], place + named(name))
-        if lost is not None:
-            return lost
-    added = next((name for name in again if name not in parts), None)
-    return None if added is None else f"{place}{named(added)} is new"
+        other = again.get(name, _NOTHING)
+        if part.__class__ in _SCALARS and part == other:
+            continue
+        if other is _NOTHING:
+            return f"{named(name)} is not there and was {cut(part)}"
+        if (lost := _loss(part, other)) is not None:
+            return named(name) + lost
+    if len(again) == len(parts):
+        return None
+    return f"{named(next(name for name in again if name not in parts))} is new"
 
 
 def _key(key: object) -> str:
@@ -77,27 +93,36 @@ def _key(key: object) -> str:
 
 def _is_kind_of(value: object, again: Any, attribute: str) -> bool:
     """Whether it has come back as its class, or one that this is derived from and that has as much to it."""
-    if value.__class__ is again.__class__:
+    kind = value.__class__
+    if kind is list or kind is dict or kind is tuple:
+        return again.__class__ is kind
+    if kind is again.__class__:
         return bool(getattr(value, attribute, None) == getattr(again, attribute, None))
     return isinstance(value, again.__class__) and not getattr(value, "__dict__", None)
 
 
-def _are_scalars(values: Iterable[Any]) -> bool:
-    return set(map(type, values)) <= _SCALARS
-
-
-def _attributes(value: Any) -> dict[str, Any]:
+def _attributes(value: Any) -> Mapping[str, Any]:
     """All that is in a model or a dataclass, but for what it computes and remembers."""
-    own = getattr(value, "__dict__", {})
+    own: Mapping[str, Any] = getattr(value, "__dict__", {})
+    declared, computed = _declared(value.__class__)
     if isinstance(value, BaseModel):
-        known = type(value).model_fields
-        found = {name: one for name, one in own.items() if name in known}
-        return {**found, **(value.__pydantic_extra__ or {}), **(value.__pydantic_private__ or {})}
-    computed = {
-        name for kind in type(value).__mro__ for name, one in vars(kind).items() if isinstance(one, cached_property)
-    }
-    found = {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}
-    return {**{name: one for name, one in own.items() if name not in computed}, **found}
+        if own.keys() != declared:
+            own = {name: one for name, one in own.items() if name in declared}
+        extra, private = value.__pydantic_extra__, value.__pydantic_private__
+        return {**own, **(extra or {}), **(private or {})} if extra or private else own
+    if own.keys() == declared:
+        return own
+    kept = {name: one for name, one in own.items() if name not in computed}
+    return {**kept, **{name: getattr(value, name) for name in declared if hasattr(value, name)}}
+
+
+@lru_cache(512)
+def _declared(kind: type) -> tuple[AbstractSet[str], AbstractSet[str]]:
+    """The names of a class's fields, and of what its objects compute and remember."""
+    if issubclass(kind, BaseModel):
+        return kind.model_fields.keys(), frozenset()
+    names = {name for base in kind.__mro__ for name, one in vars(base).items() if isinstance(one, cached_property)}
+    return frozenset(field.name for field in fields(kind)), names
 
 
 def _has_other_fold(value: Any, again: Any) -> bool:
