@@ -59,6 +59,9 @@ class BatchedTool(KGASTool, Generic[R]):
     def _origin(self) -> object:
         return self.batcher
 
+    def _made_with(self) -> dict[str, object]:
+        return {"tool": self.batcher.batch_tool}
+
 
 class Batcher(Service, Generic[R]):
     """Coalesces single calls into calls of a tool that takes lists: a service, whose ``tool`` takes one element.

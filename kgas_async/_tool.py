@@ -180,6 +180,16 @@ class KGASTool:
         """Functions that it was given beside its own code, by whose change its results may change."""
         return ()
 
+    def _made_with(self) -> dict[str, object]:
+        """The arguments of its constructor by name, by whose change its results may change."""
+        args, kwargs = self._constructed
+        try:
+            bound = inspect.signature(type(self)).bind(*args, **kwargs)
+        except (TypeError, ValueError):  # a constructor that cannot be read
+            return {**{str(place): one for place, one in enumerate(args)}, **kwargs}
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
     @property
     def requires(self) -> tuple[Any, ...]:
         """The services that must run before this tool: those among its attributes."""

@@ -32,7 +32,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L2",
         "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service "
-        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_file _journal_writer "
+        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_loss _journal_file _journal_writer "
         "_journal_inspect",
     ),
     (
