@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import anyio
 
@@ -37,7 +37,7 @@ except ModuleNotFoundError as missing:  # the extra is not installed
     sys.exit(2)
 
 from . import _cli_evidence, _cli_journal
-from ._cli_check import add_check, find_pipeline
+from ._cli_check import Profile, Settings, add_check, find_pipeline
 from ._cli_export import add_export
 from ._cli_lineage import add_lineage
 
@@ -88,11 +88,8 @@ def run(
     retry: str = typer.Option(
         "all", help="with --journal: all runs what failed and what is new, failed or none only one of them"
     ),
-    profile: str | None = typer.Option(None, metavar="NAME", help="of a file: the profile that is laid over it"),
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="of a file: a value, as phase.embed.policy.timeout=60"),
-    ] = None,
+    profile: Profile = None,
+    settings: Settings = None,
     grace: float = typer.Option(
         10.0, metavar="SECONDS", help="what is in flight at Ctrl-C has so long to end; then it is cancelled"
     ),
@@ -134,7 +131,11 @@ def run(
 
 def _loaded(pipeline: str, profile: str | None, settings: list[str] | None) -> Pipeline:
     try:
-        found, _ = find_pipeline(pipeline, profile, settings)
+        found, file = find_pipeline(pipeline, profile, settings)
+        if found.source is None and file is not None:
+            raise LoadError(
+                f'{pipeline}: pipeline.source is missing: a function that gives the items, as in "papers:find"'
+            )
         if found.source is None:
             raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
     except KgasAsyncError as error:

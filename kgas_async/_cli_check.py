@@ -6,7 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeAlias
 
 import typer
 from rich.console import Console
@@ -16,10 +16,21 @@ from ._errors import KgasAsyncError, LoadError, counted
 from ._loading import load
 from ._pipeline import Pipeline
 from ._pipeline_file import built
-from ._plan_graph import mermaid, svg
+from ._plan_drawing import svg
+from ._plan_graph import mermaid
 from ._plan_view import plan_view
 
-__all__ = ["add_check", "find_pipeline", "is_file"]
+__all__ = ["Profile", "Settings", "add_check", "find_pipeline"]
+
+
+# Options that `run` has too.
+Profile: TypeAlias = Annotated[
+    str | None, typer.Option("--profile", metavar="NAME", help="of a file: the profile that is laid over it")
+]
+Settings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="of a file: a value, as phase.embed.policy.timeout=60"),
+]
 
 
 class Graph(StrEnum):
@@ -34,7 +45,7 @@ def add_check(app: typer.Typer) -> None:
     app.command("check")(_check)
 
 
-def is_file(pipeline: str) -> bool:
+def _is_file(pipeline: str) -> bool:
     """Whether this names a TOML file, and not ``module:attribute``."""
     return pipeline.endswith(".toml") or (":" not in pipeline and Path(pipeline).is_file())
 
@@ -45,7 +56,7 @@ def find_pipeline(pipeline: str, profile: str | None = None, settings: list[str]
     Raises:
         LoadError: With what is wrong, where, and the mend.
     """
-    if is_file(pipeline):
+    if _is_file(pipeline):
         found = built(pipeline, profile, settings or ())
         return found.pipeline, found
     for option, given in (("--profile", profile), ("--set", settings)):
@@ -61,11 +72,8 @@ def find_pipeline(pipeline: str, profile: str | None = None, settings: list[str]
 
 def _check(
     pipeline: str | None = typer.Argument(None, help="a TOML file, or module:attribute"),
-    profile: str | None = typer.Option(None, metavar="NAME", help="of a file: the profile that is laid over it"),
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="of a file: a value, as phase.embed.policy.timeout=60"),
-    ] = None,
+    profile: Profile = None,
+    settings: Settings = None,
     as_json: bool = typer.Option(False, "--json", help="the plan as one JSON object"),
     graph: Annotated[Graph | None, typer.Option(help="the plan as a graph instead")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="written there instead")] = None,

@@ -148,11 +148,13 @@ def _place(tables: FileTables, said: str) -> KeyPath:
 def _source(objects: Objects, target: str, source: Callable[..., Any], given: Mapping[str, Any], at: KeyPath) -> Any:
     """A source with arguments; one that is given for it all the same (``--input``) takes the place of the first."""
     arguments = objects.checked_arguments(target, source, given, at, is_all=False)
-    signature = inspect.signature(source)
-    names = list(signature.parameters)
+    names = list(inspect.signature(source).parameters)
 
     def with_arguments(*positional: Any) -> Any:
         over = dict(zip(names, positional, strict=False))
         return source(*positional, **{key: value for key, value in arguments.items() if key not in over})
 
+    # Its name in messages, but not its signature: what is missing may stand in the file.
+    for name in ("__module__", "__name__", "__qualname__"):
+        setattr(with_arguments, name, getattr(source, name, target))
     return with_arguments

@@ -41,7 +41,7 @@ LAYERS: list[tuple[str, str]] = [
         "_drive _events _host _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _attempt "
         "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
         "_advice _figures _ledger _derivation _lineage _monitor _watchdog _phase _plan _planner _resolve _pipeline "
-        "_report _every _toml_objects _toml_build _pipeline_file _plan_view _plan_graph",
+        "_report _every _toml_objects _toml_build _pipeline_file _plan_view _plan_graph _plan_drawing",
     ),
     (
         "L4",
