@@ -64,6 +64,10 @@ def find_pipeline(pipeline: str, profile: str | None = None, settings: list[str]
             raise LoadError(
                 f"{option} is for pipelines in TOML files, and {pipeline!r} is none; it names Python's object"
             )
+    if ":" not in pipeline and Path(f"{pipeline}.toml").is_file():
+        raise LoadError(f"{pipeline!r} is not of the form module:attribute; did you mean '{pipeline}.toml'?")
+    if ".toml:" in pipeline:
+        raise LoadError(f"{pipeline!r}: a TOML file is one pipeline: give {pipeline.partition('.toml:')[0]}.toml")
     loaded = load(pipeline)
     if not isinstance(loaded, Pipeline):
         raise LoadError(f"{pipeline!r} is no Pipeline but {type(loaded).__name__}")
@@ -102,7 +106,11 @@ def _check(
         found, file = find_pipeline(pipeline, profile, settings)
     except KgasAsyncError as error:
         _fail(str(error))
-    names = {} if file is None else {"services": file.services, "limits": file.limits, "places": file.places}
+    names = (
+        {}
+        if file is None
+        else {"services": file.services, "limits": file.limits, "places": file.places, "users": file.users}
+    )
     view = plan_view(found, **names)
     if as_json:
         _write(json.dumps(view, indent=2, ensure_ascii=False) + "\n", output, force)
@@ -173,7 +181,7 @@ def _line(*parts: str | tuple[str, str]) -> Text:
 
 
 def _used(phases: list[str]) -> list[str | tuple[str, str]]:
-    return [f"used by {', '.join(phases)}"] if phases else [("used by no phase", "yellow")]
+    return [f"used by {', '.join(phases)}"] if phases else [("used by nobody", "yellow")]
 
 
 def _phase_lines(number: int, phase: dict[str, Any]) -> list[Text]:

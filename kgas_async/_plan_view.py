@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ._errors import shown
@@ -20,6 +20,7 @@ def plan_view(
     services: Mapping[str, Any] | None = None,
     limits: Mapping[str, Any] | None = None,
     places: Mapping[tuple[str, str], Any] | None = None,
+    users: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """What runs in which order, and by what it is bound; plain data.
 
@@ -28,6 +29,7 @@ def plan_view(
         services: By the names that a file gives them.
         limits: So too.
         places: Where a field of a phase's policy is from, by phase and field: pairs of place and key.
+        users: Who refers to a service or limit in a file, by its name there.
     """
     named = {id(one): name for name, one in (limits or {}).items()}
     names = {id(one): name for name, one in (services or {}).items()}
@@ -36,6 +38,7 @@ def plan_view(
         _phase(plan.phases[name], named, names, places or {}) for name in _in_order(plan.phases)
     ]  # fmt: skip
     used = _used(pipeline, named)
+    users = users or {}
     return {
         "pipeline": pipeline.name,
         "item": None if pipeline.fields is None else {name: _type(kind) for name, kind in pipeline.fields.items()},
@@ -44,22 +47,31 @@ def plan_view(
         "source": None if pipeline.source is None else _name(pipeline.source),
         "phases": phases,
         "limits": [
-            {"limit": name, "is": shown(one), "used_by": used.get(id(one), [])} for name, one in (limits or {}).items()
+            {"limit": name, "is": shown(one), "used_by": _merged(used.get(id(one), []), users.get(name, []))}
+            for name, one in (limits or {}).items()
         ],
         "services": [
             {
                 "service": _service(one, names),
                 "class": type(one).__qualname__,
                 "requires": [_service(other, names) for other in required_of(one)],
-                "used_by": [
-                    phase.name
-                    for phase in pipeline.phases
-                    if any(one is other for other in services_of(phase.tool, phase.policy))
-                ],
+                "used_by": _merged(_users_of(one, pipeline), users.get(names.get(id(one), ""), [])),
             }
             for one in _with_required(pipeline.services)
         ],
     }
+
+
+def _merged(*names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name for some in names for name in some))
+
+
+def _users_of(service: Any, pipeline: Pipeline) -> list[str]:
+    return [
+        phase.name
+        for phase in pipeline.phases
+        if any(service is other for other in services_of(phase.tool, phase.policy))
+    ]
 
 
 def _in_order(phases: Mapping[str, PlannedPhase]) -> list[str]:

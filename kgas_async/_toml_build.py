@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from ._phase import Phase
 from ._pipeline import Pipeline
 from ._toml_checked import checked
 from ._toml_lines import KeyPath
-from ._toml_objects import Objects
+from ._toml_objects import Objects, references_in
 from ._toml_tables import FileTables, PhaseTable
 from ._toml_text import Document
 from ._toml_words import Place
@@ -36,12 +36,14 @@ class Built:
         services: By their names in the file.
         limits: By their names in the file: limits, breakers and budgets.
         places: Where each field of a phase's policy is from, by phase and field.
+        users: The phases, and the services with a dollar sign, that refer to a service or limit, by its name.
     """
 
     pipeline: Pipeline
     services: Mapping[str, Any]
     limits: Mapping[str, Any]
     places: Mapping[tuple[str, str], Place]
+    users: Mapping[str, Sequence[str]]
 
 
 def build(document: Document) -> Built:
@@ -59,7 +61,13 @@ def build(document: Document) -> Built:
         if table.policy is not None
         for field in table.policy.given()
     }
-    return Built(_pipeline(objects, tables, phases), objects.services, objects.limits, places)
+    users: dict[str, list[str]] = {}
+    named = [(phase["name"], phase) for phase in document.values["phase"]]
+    named += [(f"${name}", table) for name, table in document.values.get("services", {}).items()]
+    for user, table in named:
+        for name in dict.fromkeys(references_in(table)):
+            users.setdefault(name, []).append(user)
+    return Built(_pipeline(objects, tables, phases), objects.services, objects.limits, places, users)
 
 
 def _phase(objects: Objects, table: PhaseTable, at: KeyPath) -> Phase:

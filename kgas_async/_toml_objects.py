@@ -37,7 +37,7 @@ from ._toml_text import Document
 from ._toml_words import Reference, as_toml
 from ._tool import KGASTool
 
-__all__ = ["Objects"]
+__all__ = ["Objects", "references_in"]
 
 T = TypeVar("T")
 
@@ -89,7 +89,8 @@ class Objects:
             found = _OF_ARGUMENT.match(text_of(error))
             key = _AS_KEY.get(found[1], found[1]) if found is not None else ""
             is_there = (*place, key) in self.places.lines or (*place, key) in self.places.laid_over
-            raise self.places.error((*place, key) if is_there else place, text_of(error)) from error
+            said = text_of(error).replace("; None is no limit", '; "none" is no limit')  # as the file says it
+            raise self.places.error((*place, key) if is_there else place, said) from error
 
     def made(self, what: str, function: Any, given: Mapping[str, Any], at: KeyPath) -> Any:
         """Call a class or function of the user's with what the file gives."""
@@ -142,7 +143,7 @@ class Objects:
             return self.services[name]
         place: KeyPath = ("services", name)
         table = self._declared[name]
-        self._refuse_circle(name, ())
+        self._refuse_circle(name, (), set())
         target = str(table["use"])
         found = self.load(target, (*place, "use"))
         given = {key: value for key, value in table.items() if key != "use"}
@@ -164,15 +165,16 @@ class Objects:
         self.services[name] = service
         return service
 
-    def _refuse_circle(self, name: str, above: tuple[str, ...]) -> None:
+    def _refuse_circle(self, name: str, above: tuple[str, ...], done: set[str]) -> None:
         if name in above:
             circle = " -> ".join([*above[above.index(name) :], name])
             raise self.places.error(
                 ("services", name), f"services need each other in a circle: {circle}; take one of the references out"
             )
-        for reference in _references(self._declared[name]):
-            if reference in self._declared:
-                self._refuse_circle(reference, (*above, name))
+        for reference in references_in(self._declared[name]):
+            if reference in self._declared and reference not in done:
+                self._refuse_circle(reference, (*above, name), done)
+        done.add(name)
 
     # --- limits and policies
 
@@ -305,12 +307,12 @@ class Objects:
         raise self.places.error(at, f"{target} is {what} and no tool; {mend}")
 
 
-def _references(value: Any) -> list[str]:
+def references_in(value: Any) -> list[str]:
     """The names of all references in there."""
     if isinstance(value, Reference):
         return [value.name]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [name for part in parts for name in _references(part)]
+    return [name for part in parts for name in references_in(part)]
 
 
 class _Arguments:
@@ -351,7 +353,7 @@ class _Arguments:
             if is_all and key not in given:
                 raise objects.places.error(at, f"{self._what} needs {key}, which is missing; add {key} = ...")
         for key, value in given.items():
-            if key in self._hints and not _references(value) and not _has_load(value):
+            if key in self._hints and not references_in(value) and not _has_load(value):
                 try:
                     arguments[key] = _converted(arguments[key], self._hints[key])
                 except ValidationError as error:

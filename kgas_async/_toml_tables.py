@@ -5,6 +5,7 @@ Knows the format; what the values name is looked up by `_toml_build`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -81,6 +82,8 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
     what: ClassVar[str] = "table"
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # keys that are looked for here, and where they are
+    hint: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +94,8 @@ class Table(BaseModel):
         if cls.model_config.get("extra") == "forbid":
             for key in value:
                 if key not in known:
-                    raise _at_key(key, f"is no key of a {cls.what}, which has {', '.join(known)}{nearest(key, known)}")
+                    meant = f"; did you mean {cls.elsewhere[key]!r}?" if key in cls.elsewhere else nearest(key, known)
+                    raise _at_key(key, f"is no key of a {cls.what}, which has {', '.join(known)}{meant}{cls.hint}")
         for name, one in cls.model_fields.items():
             key = one.alias or name
             if one.is_required() and key not in value:
@@ -108,6 +112,7 @@ class PipelineTable(Table):
     """What runs over what: `[pipeline]`."""
 
     what = "pipeline"
+    hint = "; a source's arguments stand in with = { ... }"
     name: TEXT_FIELD = Field(description='the pipeline\'s name, as in name = "papers"')
     source: TARGET_FIELD = Field(None, description="The function that gives the items: module:function.")
     with_: dict[str, Any] = Field({}, alias="with", description="The source's arguments.")
@@ -286,6 +291,7 @@ class PolicyTable(Table):
     """How a phase's calls are bounded and repeated, laid over the tool's own policy; `"none"` is none."""
 
     what = "policy"
+    elsewhere = {name: f"retry.{name}" for name in RetryTable.model_fields}
     timeout: _NUMBER_OR_NONE = Field(None, description="Seconds per attempt.")
     deadline: _NUMBER_OR_NONE = Field(None, description="Seconds for a whole call.")
     retry: Annotated[Any, TableOr(RetryTable, lambda v: None if v == NONE else count(v), {"anyOf": [COUNT, _NONE]})] = (
@@ -343,6 +349,7 @@ class PhaseTable(Table):
     """One step: `[[phase]]`."""
 
     what = "phase"
+    elsewhere = {name: f"policy.{name}" for name in PolicyTable.model_fields}
     name: TEXT_FIELD = Field(description="its name; other phases bind its result by it")
     tool: TARGET_FIELD = Field(description='what runs, as in tool = "module:attribute"')
     with_: dict[str, Any] = Field({}, alias="with", description="The arguments of a tool that is a class.")

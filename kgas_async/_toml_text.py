@@ -120,6 +120,18 @@ def _check_top(raw: Mapping[str, Any], places: Places) -> None:
         raise places.error(("pipeline",), "a file is one pipeline: write [pipeline], with single brackets, once")
     if "pipeline" not in raw:
         raise places.error((), 'has no [pipeline]; begin with [pipeline] and name = "..."')
+    if not isinstance(raw["pipeline"], dict):
+        raise places.error(("pipeline",), f"is a table: write [pipeline], not {as_toml(raw['pipeline'])}")
+    for key in ("services", "limits"):
+        tables = raw.get(key, {})
+        for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
+            if not isinstance(table, dict):
+                at = (key, name) if name else (key,)
+                raise places.error(at, f"is a table: write [{key}.{name or 'NAME'}], not {as_toml(table)}")
+    _check_phases(raw, places)
+
+
+def _check_phases(raw: Mapping[str, Any], places: Places) -> None:
     phases = raw.get("phase")
     if not phases and not isinstance(phases, dict):
         raise places.error((), 'has no phases; add [[phase]] with name = "..." and tool = "module:attribute"')

@@ -119,10 +119,10 @@ sums.toml:56: profile.prod.phase.added.policy.retry
 
         limits
           $calls  RateLimit(1000, per=1, burst=10)  used by added
-          $unused  ConcurrencyLimit(3)  used by no phase
+          $unused  ConcurrencyLimit(3)  used by nobody
 
         services, in an order in which they can start
-          plain  Plain  used by no phase
+          plain  Plain  used by $store
           store  Store  used by added
         """)
 
@@ -233,6 +233,8 @@ def test_the_schema_is_printed(check: Run) -> None:
         ),
         (["examples.knowledge_graph:pipeline", "--profile", "x"], "--profile is for pipelines in TOML files"),
         (["examples.knowledge_graph:pipeline", "--set", "a=b"], "--set is for pipelines in TOML files"),
+        (["sums"], "did you mean 'sums.toml'?"),
+        (["sums.toml:pipeline"], "a TOML file is one pipeline: give sums.toml"),
         (["examples.knowledge_graph:graph"], "is no Pipeline but GraphStore"),
     ],
 )
