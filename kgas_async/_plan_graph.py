@@ -46,14 +46,17 @@ def graph_of(view: Mapping[str, Any]) -> tuple[list[Node], list[Edge]]:
             source = source or f"phase {expanding[one['name']]}"
             edges.setdefault((source, f"phase {name}"), {})[_label(one)] = None
         soft += [Edge(f"phase {other}", f"phase {name}", "after", True) for other in phase["after"]]
-        soft += [Edge(f"service {other}", f"phase {name}", "uses", True) for other in phase["requires"]]
         if not phase["inputs"] and not phase["after"]:
             edges.setdefault((ITEM, f"phase {name}"), {})
     nodes += [Node(f"service {one['service']}", "service", (one["service"], one["class"])) for one in view["services"]]
     for one in view["services"]:
-        soft += [
-            Edge(f"service {other}", f"service {one['service']}", "required by", True) for other in one["requires"]
+        name = f"service {one['service']}"
+        above = [
+            *one["requires"],
+            *(user["service"] for user in view["services"] if f"${one['service']}" in user["used_by"]),
         ]
+        soft += [Edge(f"service {other}", name, "required by", True) for other in dict.fromkeys(above)]
+        soft += [Edge(name, f"phase {user}", "uses", True) for user in one["used_by"] if not user.startswith("$")]
     return nodes, [*(Edge(*ends, ", ".join(labels)) for ends, labels in edges.items()), *soft]
 
 

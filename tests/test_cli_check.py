@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +21,7 @@ from typer.testing import CliRunner
 from kgas_async._cli import app
 from kgas_async._toml_checked import schema
 
-from .programs import LOOPS
+from .programs import LOOPS, ROOT
 
 Run = Callable[..., Any]
 
@@ -161,6 +165,31 @@ def test_a_pipeline_in_python_has_a_plan_too(check: Run) -> None:
     assert "GraphStore  GraphStore  used by links, graph" in result.stdout
 
 
+def test_on_a_terminal_it_is_coloured_and_else_the_same(check: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kgas_async", "check", "sums.toml"]
+    plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    environment = {**plain, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "40"}
+    piped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60).stdout
+    shown = on_a_terminal(command, tmp_path, environment)
+    assert "\x1b[" in shown
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == piped
+    assert "5 phases, in order" in piped
+    assert not re.search(r"\x1b\[[0-9;]*3\dm", on_a_terminal(command, tmp_path, {**environment, "NO_COLOR": "1"}))
+
+
+def on_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other side is closed
+            while some := os.read(ours, 4096):
+                shown += some
+    os.close(ours)
+    assert process.returncode == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
 # --- graphs
 
 
@@ -173,6 +202,7 @@ def test_the_graph_for_mermaid(check: Run) -> None:
     assert f'    {ids["added"]} -->|"xs"| {ids["sum"]}' in lines
     assert f'    {ids["parts"]} -.->|"after"| {ids["sum"]}' in lines
     assert f'    {ids["store"]} -.->|"uses"| {ids["added"]}' in lines
+    assert f'    {ids["plain"]} -.->|"required by"| {ids["store"]}' in lines
 
 
 def test_the_graph_as_a_drawing_without_overlaps(check: Run) -> None:
