@@ -83,7 +83,7 @@ def _phase(objects: Objects, table: PhaseTable, at: KeyPath) -> Phase:
         if key == "when" or (key == "journal" and isinstance(value, str) and ":" in value):
             value = objects.load(value, place)
         elif key == "policy":
-            value = objects.policy(value, place)
+            value = objects.policy(table.policy, place)
         options[key] = value
         place = _place_of(objects, tool, key, value, place)
         phase = objects.at(place, Phase, table.name, tool, **options)

@@ -30,14 +30,17 @@ def checked(document: Document) -> FileTables:
     Raises:
         LoadError: Each mistake on a line of its own, with file, line, key and mend.
     """
-    for one in (document, *document.others):
-        try:
-            tables = FileTables.model_validate(one.values)
-        except ValidationError as error:
-            raise _told(one, error) from None
-        if one is document:
-            found = tables
-    return found
+    tables = _of(document)
+    for other in document.others:
+        _of(other)
+    return tables
+
+
+def _of(document: Document) -> FileTables:
+    try:
+        return FileTables.model_validate(document.values)
+    except ValidationError as error:
+        raise _told(document, error) from None
 
 
 def _told(document: Document, error: ValidationError) -> LoadError:
@@ -59,7 +62,8 @@ def _told(document: Document, error: ValidationError) -> LoadError:
 def schema() -> dict[str, Any]:
     """The JSON schema of a pipeline's file, for editors."""
     made = FileTables.model_json_schema(by_alias=True)
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_plain(made)}
+    # The draft that editors of TOML know best; what pydantic writes of a later one is named the same there.
+    made = {"$schema": "http://json-schema.org/draft-07/schema#", **_plain(made)}
     definitions = made["$defs"]
     over: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {}}
     for key, name in _LAID_OVER.items():

@@ -256,7 +256,11 @@ def names(value: Any) -> list[str]:
 
 
 def name_or_names(value: Any) -> list[str]:
-    return [str(value)] if isinstance(value, str) and value else names(value)
+    if isinstance(value, str) and value:
+        return [str(value)]
+    if not isinstance(value, list):
+        raise wrong("a name, or a list of names", value)
+    return names(value)
 
 
 def fields_or_target(value: Any) -> Any:

@@ -8,7 +8,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft7Validator
 
 from kgas_async import (
     AdaptiveLimit,
@@ -210,6 +210,20 @@ def test_each_field_of_a_policy(file: Path) -> None:
 )
 def test_waits(file: Path, wait: str, meant: object) -> None:
     assert policy_of(file, f"policy.retry.wait = {wait}\n").retry.wait == meant
+
+
+def test_codecs_and_keys_are_named(file: Path) -> None:
+    text = """
+        journal = "P:codec"
+        policy.rate = "$hosts"
+        [limits.hosts]
+        rate = 5
+        key = "P:name_of"
+        """
+    made = built(str(written(file, text)))
+    assert made.pipeline.phases[0].codec is pieces.codec
+    assert made.limits["hosts"].key is pieces.name_of
+    assert load_pipeline(written(file, 'journal = "pickle"\n')).phases[0].codec is not None
 
 
 def test_none_is_given_over_what_the_tool_has(file: Path) -> None:
@@ -445,11 +459,11 @@ def test_the_schema_of_the_docs_is_that_of_the_code() -> None:
 def test_the_schema_takes_what_the_code_takes_and_no_misspelt_key(file: Path) -> None:
     import tomllib
 
-    Draft202012Validator.check_schema(schema())
-    check = Draft202012Validator(schema())
+    Draft7Validator.check_schema(schema())
+    check = Draft7Validator(schema())
     main = tomllib.loads((ROOT / "examples" / "knowledge_graph.toml").read_text(encoding="utf-8"))
     check.validate(main)
     check.validate(tomllib.loads(written(file, PROFILES).read_text()))
-    main["phase"][0]["policy"]["timout"] = 3
+    main["phase"][0]["policy"]["timout"] = 3  # an editor marks it
     (error,) = check.iter_errors(main)
     assert "timout" in error.message

@@ -130,6 +130,19 @@ class Add(KGASTool):
         return x + self.amount
 
 
+class Codec:
+    name = "mine"
+
+    def encode(self, value: Any) -> bytes:
+        return repr(value).encode()
+
+    def decode(self, data: bytes) -> Any:
+        return data
+
+
+codec = Codec()
+
+
 class LegacyCounter:
     def execute(self, x: int) -> int:
         return x + 1
