@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import pairwise
 from typing import Any, Final
-from xml.sax.saxutils import escape
 
 from ._plan_graph import ITEM, Edge, Node, graph_of
 
@@ -245,4 +245,4 @@ def _width(node: Node) -> float:
 
 def _xml(text: str) -> str:
     """Escaped; without the signs that XML cannot hold."""
-    return escape("".join(sign if sign >= " " else "?" for sign in text), {'"': "&quot;"})
+    return escape("".join(sign if sign >= " " else "?" for sign in text))

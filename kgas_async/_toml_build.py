@@ -24,6 +24,7 @@ __all__ = ["Built", "build"]
 _PHASE_KEYS: Final = (
     "bind", "after", "expand", "collect", "missing", "when", "batch", "batch_wait", "policy", "journal",
 )  # fmt: skip
+_PIPELINE: Final = r"""pipeline (?:'[^']*'|"[^"]*")"""
 _INPUT: Final = re.compile(r"\binput '(\w+)'")
 
 
@@ -133,7 +134,7 @@ def _pipeline(objects: Objects, tables: FileTables, phases: list[Phase]) -> Pipe
 def _place(tables: FileTables, said: str) -> KeyPath:
     """What a message of the whole is about: a phase that it names, and there the key."""
     for index, table in enumerate(tables.phase):
-        if not re.match(rf"pipeline '[^']*'(?:, |: (?:the element that )?)phase '{re.escape(table.name)}'", said):
+        if not re.match(rf"{_PIPELINE}(?:, |: (?:the element that )?)phase '{re.escape(table.name)}'", said):
             continue
         at: KeyPath = ("phase", index)
         found = _INPUT.search(said)
@@ -144,9 +145,9 @@ def _place(tables: FileTables, said: str) -> KeyPath:
                 return (*at, key)
         if "expand" in table.given() and "expan" in said:
             return (*at, "expand")
-        return (*at, "tool") if found is not None else at
+        return (*at, "tool") if found is not None or " tool " in said else at
     for key in ("key", "item"):
-        if re.match(rf"pipeline '[^']*': {key}\b", said):
+        if re.match(rf"{_PIPELINE}: {key}\b", said):
             return ("pipeline", key)
     circle = re.search(r"circle: (\w+) ->", said)
     names = [table.name for table in tables.phase]
@@ -156,7 +157,10 @@ def _place(tables: FileTables, said: str) -> KeyPath:
 def _source(objects: Objects, target: str, source: Callable[..., Any], given: Mapping[str, Any], at: KeyPath) -> Any:
     """A source with arguments; one that is given for it all the same (``--input``) takes the place of the first."""
     arguments = objects.checked_arguments(target, source, given, at, is_all=False)
-    names = list(inspect.signature(source).parameters)
+    try:
+        names = list(inspect.signature(source).parameters)
+    except (TypeError, ValueError):  # a builtin, say
+        names = []
 
     def with_arguments(*positional: Any) -> Any:
         over = dict(zip(names, positional, strict=False))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import os
 import re
-import typing
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
@@ -30,6 +30,7 @@ from ._priority import Priority
 from ._rate import RateLimit
 from ._resilience import Retry, exponential, linear
 from ._service import Service
+from ._signature import hints_of
 from ._suggest import nearest
 from ._toml_lines import KeyPath
 from ._toml_tables import BudgetTable, FileTables, LimitTable, PolicyTable, RetryTable, Table, WaitTable
@@ -133,8 +134,18 @@ class Objects:
         known = [f"${one}" for one in (*self._declared, *self.limits)]
         there = f"; there are {', '.join(known)}" if known else ""
         close = nearest(reference, known)
+        if name in os.environ:
+            raise self.places.error(at, f'there is no service or limit {name!r}; the variable is written "${{{name}}}"')
         text = f'{" Or is it a text: write" if close else "; for the text itself write"} "${reference}"'
         raise self.places.error(at, f"there is no service or limit {name!r}{there}{close}{text}")
+
+    def meant(self, text: object) -> str:
+        """The mend where a text stands for an object."""
+        if isinstance(text, str) and (text in self.limits or text in self._declared):
+            return f'; did you mean "${text}"?'
+        if isinstance(text, str) and re.fullmatch(r"[\w.]+:[\w.]+", text):
+            return f'; the object of that name is {{ "{LOAD}" = "{text}" }}'
+        return ""
 
     # --- services
 
@@ -334,10 +345,7 @@ class _Arguments:
             self.known = [one.name for one in named]
             self.required = [one.name for one in named if one.default is one.empty]
             self.takes_any = called is not object.__init__ and any(one.kind is one.VAR_KEYWORD for one in own)
-        try:
-            self._hints = typing.get_type_hints(kind.__init__ if isinstance(function, type) else function)
-        except Exception:  # noqa: BLE001  (whatever evaluating a foreign annotation raises)
-            self._hints = {}
+        self._hints = hints_of(function)
 
     def check(
         self, objects: Objects, arguments: dict[str, Any], given: Mapping[str, Any], at: KeyPath, *, is_all: bool
@@ -359,7 +367,7 @@ class _Arguments:
                 except ValidationError as error:
                     first = error.errors(include_url=False)[0]
                     raise objects.places.error(
-                        (*at, key), f"{self._what}: {first['msg']}, not {as_toml(first['input'])}"
+                        (*at, key), f"{self._what}: {first['msg']}, not {as_toml(first['input'])}{objects.meant(value)}"
                     ) from None
 
 

@@ -295,7 +295,7 @@ class _Variables:
             return value
         if _REFERENCE.fullmatch(value):
             return Reference(value)
-        if value.startswith("$$") and _REFERENCE.fullmatch(value[1:]):
+        if value.startswith("$$") and _REFERENCE.fullmatch("$" + value.lstrip("$")):
             return value[1:]
         if "${" not in value:
             return value

@@ -212,6 +212,27 @@ def test_waits(file: Path, wait: str, meant: object) -> None:
     assert policy_of(file, f"policy.retry.wait = {wait}\n").retry.wait == meant
 
 
+async def test_a_legacy_class_is_wrapped_in_the_file(file: Path) -> None:
+    text = """
+        [[phase]]
+        name = "counted"
+        tool = "kgas_async:ToolAdapter"
+        with.factory = { "$load" = "P:LegacyCounter" }
+        with.instances = "per_thread"
+        with.name = "counter"
+        """
+    pipeline = load_pipeline(written(file, text))
+    async with ServiceManager() as manager:
+        report = await manager.run(pipeline, [{"x": 4}], keep="all")
+    assert report.outcomes[0].phases["counted"].value == 5
+
+
+def test_a_source_without_a_signature_may_have_arguments(file: Path) -> None:
+    pipeline = load_pipeline(written(file, ""), settings=["pipeline.source=builtins:dict", "pipeline.with.x=3"])
+    assert pipeline.source is not None
+    assert pipeline.source() == {"x": 3}
+
+
 def test_codecs_and_keys_are_named(file: Path) -> None:
     text = """
         journal = "P:codec"
@@ -256,7 +277,7 @@ def test_services_refer_to_others_and_to_limits_in_any_order(file: Path) -> None
         [services.a]
         use = "P:Store"
         path = "a"
-        other = { deep = ["$b", "$calls", "$$b", "$5"] }
+        other = { deep = ["$b", "$calls", "$$b", "$$$b", "$5"] }
         [services.b]
         use = "P:Store"
         path = "b"
@@ -266,7 +287,7 @@ def test_services_refer_to_others_and_to_limits_in_any_order(file: Path) -> None
         """
     made = built(str(written(file, text)))
     assert list(made.services) == ["b", "a"] or list(made.services) == ["a", "b"]
-    assert made.services["a"].other == {"deep": [made.services["b"], made.limits["calls"], "$b", "$5"]}
+    assert made.services["a"].other == {"deep": [made.services["b"], made.limits["calls"], "$b", "$$b", "$5"]}
     assert made.services["b"].other is pieces.double
 
 

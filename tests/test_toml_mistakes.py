@@ -84,6 +84,9 @@ CASES = [
     case("service_of_itself", '[services.a] #!\nuse = "P:Store"\npath = "a"\nother = ["$a"]\n', "services.a", "in a circle: a -> a"),
     case("misspelt_reference", '[services.store]\nuse = "P:Store"\npath = "a"\n[[phase]]\nname = "add"\ntool = "P:Add"\nwith = { store = "$stroe" } #!\n', "phase.add.with.store", "no service or limit 'stroe'", "did you mean '$store'?"),
     case("text_that_looks_like_a_reference", '[services.store]\nuse = "P:Store"\npath = "$secret" #!\n', "services.store.path", 'write "$$secret"'),
+    case("variable_without_brackets", '[services.store]\nuse = "P:Store"\npath = "$HOME" #!\n', "services.store.path", 'the variable is written "${HOME}"'),
+    case("reference_without_dollar", '[services.store]\nuse = "P:Store"\npath = "a"\n[services.user]\nuse = "P:User"\nstore = "store" #!\n', "services.user.store", "an instance of Store", 'did you mean "$store"?'),
+    case("object_as_text", '[services.user]\nuse = "P:User"\nstore = "P:store" #!\n', "services.user.store", 'the object of that name is { "$load" = "P:store" }'),
     # --- [limits]
     case("limit_of_nothing", "[limits.openai] #!\nper = 60\n", "limits.openai", "give one of rate, concurrency, adaptive, memory"),
     case("limit_of_two_kinds", "[limits.openai]\nrate = 50\nconcurrency = 5 #!\n", "limits.openai.concurrency", "one limit too many beside rate", "[limits.NAME]"),
@@ -122,6 +125,8 @@ CASES = [
     case("misspelt_journal", 'journal = "pikle" #!\n', "phase.twice.journal", "did you mean 'pickle'?"),
     case("expanded_bound", '[[phase]]\nname = "parts"\ntool = "P:upto"\nexpand = "part"\n[[phase]]\nname = "b"\ntool = "P:double"\nbind = { x = "parts" } #!\n', "phase.b.bind.x", "bind its element 'part'"),
     case("types_that_cannot_fit", '[[phase]]\nname = "b"\ntool = "P:total"\nbind = { xs = "twice" } #!\n', "phase.b.bind.xs", "of all items: collect=True"),
+    case("quotes_in_a_name", '[pipeline]\nname = "anna\'s"\n[[phase]]\nname = "b"\ntool = "P:double"\nafter = "c" #!\n', "phase.b.after", "is no other phase"),
+    case("two_tools_of_one_name", '[[phase]]\nname = "b"\ntool = "P:other_double" #!\n', "phase.b.tool", "both named 'double'"),
     case("phases_in_a_circle", '[[phase]] #!\nname = "b"\ntool = "P:double"\nbind = { x = "c" }\n[[phase]]\nname = "c"\ntool = "P:double"\nbind = { x = "b" }\n', "phase.b", "need each other in a circle: b -> c -> b"),
     # --- policy
     case("misspelt_policy", "policy.timout = 3 #!\n", "phase.twice.policy.timout", "is no key of a policy", "did you mean 'timeout'?"),

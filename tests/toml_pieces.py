@@ -57,6 +57,11 @@ async def double(x: int) -> int:
     return 2 * x
 
 
+@tool(name="double")
+async def other_double(x: int) -> int:
+    return x + x
+
+
 @tool
 async def halve(x: int) -> float:
     return x / 2
@@ -92,6 +97,17 @@ class Store(Service):
         self.log.append("started")
         yield
         self.log.append("stopped")
+
+
+class User(Service):
+    """A service that says of which class the other is."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
 
 
 class Refusing(Service):
