@@ -112,15 +112,16 @@ def _check(
         else {"services": file.services, "limits": file.limits, "places": file.places, "users": file.users}
     )
     view = plan_view(found, **names)
+    where = pipeline if profile is None else f"{pipeline}, profile {profile}"
     if as_json:
         _write(json.dumps(view, indent=2, ensure_ascii=False) + "\n", output, force)
     elif graph is not None:
         _write(svg(view) if graph is Graph.svg else mermaid(view), output, force)
     elif output is not None:
-        _write("\n".join(line.plain for line in _lines(view, pipeline)) + "\n", output, force)
+        _write("\n".join(line.plain for line in _lines(view, where)) + "\n", output, force)
     else:
         console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
-        for line in _lines(view, pipeline):
+        for line in _lines(view, where):
             console.print(line, soft_wrap=True)
 
 
@@ -146,12 +147,12 @@ def _fail(message: str) -> NoReturn:
 # --- the plan as text
 
 
-def _lines(view: dict[str, Any], path: str) -> list[Text]:
+def _lines(view: dict[str, Any], where: str) -> list[Text]:
     fields = view["item"]
     item = ", ".join(f"{name}: {kind}" for name, kind in fields.items()) if fields is not None else "not declared"
     key = view["key"] or "the index, or with a journal the item's digest"
     lines = [
-        _line(("pipeline ", "bold"), (view["pipeline"], "bold cyan"), (f" ({path})", "dim")),
+        _line(("pipeline ", "bold"), (view["pipeline"], "bold cyan"), (f" ({where})", "dim")),
         _line("  source  ", view["source"] or ("none: kgas-async run needs one", "yellow")),
         _line(f"  item    {item}"),
         _line(f"  key     {key}"),

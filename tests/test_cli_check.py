@@ -98,7 +98,7 @@ def test_the_plan_of_a_file(check: Run) -> None:
     result = check("sums.toml", "--profile", "prod", "--set", "phase.doubled.policy.timeout=3")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == dedent("""\
-        pipeline sums (sums.toml)
+        pipeline sums (sums.toml, profile prod)
           source  tests.toml_pieces:numbers
           item    x: Any
           key     x
