@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ._errors import LoadError
 from ._toml_lines import KeyPath
-from ._toml_tables import AT_KEY, FileTables
+from ._toml_tables import AT_KEY, LIMIT_KINDS, FileTables
 from ._toml_text import Document
 from ._toml_values import TAGS
 from ._toml_words import as_toml
@@ -65,10 +65,12 @@ def schema() -> dict[str, Any]:
     # The draft that editors of TOML know best; what pydantic writes of a later one is named the same there.
     made = {"$schema": "http://json-schema.org/draft-07/schema#", **_plain(made)}
     definitions = made["$defs"]
+    definitions["LimitTable"]["oneOf"] = [{"required": [kind]} for kind in LIMIT_KINDS]
     over: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {}}
     for key, name in _LAID_OVER.items():
         part = deepcopy(definitions[name])
-        part.pop("required", None)
+        for key_of_whole in ("required", "oneOf"):
+            part.pop(key_of_whole, None)
         if name == "PhaseTable":
             del part["properties"]["name"]
         by_name = {"type": "object", "additionalProperties": part}

@@ -46,8 +46,8 @@ from ._toml_values import (
 from ._toml_words import Reference, as_toml
 
 __all__ = [
-    "AT_KEY", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable", "PhaseTable", "PipelineTable",
-    "PolicyTable", "RetryTable", "Table", "WaitTable",
+    "AT_KEY", "LIMIT_KINDS", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable", "PhaseTable",
+    "PipelineTable", "PolicyTable", "RetryTable", "Table", "WaitTable",
 ]  # fmt: skip
 
 PRIORITIES: Final = ("low", "normal", "high", "critical")
@@ -169,7 +169,7 @@ def _whole_or_share(value: Any) -> Any:
 
 
 _BREAKER: TypeAlias = Annotated[Any, TableOr(BreakerTable, _whole_or_share, NUMBER)]
-_LIMIT_KINDS: Final = {
+LIMIT_KINDS: Final = {
     "rate": ("per", "burst", "cost", "key"), "concurrency": ("key", "per_key", "max_queue"), "adaptive": (),
     "memory": (), "breaker": (), "budget": (),
 }  # fmt: skip
@@ -196,17 +196,17 @@ class LimitTable(Table):
 
     @model_validator(mode="after")
     def _check_one_kind(self) -> LimitTable:
-        kinds = [kind for kind in _LIMIT_KINDS if kind in self.model_fields_set]
+        kinds = [kind for kind in LIMIT_KINDS if kind in self.model_fields_set]
         if len(kinds) != 1:
-            known = ", ".join(_LIMIT_KINDS)
+            known = ", ".join(LIMIT_KINDS)
             if not kinds:
                 raise ValueError(f"says not what it limits; give one of {known}, as in rate = 50")
             raise _at_key(
                 kinds[1], f"is one limit too many beside {kinds[0]}; each has a table of its own: [limits.NAME]"
             )
         for key in self.given():
-            if key != kinds[0] and key not in _LIMIT_KINDS[kinds[0]]:
-                of = [kind for kind, keys in _LIMIT_KINDS.items() if key in keys]
+            if key != kinds[0] and key not in LIMIT_KINDS[kinds[0]]:
+                of = [kind for kind, keys in LIMIT_KINDS.items() if key in keys]
                 raise _at_key(key, f"belongs to {' or '.join(of)}, not to {kinds[0]}; remove it")
         return self
 
@@ -367,7 +367,7 @@ class PhaseTable(Table):
     when: TARGET_FIELD = Field(None, description="A function of the inputs: whether it runs.")
     batch: COUNT_FIELD = Field(None, description="Items in one call.")
     batch_wait: SECONDS = Field(None, description="Seconds that a batch waits for more.")
-    journal: Annotated[Any, Value(_journal, {"anyOf": [FLAG, TEXT]})] = Field(
+    journal: Annotated[Any, Value(_journal, {"anyOf": [FLAG, {"enum": ["json", "pickle"]}, TARGET]})] = Field(
         None, description="How its values are kept in a journal; false: not."
     )
     policy: PolicyTable = Field(NOT_GIVEN, description="Laid over the tool's own policy.")
@@ -377,7 +377,7 @@ class FileTables(Table):
     """A pipeline in a file, for `kgas-async run`."""
 
     what = "pipeline's file"
-    version: COUNT_FIELD = Field(VERSION, description=f"Of the format: {VERSION}.")
+    version: Annotated[Any, Value(count, {"const": VERSION})] = Field(VERSION, description=f"Of the format: {VERSION}.")
     pipeline: PipelineTable = Field(description="what runs over what")
     services: dict[str, ServiceTable] = Field({}, description="What tools use while a session lasts.")
     limits: dict[str, LimitTable] = Field({}, description="What policies share.")

@@ -63,7 +63,7 @@ NUMBER: Final[Json] = {"anyOf": [{"type": "number"}, _FROM_VARIABLE]}
 COUNT: Final[Json] = {"anyOf": [{"type": "integer"}, _FROM_VARIABLE]}
 FLAG: Final[Json] = {"anyOf": [{"type": "boolean"}, _FROM_VARIABLE]}
 TEXT: Final[Json] = {"type": "string", "minLength": 1}
-TARGET: Final[Json] = {"type": "string", "pattern": "[A-Za-z_][A-Za-z_.0-9]*:[A-Za-z_][A-Za-z_.0-9]*"}
+TARGET: Final[Json] = {"type": "string", "pattern": r"^[^\s:/]+:[^\s:/]+$|\$\{"}
 REFERENCE: Final[Json] = {"type": "string", "pattern": r"^\$[A-Za-z_][A-Za-z0-9_-]*$"}
 
 
