@@ -46,8 +46,8 @@ from ._toml_values import (
 from ._toml_words import Reference, as_toml
 
 __all__ = [
-    "AT_KEY", "LIMIT_KINDS", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable", "PhaseTable",
-    "PipelineTable", "PolicyTable", "RetryTable", "Table", "WaitTable",
+    "AT_KEY", "LIMIT_KINDS", "AdaptiveTable", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable",
+    "PhaseTable", "PipelineTable", "PolicyTable", "RetryTable", "Table", "WaitTable",
 ]  # fmt: skip
 
 PRIORITIES: Final = ("low", "normal", "high", "critical")

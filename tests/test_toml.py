@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tomllib
 from pathlib import Path
@@ -18,7 +19,9 @@ from kgas_async import (
     ConcurrencyLimit,
     LoadError,
     MemoryLimit,
+    Phase,
     Pipeline,
+    Policy,
     Priority,
     RateLimit,
     Retry,
@@ -28,6 +31,7 @@ from kgas_async import (
     linear,
     load_pipeline,
 )  # fmt: skip
+from kgas_async import _toml_tables as tables
 from kgas_async._pipeline_file import built
 from kgas_async._toml_checked import schema
 from tests import toml_pieces as pieces
@@ -467,6 +471,39 @@ def test_several_mistakes_are_told_at_once(file: Path) -> None:
         "phase.twice.batch",
         "phase.twice.policy.timeout",
     ]
+
+
+# --- the format and the code
+
+PAIRS: list[tuple[type[tables.Table], Any, set[str]]] = [
+    (tables.PhaseTable, Phase, {"with"}),
+    (tables.PolicyTable, Policy, set()),
+    (tables.RetryTable, Retry, set()),
+    (tables.BreakerTable, CircuitBreaker, set()),
+    (tables.BudgetTable, RetryBudget, set()),
+    (tables.AdaptiveTable, AdaptiveLimit, set()),
+    (tables.PipelineTable, Pipeline, {"with"}),
+]
+
+
+@pytest.mark.parametrize(("table", "made", "more"), PAIRS, ids=lambda one: getattr(one, "__name__", None))
+def test_a_table_has_the_arguments_of_what_it_makes(table: type[tables.Table], made: Any, more: set[str]) -> None:
+    keys = {field.alias or name for name, field in table.model_fields.items()}
+    known = set(inspect.signature(made.__init__).parameters) - {"self", "phases", "services"}
+    assert keys == known | more
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "called"),
+    [
+        ("rate", RateLimit, {"rate"}),
+        ("concurrency", ConcurrencyLimit, {"total"}),
+        ("memory", MemoryLimit, {"max_bytes"}),
+    ],
+)
+def test_a_limit_has_the_arguments_of_its_class(kind: str, made: Any, called: set[str]) -> None:
+    known = set(inspect.signature(made.__init__).parameters) - {"self", *called}
+    assert set(tables.LIMIT_KINDS[kind]) == known
 
 
 # --- the schema
