@@ -55,6 +55,7 @@ from ._options import CallOptions
 from ._outcome import Outcome
 from ._phase import Phase
 from ._pipeline import Pipeline
+from ._pipeline_file import load_pipeline
 from ._policy import Policy
 from ._pool import Lease, Pool
 from ._pool_core import PoolStatistics
@@ -157,6 +158,7 @@ __all__ = [
     "current",
     "exponential",
     "linear",
+    "load_pipeline",
     "progress",
     "tool",
     "verify_evidence",

@@ -21,7 +21,6 @@ import anyio
 from ._errors import JournalError, KgasAsyncError, LoadError, counted, text_of
 from ._journal import as_journal
 from ._limits import check_seconds
-from ._loading import load
 from ._manager import ServiceManager
 from ._pipeline import Pipeline
 from ._report import Progress, RunReport
@@ -38,6 +37,7 @@ except ModuleNotFoundError as missing:  # the extra is not installed
     sys.exit(2)
 
 from . import _cli_evidence, _cli_journal
+from ._cli_check import Profile, Settings, add_check, find_pipeline
 from ._cli_export import add_export
 from ._cli_lineage import add_lineage
 
@@ -53,6 +53,7 @@ app = typer.Typer(
 )  # fmt: skip
 add_lineage(_cli_evidence.app)
 add_export(_cli_evidence.app)
+add_check(app)
 app.add_typer(_cli_evidence.app)
 app.add_typer(_cli_journal.app)
 
@@ -77,7 +78,7 @@ def _root(
 
 @app.command()
 def run(
-    pipeline: str = typer.Argument(help="module:attribute, as in examples.knowledge_graph:pipeline"),
+    pipeline: str = typer.Argument(help="a TOML file, or module:attribute as in examples.knowledge_graph:pipeline"),
     backend: str = typer.Option("asyncio", help="asyncio, uvloop or trio"),
     input: str | None = typer.Option(None, help="given to the pipeline's source"),  # noqa: A002
     evidence: str | None = typer.Option(None, help="a file of JSON lines; an existing one is continued"),
@@ -87,6 +88,8 @@ def run(
     retry: str = typer.Option(
         "all", help="with --journal: all runs what failed and what is new, failed or none only one of them"
     ),
+    profile: Profile = None,
+    settings: Settings = None,
     grace: float = typer.Option(
         10.0, metavar="SECONDS", help="what is in flight at Ctrl-C has so long to end; then it is cancelled"
     ),
@@ -108,7 +111,7 @@ def run(
         kept = as_journal(journal, retry)
     except (TypeError, ValueError) as error:
         _fail(str(error))
-    found = _loaded(pipeline)
+    found = _loaded(pipeline, profile, settings)
     assert found.source is not None
     try:
         items = found.source() if input is None else found.source(input)
@@ -126,11 +129,13 @@ def run(
     raise typer.Exit(_run(found, items, backend, evidence, grace, journal=kept, retry=retry))
 
 
-def _loaded(pipeline: str) -> Pipeline:
+def _loaded(pipeline: str, profile: str | None, settings: list[str] | None) -> Pipeline:
     try:
-        found = load(pipeline)
-        if not isinstance(found, Pipeline):
-            raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}")
+        found, file = find_pipeline(pipeline, profile, settings)
+        if found.source is None and file is not None:
+            raise LoadError(
+                f'{pipeline}: pipeline.source is missing: a function that gives the items, as in "papers:find"'
+            )
         if found.source is None:
             raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
     except KgasAsyncError as error:

@@ -27,7 +27,8 @@ LAYERS: list[tuple[str, str]] = [
         "L1",
         "_matching _priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit "
         "_window _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
-        "_chain _segments _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading",
+        "_chain _segments _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading "
+        "_toml_lines _toml_words _toml_text _toml_values _toml_tables _toml_checked",
     ),
     (
         "L2",
@@ -40,7 +41,7 @@ LAYERS: list[tuple[str, str]] = [
         "_drive _events _host _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _attempt "
         "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
         "_advice _figures _ledger _derivation _lineage _monitor _watchdog _phase _plan _planner _resolve _pipeline "
-        "_report _every",
+        "_report _every _toml_objects _toml_build _pipeline_file _plan_view _plan_graph _plan_drawing",
     ),
     (
         "L4",
@@ -54,7 +55,10 @@ LAYERS: list[tuple[str, str]] = [
         "_batcher",
     ),
     ("front", "__init__"),
-    ("L6", "_cli _cli_evidence _cli_journal _cli_lineage _cli_export __main__ services export engines testing"),
+    (
+        "L6",
+        "_cli _cli_evidence _cli_journal _cli_lineage _cli_export _cli_check __main__ services export engines testing",
+    ),
 ]
 LAYER_OF = {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}
 
