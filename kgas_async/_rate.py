@@ -50,7 +50,7 @@ class RateLimit:
             whose tokens are not all back.
 
     Attributes:
-        is_keyed: Whether a call takes its tokens of what `of` gives.
+        is_keyed: Whether it has a ``key``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The Model Context Protocol, both ways: a `Toolbox` served to MCP clients, MCP servers' tools as `KGASTool`s.
+"""The Model Context Protocol, both ways: a `Toolbox` served to MCP clients, tools of MCP servers as `KGASTool` objects.
 
 Each call that a client makes is a call of a manager, so limits, policy, evidence, cancellation and draining are the
 manager's. Needs the extra ``mcp``: ``pip install 'kgas-async[mcp]'``. Knows managers, toolboxes and the official SDK.
