@@ -15,7 +15,6 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "_sphinx")]  # this very checkout, 
 
 project = "kgas-async"
 author = "The kgas-async authors"
-copyright = author
 release = version = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "names", "pages"]
@@ -30,7 +29,7 @@ myst_heading_anchors = 4  # of the same names as where Markdown is shown without
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 76
+python_maximum_signature_line_length = 100
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 napoleon_numpy_docstring = False

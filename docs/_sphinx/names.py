@@ -1,7 +1,7 @@
 """The reference: each public name with its docstring, under the heading that `reference.md` has it under.
 
-``.. names:: Policies`` puts the names of that section there, ``.. module-names:: kgas_async.testing`` those of a module's
-``__all__``. Methods that a class has of a public base stand at the base alone.
+``.. names:: Policies`` puts the names of that section there, ``.. module-names:: kgas_async.testing`` those of a
+module's ``__all__``. Methods that a class has of a public base stand at the base alone.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import signature as sphinx_signature
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import stringify_annotation
 
 import kgas_async
@@ -28,26 +31,46 @@ import kgas_async
 REFERENCE = Path(__file__).parent.parent / "reference.md"
 
 # What modules of the package need of each other's objects, and nobody else: neither promised nor documented.
-LIMIT = "is_keyed is_reentrant refuses of join line_up step_out wait_for_token note_run is_drop tokens take_one_nowait"
+LIMIT = {
+    *("is_drop", "is_keyed", "is_reentrant", "join", "line_up", "note_run", "of", "refuses", "step_out"),
+    *("take_one_nowait", "tokens", "wait_for_token"),
+}
 INTERNAL: dict[str, set[str]] = {
-    "AdaptiveLimit": set(LIMIT.split()),
+    "AdaptiveLimit": LIMIT,
     "Cache": {"count", "key_of"},
     "Call": {
-        *("aborted", "cancelled_error", "end", "grace_deadline", "host_is_ours", "manager", "note_progress", "ok", "phase"),
+        *(
+            "aborted",
+            "cancelled_error",
+            "end",
+            "grace_deadline",
+            "host_is_ours",
+            "manager",
+            "note_progress",
+            "ok",
+            "phase",
+        ),
         *("pipeline", "placed", "run_id", "session_id", "to_outcome", "tool_name", "unwrap", "wait_ns", "waits"),
     },
     "CallEvents": {"next_kept", "wake", "take"},
     "CircuitBreaker": {"counts", "refuses", "reject", "settle", "take"},
-    "ConcurrencyLimit": set(LIMIT.split()),
+    "ConcurrencyLimit": LIMIT,
     "JsonlSink": {"is_open", "open", "write_entries"},
-    "KeyTokens": set(LIMIT.split()),
-    "MemoryLimit": set(LIMIT.split()),
+    "KeyTokens": LIMIT,
+    "MemoryLimit": LIMIT,
     "MemoryStore": {"get_nowait", "set_nowait"},
     "OutcomeStream": {"take_some"},
-    "RateLimit": set(LIMIT.split()),
+    "RateLimit": LIMIT,
     "Retry": {"delay", "wants"},
     "RetryBudget": {"count_call", "take_retry"},
     "RunReport": {"add"},
+}
+
+# What type checkers infer inputs and result from, as it is read.
+INFERRED = {
+    r"[~\w.]*SupportsExecute\[(?:[^\[\]]|\[[^\]]*\])*\]": "KGASTool",
+    r"\*args: [~\w.]*~P(?:\.args)?, ": "",
+    r"\*\*inputs: [~\w.]*~P(?:\.kwargs)?": "**inputs",
 }
 
 KEPT: dict[str, list[str]] = {}  # docstrings of properties, while napoleon has its turn
@@ -214,17 +237,35 @@ def hints(cls: type) -> dict[str, Any]:
     return found
 
 
+def signature_of(value: Any) -> inspect.Signature:
+    """What it is called with: of a class as its ``__init__`` has it, of overloads the one with the most parameters."""
+    function = value.__init__ if inspect.isclass(value) else value
+    signatures = [
+        sphinx_signature(one, bound_method=inspect.isclass(value)) for one in overloads(function) or [function]
+    ]
+    return max(signatures, key=lambda one: len(one.parameters))
+
+
+def overloads(function: Any) -> Sequence[Any]:
+    """Of a public function too, which says that it is of another module than the one that it was written in."""
+    if not inspect.isfunction(function):
+        return []
+    home = SimpleNamespace(__module__=function.__globals__["__name__"], __qualname__=function.__qualname__)
+    return typing.get_overloads(typing.cast("Any", home))
+
+
 def signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, arguments: str | None, result: str | None
 ) -> tuple[str | None, str | None] | None:
     """A class whose docstring has no ``Args`` is not made by those who read it."""
-    if what in ("class", "exception") and arguments and "Args:" not in (obj.__doc__ or ""):
-        return "", None
-    if "typing.~P" in (arguments or ""):  # what type checkers infer inputs and result from
-        arguments = re.sub(r"[~\w.]*SupportsExecute\[[^\]]*\]", "KGASTool", arguments or "")
-        arguments = re.sub(r"\*args: ~typing\.~P(\.args)?, \*\*inputs: ~typing\.~P(\.kwargs)?", "**inputs", arguments)
-        return arguments, result
-    return None
+    is_class = what in ("class", "exception")
+    if is_class and "Args:" not in (obj.__doc__ or ""):
+        return ("", None) if arguments else None
+    if is_class or overloads(obj):
+        arguments = stringify_signature(signature_of(obj), unqualified_typehints=True, show_return_annotation=False)
+    for pattern, readable in INFERRED.items():
+        arguments = re.sub(pattern, readable, arguments or "")
+    return arguments, result
 
 
 def bases(app: Sphinx, name: str, obj: Any, options: Any, shown: list[Any]) -> None:

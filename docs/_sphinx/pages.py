@@ -1,6 +1,7 @@
 """What a site can do and plain Markdown cannot: links from code to the reference, figures in the page's colours, folds.
 
-And it says which names in signatures need not lead anywhere, since nothing outside of the site is asked while it is built.
+And it says which names in signatures need not lead anywhere, for nothing outside of the site is asked while it is
+built.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import ast
 import builtins
 import importlib
 import logging
+import pkgutil
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +50,13 @@ def needs_no_target(target: str, kind: str) -> bool:
         return rest.startswith(("_", "testing._", "export._")) and kind in ("class", "obj")
     if hasattr(builtins, first) or first in OUTSIDE or re.fullmatch(r"(typing\.)?~?[PRT]", target):
         return True
+    if not rest or first not in sys.stdlib_module_names:
+        return False
     try:
-        value: Any = importlib.import_module(first)
-        for name in rest.split("."):
-            value = getattr(value, name) if hasattr(value, name) else importlib.import_module(f"{value.__name__}.{name}")
+        pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError):
         return False
-    return bool(rest)
+    return True
 
 
 def missing_reference(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Node) -> nodes.Node | None:
@@ -121,8 +124,8 @@ def named_in(text: str) -> str | None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    # A pattern of a toctree may match nothing: a page in no toctree is a warning by itself. (The warning has no type, so
-    # `suppress_warnings` cannot name it.)
+    # A pattern of a toctree may match nothing, for a page in no toctree is a warning by itself. (This warning has no
+    # type, so `suppress_warnings` cannot name it.)
     logger = logging.getLogger("sphinx.sphinx.directives.other")
     logger.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
     app.connect("doctree-read", draw_figures)

@@ -31,6 +31,9 @@ def prov_document(evidence: Evidence, *, run_id: str | None = None) -> dict[str,
         evidence: A path of JSON lines, or records such as those of a `MemorySink`.
         run_id: The run; unless given, the latest.
 
+    Returns:
+        The document: one mapping for each kind of thing (``entity``, ``activity``, ...), by identifier.
+
     Raises:
         EvidenceError: It cannot be read, has no such run, or no plan of it.
     """
