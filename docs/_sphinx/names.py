@@ -259,12 +259,14 @@ def signature(
 ) -> tuple[str | None, str | None] | None:
     """A class whose docstring has no ``Args`` is not made by those who read it."""
     is_class = what in ("class", "exception")
+    if arguments is None:  # a property, a module; and what Python cannot tell a signature of
+        return None
     if is_class and "Args:" not in (obj.__doc__ or ""):
-        return ("", None) if arguments else None
+        return "", None
     if is_class or overloads(obj):
         arguments = stringify_signature(signature_of(obj), unqualified_typehints=True, show_return_annotation=False)
     for pattern, readable in INFERRED.items():
-        arguments = re.sub(pattern, readable, arguments or "")
+        arguments = re.sub(pattern, readable, arguments)
     return arguments, result
 
 
