@@ -43,6 +43,7 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 html_show_sphinx = False
+html_show_search_summary = False  # it is fetched, which pages that are opened as files must not do
 html_theme_options = {"navigation_with_keys": True}
 html_last_updated_fmt = None  # a site of the same sources is the same
 pygments_style = "friendly"

@@ -26,18 +26,21 @@ import kgas_async
 
 OUTSIDE = {"anyio", "asyncio", "trio", "pydantic", "structlog", "mcp", "opentelemetry", "starlette", "SpanContext"}
 SHORT = 4  # lines of imports that are not folded
-MODULES = ("kgas_async.testing", *(f"kgas_async.export.{name}" for name in ("lineage", "mcp", "otel", "trace")))
+EXPORT = ("lineage", "mcp", "otel", "prometheus", "prov", "trace")
+MODULES = {"testing": "kgas_async.testing", **{name: f"kgas_async.export.{name}" for name in EXPORT}}
 
 
 def public_target(target: str) -> str | None:
-    """The public name that is meant: ``@tool``, ``exponential(...)``, ``kgas_async._call.Call``."""
+    """The public name that is meant: ``@tool``, ``exponential(...)``, ``kgas_async._call.Call``, ``prov.prov``."""
     target = target.removeprefix("@").partition("(")[0]
     parts = target.split(".")
     if parts[0] == "kgas_async" and len(parts) > 2 and parts[1].startswith("_"):
         parts = parts[2:]
     if parts[0] in kgas_async.__all__:
         return ".".join(["kgas_async", *parts])
-    for module in MODULES:
+    if parts[0] in MODULES and len(parts) > 1:
+        return ".".join([MODULES[parts[0]], *parts[1:]])
+    for module in MODULES.values():
         if parts[0] in importlib.import_module(module).__all__:
             return ".".join([module, *parts])
     return None
@@ -80,7 +83,7 @@ def link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for code in list(doctree.findall(nodes.literal)):
         if isinstance(code.parent, (nodes.reference, nodes.title)) or "xref" in code["classes"]:
             continue
-        target = named_in(code.astext())
+        target = public_target(code.astext()) if is_a_name(code) else named_in(code.astext())
         entry = objects.get(target) if target else None
         if entry is not None and target is not None:
             link = make_refnode(app.builder, docname, entry.docname, entry.node_id, [], target)
@@ -110,6 +113,16 @@ def fold_imports(app: Sphinx, doctree: nodes.document) -> None:
 
 def only_imports(code: str) -> bool:
     return all(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in ast.parse(code).body)
+
+
+def is_a_name(code: nodes.literal) -> bool:
+    """Whether it stands in the first column of a table of names, as those of `reference.md` are."""
+    cell = code.parent.parent
+    if not isinstance(cell, nodes.entry) or cell.parent.index(cell) != 0:
+        return False
+    group = cell.parent.parent.parent
+    head = group.next_node(nodes.thead)
+    return head is not None and head.astext().strip() == "name"
 
 
 def named_in(text: str) -> str | None:
