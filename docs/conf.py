@@ -39,6 +39,7 @@ html_theme = "furo"
 html_title = f"kgas-async {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_domain_indices = False
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
