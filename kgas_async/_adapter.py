@@ -159,14 +159,33 @@ class ToolAdapter(KGASTool, Generic[P, R]):
 
     @classmethod
     def preset(cls, **options: Any) -> Preset:
-        """The same options for many: ``wrap = ToolAdapter.preset(method="run"); a, b = wrap(A()), wrap(B())``."""
+        """The same options for many: ``wrap = ToolAdapter.preset(method="run"); a, b = wrap(A()), wrap(B())``.
+
+        Args:
+            options: As of `ToolAdapter`; those that ``wrap`` is called with are laid over them.
+
+        Returns:
+            A function of a legacy object, or of nothing where there is a ``factory``, that gives a tool.
+
+        Raises:
+            TypeError: An unknown option.
+        """
         for name in options:
             if name not in _OPTIONS:
                 raise _no_option(cls.__name__, name)
         return Preset(cls, options)
 
     async def execute_async(self, /, *args: P.args, **inputs: P.kwargs) -> R:
-        """The function itself in a worker thread, without policy, limits and evidence."""
+        """The function itself, without policy, limits and evidence; a sync one in a thread of its own.
+
+        Args:
+            inputs: Its inputs, by name.
+
+        Returns:
+            The value, after ``returns`` and ``error_when``.
+
+        Cancellation: Waits for the thread, for 10 seconds at the most; then leaves it behind.
+        """
         named = self.signature.named(args, inputs)
         if self._model is not None:
             named = self.signature.validate(named)  # what builds the request object no longer checks it

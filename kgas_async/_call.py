@@ -265,7 +265,7 @@ class Call(Generic[R]):
         return self.unwrap()
 
     async def outcome(self) -> Outcome[R]:
-        """Wait for the end and give the outcome; raises nothing but the caller's own cancellation."""
+        """Wait for the end and give the outcome; raises nothing but the caller's own cancellation. As of `wait`."""
         await self.wait()
         return self.to_outcome()
 

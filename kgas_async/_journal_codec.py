@@ -48,7 +48,7 @@ class JournalCodec(Protocol):
         ...
 
     def decode(self, data: bytes, /) -> Any:
-        """The value again, equal to what it was."""
+        """The value again, of its ``data``: equal to what it was."""
         ...
 
 

@@ -27,6 +27,7 @@ class Traced:
     """A call in a lineage.
 
     Attributes:
+        call_id, phase, item, tool, version: Of the call; ``item`` is None in phases that run once per run.
         status: How it ended; ``"open"`` where its end is not on record.
         sources: What it took, as far as it is in this lineage.
         parent_id: The call that it is nested in, if it is.
@@ -91,6 +92,10 @@ def lineage(
         phase: The phase whose output it is. Without one: all phases of that item or element. Alone: a phase that runs
             once per run, or all outputs of a phase.
         run_id: The run; unless given, the latest that no call has started.
+        direction: Which way to look.
+
+    Returns:
+        The calls on the way and the source items at its end, in a `Lineage`.
 
     Raises:
         EvidenceError: It cannot be read, lacks a segment, or knows of no such run, phase or item.

@@ -91,6 +91,9 @@ class PerformanceMonitor:
         Args:
             name: Of the kind of block, and not of one item: each name has figures of its own.
 
+        Returns:
+            A context manager, sync and async.
+
         Raises:
             TypeError: The name is none: it goes into the evidence.
         """

@@ -69,7 +69,7 @@ class OtelSink:
         return f"OtelSink({type(self._processor).__name__})"
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Give spans of what has ended to the processor."""
+        """Give spans of what has ended, by these records, to the processor."""
         for record in records:
             event: str = record["event"]
             if event in ENDS:

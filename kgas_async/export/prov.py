@@ -33,6 +33,9 @@ def prov_document(evidence: Evidence, *, run_id: str | None = None) -> dict[str,
         evidence: A path of JSON lines, or records such as those of a `MemorySink`.
         run_id: The run; unless given, the latest that no call has started.
 
+    Returns:
+        The document: one mapping for each kind of thing (``entity``, ``activity``, ...), by identifier.
+
     Raises:
         EvidenceError: It cannot be read, lacks a segment, has no such run, or no plan of it.
     """
