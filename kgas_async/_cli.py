@@ -40,6 +40,7 @@ except ModuleNotFoundError as missing:  # the extra is not installed
 from . import _cli_evidence, _cli_journal
 from ._cli_export import add_export
 from ._cli_lineage import add_lineage
+from ._cli_report import add_report
 
 __all__ = ["app", "main"]
 
@@ -54,6 +55,7 @@ app = typer.Typer(
 add_lineage(_cli_evidence.app)
 add_export(_cli_evidence.app)
 app.add_typer(_cli_evidence.app)
+add_report(app)
 app.add_typer(_cli_journal.app)
 
 

@@ -140,7 +140,14 @@ class SessionFigures:
 
 @dataclass(frozen=True, slots=True)
 class PathPiece:
-    """What a part of the critical path went to: the ``kind`` is ``run``, what was waited for, ``handover`` or ``between``."""
+    """What a part of the critical path went to.
+
+    Attributes:
+        row: The number of the row; None of what is between calls.
+        kind: ``run``, what was waited for, ``handover`` (from a call to the next of its item), ``between`` (before the
+            first call of an item).
+        seconds: For how long.
+    """
 
     row: int | None
     kind: str
@@ -254,8 +261,8 @@ class Finding:
     """Where time went, or what stands in the way, and what to do about it.
 
     Attributes:
-        kind: What it is about: ``concurrency``, ``thread``, ``rate``, ``retry``, ``service``, ``run``, ``handover``, ``between``,
-            ``stall``, ``offload``, ``failures``.
+        kind: What it is about: something that was waited for, ``run``, ``handover``, ``between``, ``stall``,
+            ``offload``, ``failures``.
         title: What to do, or what there is to know, in a sentence.
         evidence: The figures that say so.
         share: Of the whole time, what it is about.

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kgas_async._errors import counted
-from kgas_async._metrics import in_seconds
-
 from ._report_figures import Figures, Finding, Row
 from ._report_path import BETWEEN, HANDOVER
+from ._report_words import counted, lasting
 
 __all__ = ["findings"]
 
@@ -20,7 +18,7 @@ WORTH_A_WORD: Final = 0.05  # of the whole time
 MUCH: Final = 0.2  # of the time that the calls of a row were open, or of the whole time
 MOSTLY: Final = 0.5
 BUSY: Final = 0.8  # of the CPUs that there are
-ONE_INTERPRETER: Final = (0.85, 1.15)  # CPUs used: threads that share an interpreter use one
+ONE_INTERPRETER: Final = (0.7, 1.15)  # CPUs used: threads that share an interpreter use one
 SHOWN: Final = 8
 
 
@@ -79,7 +77,7 @@ def _waits(figures: Figures, kind: str) -> Iterator[tuple[int, Row, float]]:
 
 def _waited(row: Row, waited_s: float, what: str) -> str:
     return (
-        f"calls of {row.name} waited {in_seconds(waited_s)} in sum for {what}, "
+        f"calls of {row.name} waited {lasting(waited_s)} in sum for {what}, "
         f"{waited_s / row.open_s:.0%} of the time that they were open"
     )
 
@@ -91,7 +89,7 @@ def _concurrency(figures: Figures) -> Iterator[Finding]:
             continue  # in the latter case those that have a place wait for something else, such as a thread
         evidence = [_waited(row, waited_s, "a place"), f"at most {row.peak} ran at once"]
         if row.full_s:
-            evidence.append(f"its places were taken for {in_seconds(row.full_s)} while calls waited")
+            evidence.append(f"its places were taken for {lasting(row.full_s)} while calls waited")
         evidence.append(f"its runs and waits are {_of_path(share)}")
         evidence += _against(figures, threads=row.offload == "thread" or "thread" in row.waits_s)
         limit = f"concurrency={row.limit}" if row.limit else f"{row.peak} at once"
@@ -111,7 +109,7 @@ def _threads(figures: Figures) -> Iterator[Finding]:
     mean = sum(row.run_total_s for row in threaded) / figures.span_s
     slots = figures.allowed.get("threads")
     evidence = [
-        f"calls of {names} waited {in_seconds(total_s)} in sum for a worker thread or process",
+        f"calls of {names} waited {lasting(total_s)} in sum for a worker thread or process",
         f"{mean:.1f} ran at once in the mean" + (f", and there are {slots} threads" if slots else ""),
         f"their runs and waits for threads are {_of_path(share)}",
         *_against(figures, threads=True),
@@ -177,21 +175,17 @@ def _runs(figures: Figures) -> Iterator[Finding]:
         if inner is not None and inner.open_s >= MOSTLY * row.run_total_s:
             title = f"{row.name} is where the time goes, most of it in its calls of {inner.name}"
             evidence.append(
-                f"{in_seconds(inner.open_s)} of the {in_seconds(row.run_total_s)} that it ran in sum are {inner.name}: "
-                f"{in_seconds(inner.run_total_s)} running, "
-                + (
-                    ", ".join(
-                        f"{in_seconds(length)} waiting for {_words(kind)}" for kind, length in inner.waits_s.items()
-                    )
-                )
+                f"{lasting(inner.open_s)} of the {lasting(row.run_total_s)} that it ran in sum are {inner.name}: "
+                f"{lasting(inner.run_total_s)} running, "
+                + (", ".join(f"{lasting(length)} waiting for {_words(kind)}" for kind, length in inner.waits_s.items()))
             )
         elif row.count == 1:
-            title = f"{row.name} is one call of {in_seconds(row.run_total_s)} that all waits for: make it faster"
+            title = f"{row.name} is one call of {lasting(row.run_total_s)} that all waits for: make it faster"
         else:
             now = f" is {in_flight} now" if in_flight else ""
             title = f"{row.name} is where the time goes: make it faster, or have more at once (in_flight{now})"
             evidence.append(
-                f"its calls waited for {in_seconds(row.waited_s)} of {in_seconds(row.open_s)}: no limit holds it up"
+                f"its calls waited for {lasting(row.waited_s)} of {lasting(row.open_s)}: no limit holds it up"
             )
             evidence.append(f"{row.run_total_s / figures.span_s:.1f} ran at once in the mean")
             evidence += _against(figures, threads=row.offload == "thread" or "thread" in row.waits_s)
@@ -213,7 +207,7 @@ def _between(figures: Figures) -> Iterator[Finding]:
     share = _on_path(figures, None, BETWEEN)
     if share >= MUCH:
         evidence = (
-            f"{in_seconds(share * figures.span_s)}, {_of_path(share)}, passed before first calls of items",
+            f"{lasting(share * figures.span_s)}, {_of_path(share)}, passed before first calls of items",
             "that is the source of the items, the start of services, or nothing to do",
         )
         yield Finding("between", "Time passed before items began: look at their source", evidence, share)
@@ -222,7 +216,7 @@ def _between(figures: Figures) -> Iterator[Finding]:
         cpu = _cpu(figures)
         used = () if cpu is None else (f"the process used {cpu:.2f} CPUs",)
         evidence = (
-            f"{in_seconds(share * figures.span_s)}, {_of_path(share)}, passed between calls of one item",
+            f"{lasting(share * figures.span_s)}, {_of_path(share)}, passed between calls of one item",
             "nothing but the event loop lies there: it was kept busy, or kept waiting by threads that compute",
             *used,
         )
@@ -236,8 +230,8 @@ def _stalls(figures: Figures) -> Iterator[Finding]:
         return
     tools = [row for row in figures.rows if row.stalls]
     evidence = [
-        f"it stood still {counted(figures.stalls_in_all, 'time')}, {in_seconds(figures.stalled_s)} in sum",
-        *(f"{row.tool}: {counted(row.stalls, 'time')}, {in_seconds(row.stalled_s)}" for row in tools[:5]),
+        f"it stood still {counted(figures.stalls_in_all, 'time')}, {lasting(figures.stalled_s)} in sum",
+        *(f"{row.tool}: {counted(row.stalls, 'time')}, {lasting(row.stalled_s)}" for row in tools[:5]),
     ]
     who = _listed([row.tool for row in tools]) or "something that is no tool"
     title = f"The event loop was blocked by {who}: what blocks belongs into a thread"

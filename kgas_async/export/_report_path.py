@@ -7,7 +7,7 @@ with the call whose end that was. So the pieces of the path lie one behind the o
 
 Here the path of each call is made when it ends, from those of calls that ended before: sums by piece, and the latest
 steps. Calls are kept for a while only, so that memory stays bounded; where the one that was waited for is forgotten, an
-earlier one stands for it, and the time between counts as `HANDOVER` or `BETWEEN`. Times are microseconds since the begin.
+earlier one stands for it, and the time between as `HANDOVER` or `BETWEEN`. Times are microseconds since the begin.
 """
 
 from __future__ import annotations

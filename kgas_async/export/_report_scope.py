@@ -162,7 +162,8 @@ class Scope:
 
     def _place(self, record: Mapping[str, Any]) -> tuple[RowBook, str | None, bool]:
         """The row of a call, the key of the source item that it belongs to, and whether it belongs to all of them."""
-        phase, parent, run_id = record.get("phase"), record.get("parent_id"), record.get("run_id")
+        parent, run_id = record.get("parent_id"), record.get("run_id")
+        phase: Any = record.get("phase")
         if run_id is not None:
             outer = self._runs.get(run_id)
             if parent == outer:  # a phase's own call
