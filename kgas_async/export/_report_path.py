@@ -12,7 +12,6 @@ earlier one stands for it, and the time between as `HANDOVER` or `BETWEEN`. Time
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +24,7 @@ PIECES: Final = ("run", "concurrency", "thread", "rate", "retry", "service")
 HANDOVER: Final = "handover"  # from a call to the next of its item: the loop had other things to do
 BETWEEN: Final = "between"  # before the first call of an item: its source, or there was nothing to do
 NOWHERE: Final = -1  # the row of what is between calls
+WAITS_BACK: Final = ("thread", "rate", "concurrency", "service")  # a call waits for them in the other order
 KEPT: Final = 1024  # calls, of each row and of all
 KEPT_OF_ITEM: Final = 32
 ITEMS: Final = 4096  # whose latest calls are known
@@ -71,7 +71,7 @@ class Ended:
         run_us: For how long it ran.
         waits: What it waited for, and for how long.
         in_thread: Whether its tool is known to run in threads or processes.
-        per_run: Whether it belongs to all items of a run.
+        of_many: Whether it is of several items, or of all.
     """
 
     row: int
@@ -81,7 +81,7 @@ class Ended:
     run_us: int
     waits: Mapping[str, int]
     in_thread: bool
-    per_run: bool
+    of_many: bool
 
 
 class CriticalPath:
@@ -91,7 +91,7 @@ class CriticalPath:
         self._all: Recent[Known] = Recent(KEPT)
         self._in_threads: Recent[Known] = Recent(KEPT)
         self._rows: dict[int, Recent[Known]] = {}
-        self._roots: OrderedDict[str, Recent[Known]] = OrderedDict()
+        self._roots: dict[str, list[Known]] = {}
         self._last: Known | None = None
 
     def add(self, call: Ended) -> None:
@@ -106,7 +106,7 @@ class CriticalPath:
         if call.in_thread:
             self._in_threads.add(end_us, known)
         if call.root is not None:
-            self._of_root(call.root).add(end_us, known)
+            self._of_root(call.root).append(known)
         if self._last is None or end_us >= self._last[0]:
             self._last = known
 
@@ -119,29 +119,29 @@ class CriticalPath:
         whole[NOWHERE, BETWEEN] = whole.get((NOWHERE, BETWEEN), 0) + until_us - end_us
         return whole, step
 
-    def _of_root(self, root: str) -> Recent[Known]:
+    def _of_root(self, root: str) -> list[Known]:
+        """The latest calls of a source item."""
         found = self._roots.get(root)
         if found is None:
             if len(self._roots) >= ITEMS:
-                self._roots.popitem(last=False)
-            found = self._roots[root] = Recent(KEPT_OF_ITEM)
-        else:
-            self._roots.move_to_end(root)
+                del self._roots[next(iter(self._roots))]
+            found = self._roots[root] = []
+        elif len(found) >= KEPT_OF_ITEM:
+            del found[1 : KEPT_OF_ITEM // 2 : 2]
         return found
 
     def _known(self, call: Ended) -> Known:
         """The path to the end of a call."""
-        row, waits = call.row, call.waits
-        own: list[tuple[str, int]] = []
+        row, waits, at = call.row, call.waits, call.end_us - call.run_us
+        own = [("run", call.run_us)] if call.run_us else []
         retry = waits.get("retry", 0)
-        run_us = at = call.end_us - call.run_us - retry
-        before: Known | None = None
-        between = BETWEEN
         if retry:
             own.append(("retry", retry))
-        if call.run_us:
-            own.append(("run", call.run_us))
-        for kind in ("thread", "rate", "concurrency", "service"):
+            at -= retry
+        run_us = at
+        before: Known | None = None
+        between = ""
+        for kind in WAITS_BACK if waits else ():
             waited = waits.get(kind, 0)
             if not waited:
                 continue
@@ -154,13 +154,16 @@ class CriticalPath:
             at -= waited
         else:
             before, between = self._who_came_before(call, at)
-        sums = {} if before is None else dict(before[1])
-        gap = at - (0 if before is None else before[0])
+        sums: Sums
+        if before is None:
+            sums, step, gap = {}, None, at
+        else:
+            sums, step, gap = before[1].copy(), before[2], at - before[0]
         if gap:
             sums[NOWHERE, between] = sums.get((NOWHERE, between), 0) + gap
         for kind, length in own:
             sums[row, kind] = sums.get((row, kind), 0) + length
-        return call.end_us, sums, _step(call, at, run_us, None if before is None else before[2])
+        return call.end_us, sums, _step(call, at, run_us, step)
 
     def _who_freed(self, kind: str, row: int, at_us: int) -> Known | None:
         """The call by whose end another one that waited got what it wanted at this time, if it was that."""
@@ -171,11 +174,13 @@ class CriticalPath:
 
     def _who_came_before(self, call: Ended, made_us: int) -> tuple[Known | None, str]:
         """The call by whose end this one could be made, and what the time between is."""
-        of_item = None if call.root is None else self._roots.get(call.root)
-        found = None if of_item is None else of_item.until(made_us)
-        if found is not None:
-            return found, HANDOVER
-        return self._all.until(made_us), HANDOVER if call.per_run else BETWEEN
+        best: Known | None = None
+        for known in self._roots.get(call.root, ()) if call.root is not None else ():
+            if known[0] <= made_us and (best is None or known[0] >= best[0]):
+                best = known
+        if best is not None:
+            return best, HANDOVER
+        return self._all.until(made_us), HANDOVER if call.of_many else BETWEEN
 
 
 def _step(call: Ended, from_us: int, run_us: int, before: Step | None) -> Step:

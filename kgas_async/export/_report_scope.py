@@ -38,6 +38,7 @@ RUNS: Final = 100  # of a session that are listed
 OPEN_SHOWN: Final = 50
 SAMPLES: Final = 512
 OTHERS: Final = "(others)"
+NOTHING: Final[Mapping[str, int]] = {}
 OF_SESSIONS: Final = frozenset(("session.started", "session.ended", "run.started", "run.ended"))
 OF_CALLS: Final = frozenset(("call.retried", "call.hedged", "call.fell_back", "thread.abandoned"))
 MOMENTS: Final = frozenset(("breaker", "limit", "service", "pool", "scope", "thread", "cache", "evidence", "journal"))
@@ -112,14 +113,15 @@ class Scope:
     def take(self, record: Mapping[str, Any]) -> None:
         """Take a record of this session."""
         event = record["event"]
-        if event in OF_SESSIONS:
-            self.session.take(record)
         if self.run_id is not None and not self._is_of_run(record, event):
+            if event in OF_SESSIONS:
+                self.session.take(record)
             return
         at_us = unix_us(record["time"])
-        if self._begin is None and event != "call.started":
-            self._begin, self._begin_us = record["time"], at_us
-        self._end_us = max(self._end_us, at_us)
+        if self._begin is None:
+            self._first(record, at_us)
+        if at_us > self._end_us:
+            self._end_us = at_us
         self._events[event] += 1
         if event in ENDS:
             self._call(record, max(at_us - self._begin_us, 0))
@@ -127,6 +129,11 @@ class Scope:
             self._open[record["call_id"]] = _name(record), record.get("item"), record.get("attempt", 0), at_us
         else:
             self._other(event, record, max(at_us - self._begin_us, 0))
+
+    def _first(self, record: Mapping[str, Any], at_us: int) -> None:
+        """What it is about begins here, if this is no call that was put on record before what came before it."""
+        if record["event"] != "call.started":
+            self._begin, self._begin_us = record["time"], at_us
 
     def _is_of_run(self, record: Mapping[str, Any], event: str) -> bool:
         """Whether it belongs to the run that was asked for, or to the session while that goes on."""
@@ -143,7 +150,7 @@ class Scope:
         axis = self._axis
         if end_us >= axis.width_us * BINS:
             axis.reach(end_us)
-        row, root, per_run = self._place(record)
+        row, root, of_many = self._place(record)
         status = record["status"]
         if status in BAD:
             self._failures.add(row.number, row.where, record, end_us)
@@ -152,16 +159,18 @@ class Scope:
             return
         run_us, waits = record["run_us"], record["wait_us"]
         waited_us = sum(waits.values())
+        if not waited_us:
+            waits = NOTHING
         if run_us + waited_us > end_us:  # it began before what is on record
-            run_us, waits, waited_us = min(run_us, end_us), {}, 0
+            run_us, waits, waited_us = min(run_us, end_us), NOTHING, 0
         row.add(record, end_us, run_us, waits, waited_us)
         if run_us >= self._slowest.from_us:
             self._slowest.add(row.number, record, end_us, run_us, waited_us)
         if not row.nested:
-            self._path.add(Ended(row.number, record.get("item"), root, end_us, run_us, waits, row.in_thread, per_run))
+            self._path.add(Ended(row.number, record.get("item"), root, end_us, run_us, waits, row.in_thread, of_many))
 
     def _place(self, record: Mapping[str, Any]) -> tuple[RowBook, str | None, bool]:
-        """The row of a call, the key of the source item that it belongs to, and whether it belongs to all of them."""
+        """The row of a call, the key of the source item that it belongs to, and whether it is of several."""
         parent, run_id = record.get("parent_id"), record.get("run_id")
         phase: Any = record.get("phase")
         if run_id is not None:
@@ -170,8 +179,7 @@ class Scope:
                 planned = self._planned.get((run_id, phase)) or self._unplanned(run_id, phase, record)
                 item = record.get("item")
                 root = cut(item, planned.depth) if planned.depth and item is not None else item
-                per_run = planned.depth is None
-                return planned.row, None if per_run else root, per_run
+                return planned.row, None if planned.depth is None else root, item is None
         if parent is None:
             return self._row(None, record["tool"], record["tool"], nested=False), None, False
         # Nested calls stand apart by the phase that they are in.
@@ -202,6 +210,8 @@ class Scope:
     # --- events
 
     def _other(self, event: str, record: Mapping[str, Any], at_us: int) -> None:
+        if event in OF_SESSIONS:
+            self.session.take(record)
         if event == "run.started":
             self._run_started(record)
         elif event == "run.ended":
@@ -262,7 +272,7 @@ class Scope:
 
     def figures(self, count: int, source: str, unreadable: int, verified: EvidenceReport | None) -> Figures:
         """What it adds up to."""
-        span_us = max(self._end_us - self._begin_us, 0)
+        span_us = 0 if self._begin is None else max(self._end_us - self._begin_us, 0)
         self._axis.reach(span_us)
         session = self.session.figures()
         runs = [run for run in session.runs if self.run_id in (None, run.run_id)]
