@@ -49,12 +49,7 @@ def opened(page: Path, folder: Path, *, width: int = 1200, height: int = 1600, d
         "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking", "--disable-component-update",
         f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}", *scheme,
     ]  # fmt: skip
-    address = page.resolve().as_uri()
-    shown = _run([*common, "--dump-dom", address])
-    drawn = _run([*common, f"--screenshot={picture}", address])
-    lines = (shown.stderr + drawn.stderr).splitlines()
-    return Opened(shown.stdout, [line for line in lines if ":CONSOLE" in line], picture.read_bytes())
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    command = [*common, "--dump-dom", f"--screenshot={picture}", page.resolve().as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    console = [line for line in shown.stderr.splitlines() if ":CONSOLE" in line]
+    return Opened(shown.stdout, console, picture.read_bytes())
