@@ -54,33 +54,39 @@ def cells(dom: str, name: str) -> list[str]:
     return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in found_cells]
 
 
+class Expected:
+    """What the records give: how many there are, and how many calls of each row ended, and failed."""
+
+    def __init__(self, log: Path) -> None:
+        self.records = 0
+        self.ended: Counter[str] = Counter()
+        self.bad: Counter[str] = Counter()
+        for record in EvidenceFile(log):
+            self.records += 1
+            if record["event"] in ENDS:
+                self.ended[plain.place(record)] += 1
+                self.bad[plain.place(record)] += record["status"] in plain.BAD
+
+    def check(self, dom: str) -> None:
+        for name, count in self.ended.items():
+            _, _, calls, _, failed, *_ = cells(dom, name)
+            assert (calls, failed) == (f"{count:,}", f"{self.bad[name]:,}"), name
+        assert f"{self.records:,} records, each chained to the one before" in dom
+        assert f'data-tile="Calls">{sum(self.ended.values()):,}<' in dom
+
+
 def check_page(page: Path, log: Path, folder: Path) -> None:
-    """Light, dark and on a phone: no complaints, the whole width used, and the figures in it."""
+    """Light, dark and narrow: no complaints, the whole width used, and the figures in it."""
     assert page.stat().st_size < LARGEST
+    expected = Expected(log)
     pictures = {}
     for width, dark in ((1200, False), (1200, True), (500, False)):
         shown = opened(page, folder, width=width, dark=dark)
         assert shown.console == []
         assert struct.unpack(">II", shown.screenshot[16:24])[0] == width
         pictures[width, dark] = shown.screenshot
-        check_figures(shown.dom, log)
+        expected.check(shown.dom)
     assert len(set(pictures.values())) == 3
-
-
-def check_figures(dom: str, log: Path) -> None:
-    ended: Counter[str] = Counter()
-    bad: Counter[str] = Counter()
-    records = 0
-    for record in EvidenceFile(log):
-        records += 1
-        if record["event"] in ENDS:
-            ended[plain.place(record)] += 1
-            bad[plain.place(record)] += record["status"] in plain.BAD
-    for name, count in ended.items():
-        _, _, calls, _, failed, *_ = cells(dom, name)
-        assert (calls, failed) == (f"{count:,}", f"{bad[name]:,}"), name
-    assert f"{records:,} records, each chained to the one before" in dom
-    assert f'data-tile="Calls">{sum(ended.values()):,}<' in dom
 
 
 def test_a_complaint_of_the_browser_is_seen(tmp_path: Path) -> None:

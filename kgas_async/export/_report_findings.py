@@ -64,7 +64,7 @@ def _against(figures: Figures, *, threads: bool) -> tuple[str, ...]:
         return (f"against it: {used}, so that more at once will not be faster: give it more CPUs, or compute less",)
     if threads and ONE_INTERPRETER[0] <= cpu <= ONE_INTERPRETER[1]:
         return (f"against it: {used}, and threads share one interpreter: offload='process' for what computes",)
-    return (f"{used}: there is room",)
+    return (f"{used}: there is room, unless other programs take it",)
 
 
 def _waits(figures: Figures, kind: str) -> Iterator[tuple[int, Row, float]]:
@@ -225,17 +225,17 @@ def _between(figures: Figures) -> Iterator[Finding]:
 
 
 def _stalls(figures: Figures) -> Iterator[Finding]:
-    share = min(figures.stalled_s / figures.span_s, 1.0)
     if not figures.stalls_in_all:
         return
-    tools = [row for row in figures.rows if row.stalls]
+    on_loop = [row for row in figures.rows if row.stalls and row.offload not in ("thread", "process")]
     evidence = [
         f"it stood still {counted(figures.stalls_in_all, 'time')}, {lasting(figures.stalled_s)} in sum",
-        *(f"{row.tool}: {counted(row.stalls, 'time')}, {lasting(row.stalled_s)}" for row in tools[:5]),
+        *(f"in {row.tool}: {counted(row.stalls, 'time')}, {lasting(row.stalled_s)}" for row in on_loop[:5]),
     ]
-    who = _listed([row.tool for row in tools]) or "something that is no tool"
-    title = f"The event loop was blocked by {who}: what blocks belongs into a thread"
-    yield Finding("stall", title, tuple(evidence), share)
+    title = f"The event loop was blocked by {_listed([row.tool for row in on_loop])}: what blocks belongs into a thread"
+    if 2 * sum(row.stalls for row in on_loop) < figures.stalls_in_all:
+        title = "The event loop stood still, mostly in no tool: threads that compute held it up, or other programs"
+    yield Finding("stall", title, tuple(evidence), min(figures.stalled_s / figures.span_s, 1.0))
 
 
 def _failed(figures: Figures) -> Iterator[Finding]:

@@ -105,8 +105,9 @@ class RowBook:
                 if lane == len(self._drawn):
                     self._drawn.append(self._axis.levels())
                 self._drawn[lane].add(begin_us, end_us)
-        if "cpu_us" in record:
-            self.cpu_us += record["cpu_us"]
+        cpu_us = record.get("cpu_us")
+        if isinstance(cpu_us, int):
+            self.cpu_us += cpu_us
             self.in_processes += 1
 
     @property

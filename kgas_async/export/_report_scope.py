@@ -132,7 +132,8 @@ class Scope:
 
     def _first(self, record: Mapping[str, Any], at_us: int) -> None:
         """What it is about begins here, if this is no call that was put on record before what came before it."""
-        if record["event"] != "call.started":
+        is_own = self.run_id is None or record.get("run_id") == self.run_id
+        if is_own and record["event"] != "call.started":
             self._begin, self._begin_us = record["time"], at_us
 
     def _is_of_run(self, record: Mapping[str, Any], event: str) -> bool:
@@ -220,7 +221,7 @@ class Scope:
                 del self._planned[key]
         elif event == "resource.sampled":
             cpu = record["cpu_us"] / max(record["span_us"], 1)
-            threads = record.get("threads", 0)
+            threads = _numbers(record, "threads").get("threads", 0)
             self._samples.add(Sample(at_us / 1e6, cpu, record["rss_bytes"], threads))
         elif event == "item.failed":
             self._failures.add(None, f"{record['pipeline']}, outside of calls", record, at_us)
