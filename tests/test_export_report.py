@@ -14,6 +14,8 @@ from typing import Any
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kgas_async import (
     EvidenceError,
@@ -437,3 +439,42 @@ def test_what_holds_a_run_up_is_found_with_its_evidence(calls: Records, kind: st
     assert first.share >= 0.5
     assert any(says in words for words in first.evidence), first.evidence
     assert first.title in text_of(render_report(figures))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    path = tmp_path_factory.mktemp("whole") / "run.jsonl"
+
+    async def monitored() -> None:
+        await run(path, items=5, monitor=PerformanceMonitor(stall=0.001, sample_every=0.01))
+
+    anyio.run(monitored)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 10**15), st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=5), st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.none()),
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_records_that_were_damaged_make_a_page_or_an_error_that_says_so(
+    whole: Records, tmp_path: Path, data: st.DataObject
+) -> None:
+    records = list(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(records) - 1))
+        name = data.draw(st.sampled_from(sorted(records[at])))
+        records[at] = {**records[at], name: data.draw(ODD)}
+        if data.draw(st.booleans()):
+            del records[data.draw(st.integers(0, len(records) - 1))]
+    path = tmp_path / "damaged.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    try:
+        figures = report_figures(path)
+    except EvidenceError:  # of another schema
+        return
+    assert "Evidence not intact" in render_report(figures)
+    assert json.dumps(figures.to_dict())
