@@ -40,6 +40,7 @@ from . import _cli_evidence, _cli_journal
 from ._cli_check import Profile, Settings, add_check, find_pipeline
 from ._cli_export import add_export
 from ._cli_lineage import add_lineage
+from ._cli_report import add_report
 
 __all__ = ["app", "main"]
 
@@ -55,6 +56,7 @@ add_lineage(_cli_evidence.app)
 add_export(_cli_evidence.app)
 add_check(app)
 app.add_typer(_cli_evidence.app)
+add_report(app)
 app.add_typer(_cli_journal.app)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import fields
 from datetime import datetime, time
 from functools import cached_property, lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import BaseModel
 
@@ -122,7 +122,7 @@ def _declared(kind: type) -> tuple[AbstractSet[str], AbstractSet[str]]:
     if issubclass(kind, BaseModel):
         return kind.model_fields.keys(), frozenset()
     names = {name for base in kind.__mro__ for name, one in vars(base).items() if isinstance(one, cached_property)}
-    return frozenset(field.name for field in fields(kind)), names
+    return frozenset(field.name for field in fields(cast(Any, kind))), names
 
 
 def _has_other_fold(value: Any, again: Any) -> bool:

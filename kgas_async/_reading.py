@@ -5,15 +5,15 @@ Knows the form of records, and not what is made of them. Whether they are as the
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from ._chain import head_path
+from ._chain import fields_of, head_path
 from ._errors import EvidenceError, counted
 from ._records import SCHEMA
 from ._segments import gap_after, head_of, own_number, segments_of
@@ -39,20 +39,31 @@ Evidence: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 ENDS: Final = frozenset(
     f"call.{status}" for status in ("succeeded", "failed", "timed_out", "cancelled", "rejected", "skipped", "reused")
 )
+
+_Get: TypeAlias = Callable[[Mapping[str, Any]], tuple[Any, ...]]
+
+
+def _has(texts: str, numbers: str) -> tuple[_Get, _Get]:
+    """What takes these texts and numbers out of a record, two or more of each."""
+    return itemgetter(*texts.split()), itemgetter(*numbers.split())
+
+
 # What a record has by its event, texts and numbers, so that nobody stumbles over one that was damaged.
-_EVERY: Final = (("session_id",), ("seq",))
-_CALL: Final = (("session_id", "call_id", "tool", "version"), ("seq",))
-_END: Final = ((*_CALL[0], "status"), ("seq", "run_us"))
-_RUN: Final = (("session_id", "run_id", "pipeline"), ("seq",))
+_EVERY: Final = _has("event session_id", "schema seq")
+_CALL: Final = _has("session_id call_id tool version", "schema seq")
+_END: Final = _has("session_id call_id tool version status", "seq run_us attempt")
+_RUN: Final = _has("session_id run_id pipeline", "schema seq")
 _FIELDS: Final = {
     **dict.fromkeys(ENDS, _END),
     **dict.fromkeys(("call.started", "call.hedged", "call.fell_back"), _CALL),
-    "call.retried": (_CALL[0], ("seq", "delay_us")),
+    "call.retried": _has("session_id call_id tool version", "seq delay_us"),
     "run.started": _RUN,
-    "run.ended": (_RUN[0], ("seq", "items", "failed", "skipped")),
-    "item.failed": ((*_RUN[0], "item"), ("seq",)),
-    "resource.sampled": (("session_id",), ("seq", "cpu_us", "span_us", "rss_bytes")),
+    "run.ended": _has("session_id run_id pipeline", "seq items failed skipped"),
+    "item.failed": _has("session_id run_id pipeline item", "schema seq"),
+    "resource.sampled": _has("event session_id", "seq cpu_us span_us rss_bytes"),
 }
+_TEXT: Final = {str}
+_NUMBER: Final = {int}
 _AT_TIMES: Final = ("run_id", "pipeline", "phase", "item", "parent_id", "batch_id", "reused_from")
 CLOSE_US: Final = 1000  # so far apart may be when a call was made, and when it began
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -66,17 +77,20 @@ class EvidenceFile:
     Attributes:
         lacks: What the latest reading had to do without, as sentences: lines that are no records, an end that may be
             missing.
+        unreadable: How many of its lines were no records.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.lacks: list[str] = []
+        self.unreadable = 0
 
     def __repr__(self) -> str:
         return f"EvidenceFile({str(self.path)!r})"
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         self.lacks = []
+        self.unreadable = 0
         path = self.path
         try:
             self._check_parts()
@@ -117,6 +131,7 @@ class EvidenceFile:
                     lines += 1
                     yield record
         if torn:
+            self.unreadable += torn
             self.lacks.append(f"{counted(torn, 'line')} of {path.name} could not be read; a crash may have torn one")
         if head is not None and lines + torn < head.records:
             missing = counted(head.records - lines - torn, "record")
@@ -157,33 +172,50 @@ def read(evidence: Evidence) -> Read:
 
 def _record_of(line: bytes) -> dict[str, Any] | None:
     """The record in a line; None where it is none, or lacks what its kind has: a torn or a changed one."""
+    found = fields_of(line)
     try:
-        found = json.loads(line)
-        if not isinstance(found, dict) or not isinstance(found["event"], str) or "schema" not in found:
+        if found is None or not isinstance(found["event"], str) or "schema" not in found:
             return None
         if found["schema"] != SCHEMA:  # said by who asks
             return found
         unix_us(found["time"])
-        texts, numbers = _FIELDS.get(found["event"], _EVERY)
-        if not all(isinstance(found[name], str) for name in texts):
+        event = found["event"]
+        texts, numbers = _FIELDS.get(event, _EVERY)
+        counted = numbers(found)
+        if set(map(type, texts(found))) != _TEXT or set(map(type, counted)) != _NUMBER or min(counted) < 0:
             return None
-        if not all(isinstance(found[name], int) and found[name] >= 0 for name in numbers):
-            return None
-        if not all(isinstance(found.get(name, ""), str) for name in _AT_TIMES):
-            return None
-        waits = found["wait_us"].values() if found["event"] in ENDS else ()
-        if not all(isinstance(one, int) and one >= 0 for one in waits):
-            return None
-        is_call = found["event"] in ENDS or found["event"] == "call.started"
+        for name in _AT_TIMES:
+            if name in found and type(found[name]) is not str:
+                return None
+        is_end = event in ENDS
+        if is_end:
+            waits = found["wait_us"].values()
+            if waits and (set(map(type, waits)) != _NUMBER or min(waits) < 0):
+                return None
+        is_call = is_end or event == "call.started"
         return None if is_call and "run_id" in found and "phase" not in found else found
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return None
 
 
+_second = ("", 0)
+
+
 def unix_us(time: str) -> int:
-    """A record's time as microseconds since 1970."""
-    since = datetime.fromisoformat(time) - EPOCH
-    return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
+    """A record's time as microseconds since 1970.
+
+    Raises:
+        ValueError, TypeError: It is no time.
+    """
+    global _second
+    if len(time) != 27 or time[19] != "." or time[26] != "Z" or not time[20:26].isdecimal():  # none of ours
+        since = datetime.fromisoformat(time) - EPOCH
+        return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
+    second = _second  # read once: several threads may read evidence
+    if second[0] != time[:19]:
+        since = datetime.fromisoformat(time) - EPOCH
+        second = _second = (time[:19], (since.days * 86400 + since.seconds) * 1_000_000)  # once a second
+    return second[1] + int(time[20:26])
 
 
 def duration_us(end: Mapping[str, Any]) -> int:

@@ -57,7 +57,8 @@ LAYERS: list[tuple[str, str]] = [
     ("front", "__init__"),
     (
         "L6",
-        "_cli _cli_evidence _cli_journal _cli_lineage _cli_export _cli_check __main__ services export engines testing",
+        "_cli _cli_evidence _cli_journal _cli_lineage _cli_export _cli_check _cli_report __main__ "
+        "services export engines testing",
     ),
 ]
 LAYER_OF = {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}
@@ -81,6 +82,7 @@ DOORS = [
     Door("multiprocessing subprocess", r"_process|_guarding", "processes are started and killed in one place"),
     Door("typer rich click", r"_cli(_.*)?", "the extra `cli` is not always installed"),
     Door("opentelemetry", r"export\.(otel|_otel_context)", "the extra `otel` is not always installed"),
+    Door("jinja2 markupsafe", r"export\.report", "the extra `report` is not always installed"),
     Door(
         "mcp mcp_types uvicorn hypercorn starlette sse_starlette jsonschema referencing",
         r"export\.(mcp|_mcp_.*)",
