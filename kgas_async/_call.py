@@ -1,7 +1,4 @@
-"""`Call`: one execution of one tool on one set of inputs, from its registration to its one end.
-
-What a call is and how it ends; the path that it takes is `_path`.
-"""
+"""`Call`: one execution of one tool on one set of inputs, up to its one end. The path that it takes is `_path`."""
 
 from __future__ import annotations
 
@@ -373,10 +370,10 @@ class Call(Generic[R]):
 
 def _give_layout() -> None:
     """CPython makes an instance no dict while its attributes are among those that the first few of the class had."""
-    names = "bound serial inputs created_ns item parent deadline_at index _host attempt status waited holds begun_ns"
-    more = "value run_ns ended_ns error context work wait_concurrency_ns wait_thread_ns wait_rate_ns paid around noted"
+    names = "bound serial inputs created_ns item parent deadline_at index _host attempt status waited holds begun_ns "
+    names += "value run_ns ended_ns error context work wait_concurrency_ns wait_thread_ns wait_rate_ns paid around "
     first: Call[Any] = object.__new__(Call)
-    for name in f"{names} {more} on_end _done".split():  # 28: it is 30, less one for each instance made before
+    for name in (names + "noted on_end _done").split():  # 28: 30, less one for each instance made before
         setattr(first, name, None)
 
 
