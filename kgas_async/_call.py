@@ -30,7 +30,7 @@ class Call(Generic[R]):
     """One execution of one tool on one set of inputs.
 
     Attributes:
-        id: As in the evidence.
+        inputs: What it runs on, by name.
         status: ``waiting`` or ``running``, then how it ended: ``succeeded``, ``failed``, ``timed_out``,
             ``cancelled``, ``rejected``, ``skipped``, ``reused``.
         attempt: The number of the current attempt, from 1; 0 before the first.

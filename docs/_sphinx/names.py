@@ -31,39 +31,24 @@ import kgas_async
 REFERENCE = Path(__file__).parent.parent / "reference.md"
 
 # What modules of the package need of each other's objects, and nobody else: neither promised nor documented.
-LIMIT = {
-    *("is_drop", "is_keyed", "is_reentrant", "join", "line_up", "note_run", "of", "refuses", "step_out"),
-    *("take_one_nowait", "tokens", "wait_for_token"),
-}
-INTERNAL: dict[str, set[str]] = {
+LIMIT = "is_drop is_keyed is_reentrant join line_up note_run of refuses step_out take_one_nowait tokens wait_for_token"
+INTERNAL = {
     "AdaptiveLimit": LIMIT,
-    "Cache": {"count", "key_of"},
-    "Call": {
-        *(
-            "aborted",
-            "cancelled_error",
-            "end",
-            "grace_deadline",
-            "host_is_ours",
-            "manager",
-            "note_progress",
-            "ok",
-            "phase",
-        ),
-        *("pipeline", "placed", "run_id", "session_id", "to_outcome", "tool_name", "unwrap", "wait_ns", "waits"),
-    },
-    "CallEvents": {"next_kept", "wake", "take"},
-    "CircuitBreaker": {"counts", "refuses", "reject", "settle", "take"},
+    "Cache": "count key_of",
+    "Call": "aborted cancelled_error end grace_deadline host_is_ours manager note_progress ok phase pipeline placed "
+    "run_id session_id to_outcome tool_name unwrap wait_ns waits",
+    "CallEvents": "next_kept take wake",
+    "CircuitBreaker": "counts refuses reject settle take",
     "ConcurrencyLimit": LIMIT,
-    "JsonlSink": {"is_open", "open", "write_entries"},
+    "JsonlSink": "is_open open write_entries",
     "KeyTokens": LIMIT,
     "MemoryLimit": LIMIT,
-    "MemoryStore": {"get_nowait", "set_nowait"},
-    "OutcomeStream": {"take_some"},
+    "MemoryStore": "get_nowait set_nowait",
+    "OutcomeStream": "take_some",
     "RateLimit": LIMIT,
-    "Retry": {"delay", "wants"},
-    "RetryBudget": {"count_call", "take_retry"},
-    "RunReport": {"add"},
+    "Retry": "delay wants",
+    "RetryBudget": "count_call take_retry",
+    "RunReport": "add",
 }
 
 # What type checkers infer inputs and result from, as it is read.
@@ -108,7 +93,7 @@ def members(cls: type) -> dict[str, Any]:
 
     Those that it has of bases that nobody knows come first: `ServiceManager` has ``execute`` and ``run`` of such.
     """
-    left_out = attributes(cls) | INTERNAL.get(cls.__name__, set())
+    left_out = attributes(cls) | set(INTERNAL.get(cls.__name__, "").split())
     bases = [base for base in cls.__mro__[1:] if is_ours(base) and not is_public(base)]
     names = [name for base in (*bases, cls) for name in vars(base)]
     found = {name: next(vars(base)[name] for base in (cls, *bases) if name in vars(base)) for name in names}
