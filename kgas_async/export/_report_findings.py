@@ -239,15 +239,13 @@ def _stalls(figures: Figures) -> Iterator[Finding]:
 
 
 def _failed(figures: Figures) -> Iterator[Finding]:
-    calls = sum(row.count for row in figures.rows)
-    if figures.failures_in_all and calls:
-        lost_s = sum(row.run_s.mean * row.bad for row in figures.rows)
+    if figures.failures_in_all:
         evidence = tuple(
             f"{one.where}: {one.count} {one.status}" + (f" by {one.error}" if one.error else "")
             for one in figures.groups[:4]
         )
         title = f"{counted(figures.failures_in_all, 'failure')}: see below which, and why"
-        yield Finding("failures", title, evidence, min(lost_s / figures.span_s, 0.01))
+        yield Finding("failures", title, evidence, 0.0)  # what they cost in time is in the other findings
 
 
 def _advice(figures: Figures) -> Iterator[Finding]:

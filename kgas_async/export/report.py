@@ -67,7 +67,7 @@ def render_report(figures: Figures) -> str:
 
 @functools.cache
 def _template() -> Template:
-    folder = files(__package__).joinpath("templates")
+    folder = files("kgas_async.export").joinpath("templates")
     sources = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.html", "report.css")}
     # All that is in a record may be anybody's text.
     environment = Environment(
