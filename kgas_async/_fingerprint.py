@@ -103,10 +103,12 @@ def _size(value: Any, size: int) -> int:
     """How many values are in it, on top of so many; counted as far as there are not too many."""
     size += 1 + len(value) // 1024 if isinstance(value, (str, bytes, bytearray)) else 1
     parts: Iterable[Any] = ()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         parts = chain.from_iterable(value.items())
-    elif isinstance(value, (list, tuple, AbstractSet)):
+    elif isinstance(value, (list, tuple, set, frozenset)):
         parts = value
+    elif isinstance(value, (Mapping, AbstractSet)):
+        return size + MANY  # it may read them from somewhere
     elif isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
         parts = getattr(value, "__dict__", {}).values()
     for part in parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -206,6 +207,7 @@ def test_a_function_that_a_tool_was_given_is_code_of_it() -> None:
         (["x"] * MANY, ["y"] * MANY),
         ("x" * 1024 * MANY, "y" * 1024 * MANY),
         ({"a": object()}, {"a": object()}),
+        ([ChainMap({"a": 1})], [ChainMap({"a": 2})]),
     ],
 )
 def test_services_and_what_has_no_digest_or_is_too_big_do_not(one: object, other: object) -> None:
