@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from hashlib import sha256
 from itertools import chain
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -32,6 +32,7 @@ __all__ = ["attributes_of", "difference", "fingerprint"]
 _TAG: Final = sys.implementation.cache_tag or sys.version
 MANY: Final = 10_000  # values, and kilobytes, in an argument above which it is left out
 _NO_CODE: Final = ("name", "version", "description", "backend", "idempotent", "policy", "requires")
+_ROUTINES: Final = (FunctionType, MethodType)
 _PLAIN: Final = (int, float, str, bytes, bool, complex, type(None))
 
 
@@ -45,17 +46,21 @@ def fingerprint(tool: KGASTool) -> str:
         code, made = sorted(_code_of(tool._origin())), []
         for given in tool._given():
             if isinstance(given, functools.partial):
-                code.append(f"partial={_shown([*given.args, *sorted(given.keywords.items())])};")
+                code.append(f"partial={_partial(given)};")
             code += [f"given={_written(one)};" for one in _functions(given)]
         for name, given in sorted(tool._made_with().items()):
             if isinstance(given, KGASTool):
                 made.append(f"{name}={fingerprint(given).partition(':')[2]};")
-            elif functions := _functions(given):
-                code += [f"{name}={_written(one)};" for one in functions]
+            elif isinstance(given, (*_ROUTINES, functools.partial)) and (functions := _functions(given)):
+                code += [f"{name}={_written(one)}{_partial(given)};" for one in functions]
             else:
                 made.append(f"{name}={_digest_of(given)};")
         known = tool.__dict__["_fingerprint"] = f"{_TAG}:{_hash(code) if code else ''}:{_hash(made)}"
     return known
+
+
+def _partial(given: Any) -> list[str]:
+    return _shown([*given.args, *sorted(given.keywords.items())]) if isinstance(given, functools.partial) else []
 
 
 def _hash(parts: list[str]) -> str:
@@ -103,10 +108,12 @@ def _size(value: Any, size: int) -> int:
     """How many values are in it, on top of so many; counted as far as there are not too many."""
     size += 1 + len(value) // 1024 if isinstance(value, (str, bytes, bytearray)) else 1
     parts: Iterable[Any] = ()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         parts = chain.from_iterable(value.items())
-    elif isinstance(value, (list, tuple, AbstractSet)):
+    elif isinstance(value, (list, tuple, set, frozenset)):
         parts = value
+    elif isinstance(value, (Mapping, AbstractSet)):
+        return size + MANY  # it may read them from somewhere
     elif isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
         parts = getattr(value, "__dict__", {}).values()
     for part in parts:
@@ -138,8 +145,11 @@ def _functions(member: Any) -> list[Callable[..., Any]]:
         return [one for one in (member.fget, member.fset, member.fdel) if one is not None]
     if isinstance(member, functools.partial):
         member = member.func
-    member = inspect.unwrap(getattr(member, "__func__", member)) if callable(member) else member
-    return [member] if hasattr(member, "__code__") else []
+    try:
+        member = inspect.unwrap(getattr(member, "__func__", member)) if callable(member) else member
+    except ValueError:  # it has whatever attribute is asked for, as what stands for something elsewhere
+        return []
+    return [member] if isinstance(getattr(member, "__code__", None), CodeType) else []
 
 
 def _written(function: Any) -> str:

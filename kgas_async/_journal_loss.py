@@ -117,7 +117,7 @@ def _attributes(value: Any) -> Mapping[str, Any]:
 
 
 @lru_cache(512)
-def _declared(kind: type) -> tuple[AbstractSet[str], AbstractSet[str]]:
+def _declared(kind: Any) -> tuple[AbstractSet[str], AbstractSet[str]]:
     """The names of a class's fields, and of what its objects compute and remember."""
     if issubclass(kind, BaseModel):
         return kind.model_fields.keys(), frozenset()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from xmlrpc.client import ServerProxy
 
 import pytest
 
@@ -198,6 +200,11 @@ def test_a_function_that_a_tool_was_given_is_code_of_it() -> None:
     assert fingerprint(one) == fingerprint(Link("en", score=lambda text: len(text) - 1))
 
 
+def test_a_partial_that_a_tool_was_given_counts_with_its_arguments() -> None:
+    one, other = (Link("en", score=functools.partial(repeated, times=times)) for times in (1, 2))
+    assert difference(fingerprint(one), fingerprint(other)) == "code"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -206,6 +213,8 @@ def test_a_function_that_a_tool_was_given_is_code_of_it() -> None:
         (["x"] * MANY, ["y"] * MANY),
         ("x" * 1024 * MANY, "y" * 1024 * MANY),
         ({"a": object()}, {"a": object()}),
+        (ServerProxy("http://a"), ServerProxy("http://b")),  # it has whatever attribute is asked for, such as __code__
+        ([ChainMap({"a": 1})], [ChainMap({"a": 2})]),
     ],
 )
 def test_services_and_what_has_no_digest_or_is_too_big_do_not(one: object, other: object) -> None:
