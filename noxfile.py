@@ -70,6 +70,15 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site into build/docs, without warnings; then its links, names and search."""
+    install(session, "test", "docs")
+    session.run("sphinx-build", "-q", "-E", "-W", "--keep-going", "-b", "html", "docs", "build/docs")
+    session.env["KGAS_TEST_SITE"] = "build/docs"
+    session.run("python", "-m", "pytest", "-q", "-m", "", "tests/test_site.py", "tests/test_docstrings.py")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The measurements, against plain loops and aiometer in the same run."""
     install(session, "test", "bench")

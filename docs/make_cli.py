@@ -129,7 +129,7 @@ def _row(parameter: Any) -> str:
         name = f"`{parameter.metavar or parameter.name.upper()}`"
     else:
         flag = getattr(parameter, "is_flag", False)
-        value = "" if flag else f" {parameter.metavar or parameter.type.name.upper()}"
+        value = "" if flag else f" {parameter.metavar or 'VALUE'}"
         name = ", ".join(f"`{one}{value}`" for one in names)
     default = parameter.default
     told = "" if default in (None, False, True, ...) or callable(default) else f" (default: `{default}`)"

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 
-def is_record(line):
+def record_of(line):
     try:
         fields = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -18,48 +18,55 @@ def is_record(line):
     return fields if isinstance(fields, dict) and isinstance(fields.get("previous_sha256"), str) else None
 
 
+def head_of(segment):
+    beside = segment.with_name(segment.name + ".head")
+    return json.loads(beside.read_bytes()) if beside.exists() else None
+
+
 def check_segment(segment, head, previous):
     """The hash of the last record; a ValueError says what is wrong."""
-    records, torn, last, line = 0, b"", previous, b"\n"
-    hashes = {0: previous}
-    for number, line in enumerate(segment.read_bytes().splitlines(keepends=True), 1):
-        record = is_record(line.removesuffix(b"\n"))
+    torn, hashes = b"", [previous]
+    *lines, end = segment.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        record = record_of(line)
         if record is None:
-            torn += line
+            torn += line + b"\n"
             continue
         told = record.get("event"), record.get("torn_bytes"), record.get("torn_sha256")
-        is_told = told == ("evidence.recovered", len(torn), sha256(torn).hexdigest())
-        if (torn or told[1]) and not is_told:
+        if (torn or told[1]) and told != ("evidence.recovered", len(torn), sha256(torn).hexdigest()):
             raise ValueError(f"{segment.name}, line {number}: the line before it is no record, or one is missing")
-        if record["previous_sha256"] != last:
+        if record["previous_sha256"] != hashes[-1]:
             raise ValueError(f"{segment.name}, line {number}: it does not follow the record before it")
-        records, torn, last = records + 1, b"", sha256(line.removesuffix(b"\n")).hexdigest()
-        hashes[records] = last
-    if torn or not line.endswith(b"\n"):
+        torn = b""
+        hashes.append(sha256(line).hexdigest())
+    if torn or end:
         raise ValueError(f"{segment.name}: its end is torn")
     if head is not None:
-        is_open = {"open": True, "continued": False, "sealed": False}[head["state"]]  # others are none
-        if not is_open and (head["records"], head["bytes"]) != (records, segment.stat().st_size):
+        if head["state"] != "open" and (head["records"], head["bytes"]) != (len(hashes) - 1, segment.stat().st_size):
             raise ValueError(f"{segment.name}: its end is not the one in its head")
-        if hashes.get(head["records"]) != head["last_sha256"]:
+        if dict(enumerate(hashes)).get(head["records"]) != head["last_sha256"]:
             raise ValueError(f"{segment.name}: the last record in its head is not there")
-    return last
+    return hashes[-1]
 
 
 def check(path):
     """Whether the log is sealed; a ValueError says what is wrong."""
-    previous, number, segment = "0" * 64, 0, Path(path)
-    while segment.exists() or number == 0:
-        number += 1
-        beside = segment.with_name(segment.name + ".head")
-        head = json.loads(beside.read_bytes()) if beside.exists() else None
-        if head is not None and (head["schema"], head["segment"], head["previous_sha256"]) != (2, number, previous):
-            raise ValueError(f"{beside.name} is of another segment or schema")
+    previous, segment, states = "0" * 64, Path(path), []
+    while not states or (segment.exists() and (head_of(segment) or states[-1] in ("continued", "missing"))):
+        head, number = head_of(segment), len(states) + 1
+        if head and (head["schema"], head["segment"], head["previous_sha256"]) != (2, number, previous):
+            raise ValueError(f"the head of {segment.name} is of another segment or schema")
+        states.append(head["state"] if head else "missing")
         previous = check_segment(segment, head, previous)
         segment = Path(f"{path}.{number + 1}")
-    if head is not None and head["state"] == "continued":
-        raise ValueError(f"{segment.name} is missing")
-    return head is not None and head["state"] == "sealed"
+    *before, last = states[:-1] if states[-2:] == ["open", "open"] else states  # it was killed between the two
+    if not {*before} <= {"continued", "missing"} or last not in ("open", "sealed", "missing"):
+        raise ValueError(f"a head does not say that the log goes on where it does, or {segment.name} is missing")
+    for other in segment.parent.iterdir():
+        number = other.name.removeprefix(f"{Path(path).name}.")
+        if number.isdigit() and int(number) > len(states) + 1 and (head_of(other) or {}).get("segment") == int(number):
+            raise ValueError(f"{segment.name} is missing, since there is {other.name}")
+    return last == "sealed"
 
 
 if __name__ == "__main__":

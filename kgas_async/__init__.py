@@ -98,6 +98,7 @@ __all__ = [
     "current",
     "exponential",
     "linear",
+    "load_pipeline",
     "progress",
     "tool",
     "verify_evidence",

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from ._bare import run_bare
 from ._elsewhere import check_process, remote
+from ._fingerprint import attributes_of
 from ._legacy import describe, is_async, method_of, method_of_class, name_of
 from ._limits import ConcurrencyLimit
 from ._offload import LegacyFunction
@@ -117,6 +118,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         self._serial: ConcurrencyLimit | None = None
         if self.instances == "serial":
             self._serial = (None if wrapped is None else wrapped._serial) or ConcurrencyLimit(1)
+        self._attributes = attributes_of(legacy)  # as they are now: they may change as it works
         factory = get("factory")
         _check_target(self, legacy, factory)
         target = factory if legacy is None else legacy
@@ -157,14 +159,33 @@ class ToolAdapter(KGASTool, Generic[P, R]):
 
     @classmethod
     def preset(cls, **options: Any) -> Preset:
-        """The same options for many: ``wrap = ToolAdapter.preset(method="run"); a, b = wrap(A()), wrap(B())``."""
+        """The same options for many: ``wrap = ToolAdapter.preset(method="run"); a, b = wrap(A()), wrap(B())``.
+
+        Args:
+            options: As of `ToolAdapter`; those that ``wrap`` is called with are laid over them.
+
+        Returns:
+            A function of a legacy object, or of nothing where there is a ``factory``, that gives a tool.
+
+        Raises:
+            TypeError: An unknown option.
+        """
         for name in options:
             if name not in _OPTIONS:
                 raise _no_option(cls.__name__, name)
         return Preset(cls, options)
 
     async def execute_async(self, /, *args: P.args, **inputs: P.kwargs) -> R:
-        """The function itself in a worker thread, without policy, limits and evidence."""
+        """The function itself, without policy, limits and evidence; a sync one in a thread of its own.
+
+        Args:
+            inputs: Its inputs, by name.
+
+        Returns:
+            The value, after ``returns`` and ``error_when``.
+
+        Cancellation: Waits for the thread, for 10 seconds at the most; then leaves it behind.
+        """
         named = self.signature.named(args, inputs)
         if self._model is not None:
             named = self.signature.validate(named)  # what builds the request object no longer checks it
@@ -232,6 +253,10 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         target = self._legacy if self._legacy is not None else self._factory
         inner = () if self._inner is None else self._inner._given()
         return (target, self._function.returns, self._function.error_when, *inner)
+
+    def _made_with(self) -> dict[str, object]:
+        own = {} if type(self).__init__ is ToolAdapter.__init__ else super()._made_with()
+        return {**own, "tool": self._inner, "method": self._method, "attributes": self._attributes}
 
     @property
     def requires(self) -> tuple[Any, ...]:

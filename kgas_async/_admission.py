@@ -194,7 +194,11 @@ class Limit:
         await waiter.event.wait()
 
     def release(self) -> None:
-        """Give a token back, to whoever is next. From any thread, with any loop or none."""
+        """Give a token back, to whoever is next. From any thread, with any loop or none.
+
+        Raises:
+            RuntimeError: None was taken.
+        """
         with self._lock:
             if self._borrowed <= 0:
                 raise RuntimeError("a token was given back that was not taken")

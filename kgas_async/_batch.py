@@ -243,6 +243,8 @@ def _end(seat: Seat, batch: Call[Any], value: Any) -> None:
             f"tool {call.tool_name!r} failed: {what}", tool=call.tool_name, call_id=call.id, attempts=call.attempt
         )
         failed.__cause__ = value
+        if call.bound.home.tracing is not None:
+            call.bound.home.tracing.mark(failed, batch)  # it may be about others' inputs
         call.end("failed", failed)
     else:
         call.value = value

@@ -46,7 +46,19 @@ class BatchedTool(KGASTool, Generic[R]):
         self._signature_cache = signature
 
     async def execute_async(self, /, **inputs: Any) -> R:
-        """Wait for a place in a batch and for its result."""
+        """Wait for a place in a batch and for its result.
+
+        Args:
+            inputs: Those of one element.
+
+        Returns:
+            The element's result.
+
+        Raises:
+            BaseException: The exception that the batch's tool gave for this element, or the error of the batch's call.
+
+        Cancellation: Leaves the batch; where nobody waits for it any more, its call is cancelled.
+        """
         call: Any = current_call.get()
         own = call if call is not None and call.bound.tool is self else None
         result: R = await self.batcher._ask(inputs, own)
@@ -58,6 +70,9 @@ class BatchedTool(KGASTool, Generic[R]):
 
     def _origin(self) -> object:
         return self.batcher
+
+    def _made_with(self) -> dict[str, object]:
+        return {"tool": self.batcher.batch_tool}
 
 
 class Batcher(Service, Generic[R]):
@@ -151,7 +166,10 @@ class Batcher(Service, Generic[R]):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Gathers and sends batches until it is left; what waits then is refused, what runs is cancelled."""
+        """Gathers and sends batches until it is left.
+
+        Cancellation: As leaving it: what waits is refused, what runs is cancelled and waited for.
+        """
         gathering = _Gathering(self, current_manager()._opened())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(gathering.send_batches)

@@ -108,11 +108,18 @@ class BlockingCall:
         return outcome
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the end, ``timeout`` seconds at the most; whether it has ended."""
+        """Wait for the end; never ends it.
+
+        Args:
+            timeout: Seconds to wait at the most.
+
+        Returns:
+            Whether it has ended.
+        """
         return bool(self._asked(lambda: self._call.wait(timeout), lambda: True))
 
     def cancel(self, reason: str = "") -> bool:
-        """Cancel it."""
+        """As `Call.cancel`, with this ``reason``: whether there was something to cancel."""
 
         async def cancel() -> bool:
             return self._call.cancel(reason)

@@ -11,8 +11,9 @@ from ._board import Board
 from ._disk import is_locked
 from ._errors import EvidenceError
 from ._picture import Picture
-from ._reading import ENDS, EvidenceFile, unix_us
-from ._verify import segments_of
+from ._reading import ENDS, EvidenceFile, record_of_line, unix_us
+from ._records import SCHEMA
+from ._segments import segments_of
 
 __all__ = ["BoardFile"]
 
@@ -74,7 +75,17 @@ class BoardFile(EvidenceFile):
                     self._at.append(0)
                 with path.open("rb") as file:
                     file.seek(self._at[number])
-                    yield from self._records(path, self._whole_lines(file, number))
+                    for line in self._whole_lines(file, number):
+                        record = record_of_line(line)
+                        if record is None:
+                            self.unreadable += bool(line.strip())
+                        elif record["schema"] != SCHEMA:
+                            raise EvidenceError(
+                                f"{str(path)!r}: evidence of schema {record['schema']!r}, and this reads schema "
+                                f"{SCHEMA}; read it by the version that wrote it"
+                            )
+                        else:
+                            yield record
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(f"evidence cannot be read from {str(self.path)!r}: {why}; give a file of it") from error

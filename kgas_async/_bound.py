@@ -229,6 +229,13 @@ class Bound:
             and not (self.supervised and (self.gated or self.in_thread or self.retry))
         )
 
+    def on_record(self) -> dict[str, Any]:
+        """Where it runs and how many at once, as it stands in a run's plan in the evidence."""
+        totals = [limit.total for limit in self.limits if type(limit) is ConcurrencyLimit]
+        if self.execution.dedicated:
+            totals.append(1)
+        return {"offload": self.execution.kind, **({"concurrency": min(totals)} if totals else {})}
+
     def _take_policy(self, policy: Policy) -> None:
         """What the policy says, with the state behind it found or made."""
         check_policy(self.tool, policy)

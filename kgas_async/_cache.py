@@ -36,10 +36,16 @@ class CacheStore(Protocol):
     """
 
     async def get(self, key: str, default: Any, /) -> Any:
-        """The value under this key, or ``default`` where there is none (any more)."""
+        """The value under this key, or ``default`` where there is none (any more).
+
+        Cancellation: Comes with the call's own, and when its deadline or the five seconds are up.
+        """
 
     async def set(self, key: str, value: Any, ttl: float | None, /) -> None:
-        """Keep a value for ``ttl`` seconds; None: for good."""
+        """Keep a value under this key, for ``ttl`` seconds; None: for good.
+
+        Cancellation: As in `get`; the value may be kept or not.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +126,17 @@ class MemoryStore:
         return (type(self), (self._most,))  # the values stay in this process
 
     async def get(self, key: str, default: Any, /) -> Any:
-        """The value under this key, or ``default`` where there is none (any more)."""
+        """The value under this key, or ``default`` where there is none (any more).
+
+        Cancellation: Never waits.
+        """
         return self.get_nowait(key, default, Mailbox.here())
 
     async def set(self, key: str, value: Any, ttl: float | None, /) -> None:
-        """Keep a value for ``ttl`` seconds; None: for good."""
+        """Keep a value under this key, for ``ttl`` seconds; None: for good.
+
+        Cancellation: Never waits.
+        """
         self.set_nowait(key, value, ttl, Mailbox.here())
 
     def clear(self) -> None:

@@ -1,7 +1,4 @@
-"""`Call`: one execution of one tool on one set of inputs, from its registration to its one end.
-
-What a call is and how it ends; the path that it takes is `_path`.
-"""
+"""`Call`: one execution of one tool on one set of inputs, up to its one end. The path that it takes is `_path`."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class Call(Generic[R]):
     """One execution of one tool on one set of inputs.
 
     Attributes:
-        id: As in the evidence.
+        inputs: What it runs on, by name.
         status: ``waiting`` or ``running``, then how it ended: ``succeeded``, ``failed``, ``timed_out``,
             ``cancelled``, ``rejected``, ``skipped``, ``reused``.
         attempt: The number of the current attempt, from 1; 0 before the first.
@@ -265,7 +262,7 @@ class Call(Generic[R]):
         return self.unwrap()
 
     async def outcome(self) -> Outcome[R]:
-        """Wait for the end and give the outcome; raises nothing but the caller's own cancellation."""
+        """Wait for the end and give the outcome; raises nothing but the caller's own cancellation. As of `wait`."""
         await self.wait()
         return self.to_outcome()
 
@@ -372,17 +369,11 @@ class Call(Generic[R]):
 
 
 def _give_layout() -> None:
-    """Tell the interpreter which attributes calls commonly have.
-
-    CPython keeps an instance's attributes in a plain array, without a dict, as long as all of them are among the first
-    that it has seen on instances of the class: 30 less the instances made meanwhile. Else the first calls would decide.
-    """
+    """CPython makes an instance no dict while its attributes are among those that the first few of the class had."""
+    names = "bound serial inputs created_ns item parent deadline_at index _host attempt status waited holds begun_ns "
+    names += "value run_ns ended_ns error context work wait_concurrency_ns wait_thread_ns wait_rate_ns paid around "
     first: Call[Any] = object.__new__(Call)
-    for name in (
-        "bound", "serial", "inputs", "created_ns", "item", "parent", "deadline_at", "index", "_host", "attempt",
-        "status", "waited", "wait_concurrency_ns", "holds", "begun_ns", "value", "run_ns", "ended_ns", "error",
-        "context", "work", "wait_thread_ns", "wait_rate_ns", "paid", "around", "noted", "on_end", "_done",
-    ):  # fmt: skip
+    for name in (names + "noted on_end _done").split():  # 28: 30, less one for each instance made before
         setattr(first, name, None)
 
 

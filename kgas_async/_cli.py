@@ -19,8 +19,10 @@ except ModuleNotFoundError as missing:  # the extra is not installed
     sys.stderr.write(f"error: kgas-async needs {missing.name}; {extra_hint('cli')}\n")
     sys.exit(2)
 
+from ._cli_check import add_check
 from ._cli_evidence import add_evidence
 from ._cli_journal import add_journal
+from ._cli_report import add_report
 from ._cli_run import add_run
 from ._cli_status import add_status
 from ._cli_text import say, tells_tracebacks
@@ -110,7 +112,9 @@ def _root(
 
 
 add_run(app)
+add_check(app)
 add_status(app)
+add_report(app)
 add_tools(app)
 add_evidence(app)
 add_journal(app)

@@ -45,7 +45,8 @@ def _verify(
     Exit codes: 0 intact, and closed by a session that has ended; 1 not intact:
     the first bad record is named; 2 it could not be read; 3 intact, but a
     session still writes, or was killed, or the head file is missing, so that
-    records may be missing at the end.
+    records may be missing at the end; or it was one segment alone, so that the
+    others were not looked at.
 
     Examples:
 

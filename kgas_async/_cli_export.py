@@ -10,7 +10,8 @@ from typing import IO, TYPE_CHECKING, Final
 
 import typer
 
-from ._cli_text import AS_JSON, fail, out_json, say
+from ._cli_lineage import say_lacks
+from ._cli_text import AS_JSON, fail, out_json
 from ._leaving import hush
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _export(
 
     kgas-async evidence export run.jsonl --format trace -o run.trace.json
     """
-    from ._errors import EvidenceError, counted
+    from ._errors import EvidenceError
     from ._reading import EvidenceFile
     from ._suggest import nearest
 
@@ -65,9 +66,7 @@ def _export(
         hush(sys.stdout)
     except OSError as error:
         fail(f"{output or 'standard output'} cannot be written: {error.strerror}")
-    if evidence.unreadable:
-        lines = counted(evidence.unreadable, "line")
-        say(f"{lines} of {path} could not be read and left out; a crash may have torn one")
+    say_lacks(path, evidence.lacks)
     if as_json and output is not None:
         size = Path(output).stat().st_size
         out_json({"format": format, "output": output, "bytes": size, "unreadable": evidence.unreadable})
@@ -100,7 +99,7 @@ def _write(evidence: EvidenceFile, path: str, format: str, output: str | None, r
 def _is_evidence(output: Path, path: Path) -> bool:
     """Whether it is one of the files of that evidence: a segment, or a head."""
     from ._chain import head_path
-    from ._verify import segments_of
+    from ._segments import segments_of
 
     files = [file for segment in segments_of(path) for file in (segment, head_path(segment))]
     return output.exists() and any(file.exists() and output.samefile(file) for file in files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,7 +13,7 @@ from ._cli_text import AS_JSON, ROWS_SHOWN, fail, out, out_json, out_rich, say
 if TYPE_CHECKING:
     from ._lineage import Lineage, Traced
 
-__all__ = ["add_lineage"]
+__all__ = ["add_lineage", "say_lacks"]
 
 WIDTH_ELSEWHERE = 160  # its tables are wide
 
@@ -29,7 +30,7 @@ def _lineage(
         None, metavar="NAME", help="Of this phase's output; alone: of a phase that runs once per run"
     ),
     upstream: bool = typer.Option(True, "--upstream/--downstream", help="What it came from, or what it has reached"),
-    run: str | None = typer.Option(None, metavar="RUN_ID", help="The run; the latest unless given"),
+    run: str | None = typer.Option(None, metavar="RUN_ID", help="The run; else the latest that no call has started"),
     as_json: bool = AS_JSON,
 ) -> None:
     """Say what an output came from, or what an input has reached.
@@ -46,7 +47,7 @@ def _lineage(
 
     kgas-async evidence lineage run.jsonl --item a.txt --downstream
     """
-    from ._errors import EvidenceError, counted
+    from ._errors import EvidenceError
     from ._lineage import lineage
     from ._reading import EvidenceFile
 
@@ -59,13 +60,17 @@ def _lineage(
         )
     except EvidenceError as error:
         fail(str(error))
-    if evidence.unreadable:
-        lines = counted(evidence.unreadable, "line")
-        say(f"{lines} of {path} could not be read and left out; a crash may have torn one")
+    say_lacks(path, found.lacks)
     if as_json:
         out_json(as_data(found))
     else:
         _show(found)
+
+
+def say_lacks(path: str, lacks: Iterable[str]) -> None:
+    """Warn of what the evidence lacks, on standard error."""
+    for one in lacks:
+        say(f"warning: {path}: {one}")
 
 
 def as_data(found: Lineage) -> dict[str, object]:
@@ -92,6 +97,8 @@ def _show(found: Lineage) -> None:
     what = " of ".join(filter(None, (found.phase, found.item)))
     verb = "came from" if found.direction == "upstream" else "has reached"
     out(f"run {found.run_id} of {found.pipeline}: {what} {verb}")
+    for one in found.lacks:
+        out(f"there may be more: {one}")
     for key, fields in list(found.items.items())[:ROWS_SHOWN]:
         out(f"item {key}: {', '.join(fields)}")
     if len(found.items) > ROWS_SHOWN:

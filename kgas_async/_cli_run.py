@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from ._cli_check import Profile, Settings, find_pipeline
 from ._cli_text import AS_JSON, fail, tell_traceback, tells_tracebacks
 from ._leaving import user_code_begins
 
@@ -24,7 +25,7 @@ def add_run(app: typer.Typer) -> None:
 
 
 def _run(
-    pipeline: str = typer.Argument(help="module:attribute, as in examples.knowledge_graph:pipeline"),
+    pipeline: str = typer.Argument(help="A TOML file, or module:attribute as in examples.knowledge_graph:pipeline"),
     backend: str = typer.Option("asyncio", metavar="|".join(BACKENDS), help="The event loop"),
     input: str | None = typer.Option(None, metavar="VALUE", help="Given to the pipeline's source"),  # noqa: A002
     evidence: str | None = typer.Option(
@@ -40,6 +41,8 @@ def _run(
         "collect", metavar="collect|raise|SHARE",
         help="When items fail: go on; stop at the first; or stop when more than that share (0.1, say) has failed",
     ),
+    profile: Profile = None,
+    settings: Settings = None,
     grace: float = typer.Option(
         10.0, metavar="SECONDS", help="What is in flight at Ctrl-C has so long to end; then it is cancelled"
     ),
@@ -65,6 +68,8 @@ def _run(
 
     kgas-async run mine:pipeline --input papers/ --journal run.db --retry failed
 
+    kgas-async run papers.toml --profile prod --set phase.embed.policy.timeout=60
+
     kgas-async run mine:pipeline --backend trio --on-error 0.1 --json
     """
     tells_tracebacks.wanted |= traceback
@@ -85,7 +90,7 @@ def _run(
 
     user_code_begins()
     try:
-        found = loaded(pipeline)
+        found = loaded(pipeline, profile, settings)
         items = _items_of(found, pipeline, input)
     except KeyboardInterrupt:
         fail("interrupted before the run began", 130)
@@ -93,24 +98,25 @@ def _run(
     raise typer.Exit(run_pipeline(asked))
 
 
-def loaded(pipeline: str) -> Pipeline:
+def loaded(pipeline: str, profile: str | None = None, settings: list[str] | None = None) -> Pipeline:
     """The pipeline of that name, one with a source.
 
     Raises:
         typer.Exit: There is none, which was said.
     """
     from ._errors import KgasAsyncError, LoadError
-    from ._loading import load
-    from ._pipeline import Pipeline
 
     try:
-        found = load(pipeline)
-        if not isinstance(found, Pipeline):
-            raise LoadError(f"{pipeline!r} is no Pipeline but {type(found).__name__}{_pipelines_in(pipeline)}")
+        found, file = find_pipeline(pipeline, profile, settings)
+        if found.source is None and file is not None:
+            raise LoadError(
+                f'{pipeline}: pipeline.source is missing: a function that gives the items, as in "papers:find"'
+            )
         if found.source is None:
             raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
     except KgasAsyncError as error:
-        fail(str(error))
+        more = _pipelines_in(pipeline) if " is no Pipeline but " in str(error) else ""
+        fail(f"{error}{more}")
     return found
 
 

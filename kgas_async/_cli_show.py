@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from ._cli_lineage import say_lacks
 from ._cli_text import AS_JSON, fail, out, out_json, printable, say
 
 __all__ = ["add_show"]
@@ -52,7 +53,7 @@ def _show(
 
     kgas-async evidence show run.jsonl -n 20
     """
-    from ._errors import EvidenceError, counted
+    from ._errors import EvidenceError
     from ._reading import EvidenceFile
 
     evidence = EvidenceFile(path)
@@ -69,9 +70,7 @@ def _show(
                 return  # nobody reads it any more
     except EvidenceError as error:
         fail(str(error))
-    if evidence.unreadable:
-        lines = counted(evidence.unreadable, "line")
-        say(f"{lines} of {path} could not be read and left out; a crash may have torn one")
+    say_lacks(path, evidence.lacks)
     if not shown:
         say("no such records" if any((event, tool, phase, item, run, failed)) else f"{path} has no records")
 

@@ -23,6 +23,7 @@ __all__ = [
     "fail",
     "out",
     "out_json",
+    "out_raw",
     "out_rich",
     "printable",
     "say",
@@ -74,6 +75,11 @@ def out(text: str) -> bool:
             return False
         say(f"error: standard output cannot be written: {error.strerror}")
         raise typer.Exit(1) from None
+
+
+def out_raw(text: str) -> bool:
+    """As `out`, of text that has its own line end."""
+    return out(text.removesuffix("\n"))
 
 
 def out_json(document: Any, *, indent: int | None = 2) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
 from fractions import Fraction
@@ -19,6 +19,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from pydantic import BaseModel
+from pydantic_core import TzInfo
 
 from ._errors import text_of
 
@@ -92,7 +93,7 @@ def _written(value: object) -> str:
 
 
 def _write_other(value: Any, kind: type, put: Callable[[str], object]) -> None:
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    name = _name_of(kind)
     put(f"<{len(name)}:{name} ")
     try:
         _write_object(value, name, put)
@@ -102,6 +103,21 @@ def _write_other(value: Any, kind: type, put: Callable[[str], object]) -> None:
         why = f"{type(error).__name__}: {text_of(error)}"
         raise TypeError(f"a {name.removeprefix('builtins.')} has no digest: {why}") from error
     put(">")
+
+
+def _name_of(kind: type) -> str:
+    """A class's name, which is the same on every Python: 3.13 has paths in a module of their own, 3.14 has not."""
+    module = kind.__module__
+    return f"{'pathlib' if module == 'pathlib._local' else module}.{kind.__qualname__}"
+
+
+def _with_plain_zone(value: Any) -> Any:
+    """A time as it was before pydantic read it, whose own zones look otherwise in each of its versions."""
+    if isinstance(value, (datetime, time)) and isinstance(value.tzinfo, TzInfo):
+        offset = value.utcoffset()
+        assert offset is not None
+        return value.replace(tzinfo=timezone(offset) if offset else UTC)
+    return value
 
 
 def _write_object(value: Any, name: str, put: Callable[[str], object]) -> None:
@@ -116,7 +132,7 @@ def _write_object(value: Any, name: str, put: Callable[[str], object]) -> None:
     elif dataclasses.is_dataclass(value):
         _write({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, put)
     elif isinstance(value, _BY_REPR):
-        _write(str(value) if isinstance(value, PurePath) else repr(value), put)
+        _write(str(value) if isinstance(value, PurePath) else repr(_with_plain_zone(value)), put)
     elif isinstance(value, (bytearray, memoryview)):
         _write(bytes(value), put)
     elif isinstance(value, Mapping):

@@ -13,18 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 __all__ = [
-    "close",
-    "is_locked",
-    "is_plain",
-    "is_same",
-    "lock",
-    "open_file",
-    "replace",
-    "size_of",
-    "sync",
-    "unlock",
-    "write",
-]
+    "close", "is_locked", "is_plain", "is_same", "lock", "name_new", "open_file", "replace", "size_of", "sync",
+    "unlock", "write",
+]  # fmt: skip
+
+# What systems say of a place that has no hard links, such as a memory card, or some that are elsewhere.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV,
+             errno.EINVAL}  # fmt: skip
 
 
 def open_file(path: Path, *, new: bool = False) -> int:
@@ -127,3 +122,25 @@ def replace(path: Path, data: bytes, *, synced: bool) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def name_new(made: Path, path: Path) -> None:
+    """Give a file that is whole a second name, or a new one where there are no hard links; never that of another file.
+
+    Raises:
+        FileExistsError: Something has that name.
+    """
+    try:
+        os.link(made, path)
+        return
+    except OSError as error:
+        if isinstance(error, FileExistsError) or error.errno not in _NO_LINKS:
+            raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # renaming replaces, so only one at a time may look and rename
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        os.rename(made, path)
+    finally:
+        os.close(folder)

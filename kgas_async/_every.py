@@ -73,7 +73,10 @@ class Every(Service):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Runs the tool until it is left; what runs then is cancelled and waited for."""
+        """Runs the tool until it is left.
+
+        Cancellation: As leaving it: what runs is cancelled and waited for.
+        """
         self._is_over = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._tick, tasks, current_manager())

@@ -33,7 +33,7 @@ class MemorySink:
         return f"MemorySink({len(self.records)} records)"
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Keep them."""
+        """Keep these records."""
         self.records.extend(dict(record) for record in records)
 
     def close(self) -> None:
@@ -102,6 +102,12 @@ def call_context(logger: Any, method: str, event_dict: MutableMapping[str, Any])
 
     Works in async tools and in worker threads, and costs nothing to calls that do not log. Outside of calls it adds
     nothing. Fields that the line has already are kept.
+
+    Args:
+        logger, method, event_dict: As structlog gives them.
+
+    Returns:
+        The ``event_dict``.
     """
     call = current_call.get()
     if call is not None:

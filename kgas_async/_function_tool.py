@@ -104,6 +104,13 @@ def tool(function: Any = None, /, **options: Any) -> Any:
     An async function runs in the call's task, a sync one in a worker thread. The options are those of `ToolAdapter`
     but ``factory``, ``method`` and ``instances``. Calling the tool object is still calling the plain function.
 
+    Args:
+        function: An async or a sync function; without it ``tool(...)`` is a decorator with these options.
+        options: As of `ToolAdapter`.
+
+    Returns:
+        A `FunctionTool`, typed as the function.
+
     Raises:
         TypeError: A function without named inputs, or options that do not fit.
     """

@@ -23,6 +23,7 @@ from ._records import error_fields
 from ._reserved import Reserved
 from ._service import Service
 from ._threads import Work
+from ._tracing import secrets_aside
 
 __all__ = ["Health", "HealthReport", "ServiceHealth", "check_of", "check_options"]
 
@@ -237,7 +238,8 @@ class Health:
         checkup.error = error
         checkup.failures = 0 if error is None else checkup.failures + 1
         if was_ill is (error is None) and self._session.log is not None:
-            fields = {} if error is None else {"error": error_fields(error)}
+            secrets = secrets_aside(self._session, error, hosted.service)
+            fields = {} if error is None else {"error": error_fields(error, secrets)}
             status = "healthy" if error is None else "ill"
             self._session.log.emit("service.health", service=hosted.name, status=status, **fields)
         policy = hosted.restarts.policy

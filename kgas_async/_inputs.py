@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import ChainMap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ __all__ = [
     "inputs_for",
     "item_fields",
     "key_of",
+    "origins_of",
     "taken",
     "with_fields_read",
 ]
@@ -98,6 +100,20 @@ def inputs_for(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
             ) from None
         inputs[binding.parameter] = taken(binding, value) if binding.path or binding.whole else value
     return inputs
+
+
+def origins_of(planned: PlannedPhase, frame: Frame) -> dict[str, Any]:
+    """By input the field, result or element that it is, or is somewhere below of: also of those that cannot be read."""
+    found: dict[str, Any] = {}
+    for binding in planned.bindings:
+        home: Frame | None = frame
+        while home is not None and not binding.collected:
+            source = home.results if binding.kind == "result" else home.fields
+            with suppress(Exception):  # a mapping of the user's
+                found[binding.parameter] = source[binding.name]
+                break
+            home = home.parent
+    return found
 
 
 def collected_inputs(planned: PlannedPhase, frame: Frame, expansion: Expansion) -> tuple[dict[str, Any], Lack]:

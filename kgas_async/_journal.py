@@ -25,8 +25,9 @@ class Journal:
         durable: Each commit survives a power loss; else a killed process, which is faster.
         codec: How values are kept: ``"json"`` (by the tools' annotations), ``"pickle"`` (any object, but whoever can
             write the file can run code in the process that resumes), or a `JournalCodec`.
-        on_change: What is done with values that a tool's function gave before its code changed, while its ``version``
-            did not: ``"reuse"``, ``"run"`` it again, ``"refuse"`` to begin. Whichever, the evidence says so.
+        on_change: What is done with values that a tool gave before its code, or the arguments that it is made with,
+            changed, while its ``version`` did not: ``"reuse"``, ``"run"`` it again, ``"refuse"`` to begin. Whichever,
+            the evidence says so.
 
     Raises:
         TypeError, ValueError: What does not fit, with the mend.

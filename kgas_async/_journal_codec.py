@@ -11,12 +11,12 @@ import pickle
 import types
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Sequence
+from inspect import signature
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import ConfigDict, TypeAdapter
 
-from ._digest import digest
-from ._errors import shown
+from ._journal_loss import cut, loss
 from ._schema import NO_SCHEMA
 
 __all__ = ["JournalCodec", "codec_for", "elements_of", "named_codec", "read_back"]
@@ -24,6 +24,10 @@ __all__ = ["JournalCodec", "codec_for", "elements_of", "named_codec", "read_back
 _ITERABLES = {
     list, tuple, set, frozenset, Iterable, Iterator, Generator, Sequence, AsyncIterable, AsyncIterator, AsyncGenerator,
 }  # fmt: skip
+# Values are written with their fields' names, also of fields that have an alias.
+_BY_NAME: dict[str, Any] = (
+    {"by_name": True, "by_alias": False} if "by_name" in signature(TypeAdapter.validate_json).parameters else {}
+)
 _CONFIG = ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64")
 
 
@@ -44,7 +48,7 @@ class JournalCodec(Protocol):
         ...
 
     def decode(self, data: bytes, /) -> Any:
-        """The value again, equal to what it was."""
+        """The value again, of its ``data``: equal to what it was."""
         ...
 
 
@@ -74,7 +78,7 @@ class TypedJson:
         return self._adapter.dump_json((value,), round_trip=True, warnings="error")[1:-1]
 
     def decode(self, data: bytes, /) -> Any:
-        return self._adapter.validate_json(b"[%b]" % data)[0]
+        return self._adapter.validate_json(b"[%b]" % data, **_BY_NAME)[0]
 
 
 class Pickled:
@@ -172,36 +176,17 @@ def read_back(codec: JournalCodec, value: Any) -> tuple[bytes, Any]:
         if data.__class__ is not bytes:
             raise TypeError(f"its codec {codec.name!r} gives {type(data).__name__}, not bytes")
         again = codec.decode(data)
+        lost = loss(value, again)
     except Exception as error:
         raise TypeError(f"{type(value).__name__} cannot be kept as {codec.name}: {_first_line(error)}") from error
-    if not _same(value, again):
+    if lost is not None:
+        where = lost and f", where {lost}"
         raise TypeError(
-            f"{type(value).__name__} does not come back from {codec.name} as it was: {_cut(value)} gives {_cut(again)}"
+            f"{type(value).__name__} does not come back from {codec.name} as it was: {cut(value)} gives {cut(again)}"
+            f"{where}"
         )
     return data, again
 
 
-def _same(value: Any, again: Any) -> bool:
-    try:
-        is_alike = value.__class__ is again.__class__ or (value.__class__ is int and again.__class__ is float)
-        if is_alike and value == again:
-            return True
-    except Exception:  # noqa: BLE001  (a comparison of the user's; arrays give no truth value)
-        pass
-    try:
-        return digest(value) == digest(again)  # NaN is equal to nothing
-    except TypeError:
-        pass
-    try:
-        return pickle.dumps(value) == pickle.dumps(again)
-    except Exception:  # noqa: BLE001
-        return False
-
-
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def _cut(value: object) -> str:
-    text = shown(value)
-    return text if len(text) <= 80 else text[:77] + "..."

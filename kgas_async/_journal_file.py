@@ -17,13 +17,15 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
+from ._disk import name_new
 from ._errors import JournalError
 
-__all__ = ["RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
+__all__ = ["NEW", "RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
 
 APPLICATION: Final = 0x4B474153  # "KGAS", in the header of each journal
 SCHEMA: Final = 1
 CHECKED_WHOLE: Final = 1 << 26  # bytes up to which a file is checked from end to end as it is opened: under a second
+NEW: Final = "new"  # how an item ended that came, and of which nobody knows yet how it ends
 RUN_PLACE: Final = "<run>"  # of what runs once per run, under the key ""
 
 _TABLES = """
@@ -215,13 +217,14 @@ class JournalFile:
         made = f"{self.path}.{secrets.token_hex(6)}.new"
         try:
             with closing(sqlite3.connect(f"file:{quote(made)}?mode=rwc", uri=True, isolation_level=None)) as database:
+                database.execute("PRAGMA locking_mode=EXCLUSIVE")  # else WAL wants memory that is shared
                 database.execute(f"PRAGMA application_id={APPLICATION}")
                 database.execute(f"PRAGMA user_version={SCHEMA}")
                 database.executescript(f"BEGIN;{_TABLES}COMMIT;")
                 database.execute("INSERT INTO meta VALUES('pipeline', ?)", (as_text(pipeline),))
                 database.execute("PRAGMA journal_mode=WAL")
             with suppress(FileExistsError):  # another run was faster: its file is as good
-                os.link(made, self.path)
+                name_new(Path(made), Path(self.path))
         finally:
             for name in (made, f"{made}-journal", f"{made}-wal", f"{made}-shm"):
                 with suppress(FileNotFoundError):
@@ -259,7 +262,7 @@ class JournalFile:
                 f"journal of its own",
                 path=self.path,
             )
-        self.is_fresh = database.execute("SELECT 1 FROM results LIMIT 1").fetchone() is None
+        self.is_fresh = not database.execute("SELECT 1 FROM results UNION ALL SELECT 1 FROM items LIMIT 1").fetchone()
 
     def _begin_run(self, run_id: str, first: Callable[[], object] | None) -> None:
         database = self.database
@@ -319,7 +322,7 @@ class JournalFile:
         if found is not None:
             if found[-1] != _checksum(*found[:-1]):
                 raise self._damaged(f"how item {item!r} ended")
-            ended = Ended(*found[2:5])
+            ended = None if found[2] == NEW else Ended(*found[2:5])
         return Recorded(key, times, ended, {(row.place, row.phase): row for row in self.rows(item)})
 
     def _claimed(self, item: str) -> int:

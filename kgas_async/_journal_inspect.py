@@ -85,7 +85,11 @@ def _opened(path: str) -> JournalFile:
 
 
 _FAILED = "SELECT item FROM items WHERE status IN ('failed', 'timed_out', 'rejected')"
-_UNSEEN = "SELECT item FROM items WHERE run < (SELECT max(run) FROM runs)"
+# Also of those that never came to an end, of which there are only results.
+_UNSEEN = (
+    f"SELECT item FROM (SELECT item FROM items UNION SELECT item FROM results WHERE place != '{RUN_PLACE}') "
+    "WHERE item NOT IN (SELECT item FROM items WHERE run = (SELECT max(run) FROM runs))"
+)
 # What the latest run would not use: another version of a tool, another codec, a phase that is gone.
 _STALE = (
     "SELECT source FROM sources AS old WHERE NOT EXISTS (SELECT 1 FROM sources AS now WHERE "

@@ -14,13 +14,22 @@ from ._bound import Bound
 from ._call import Call
 from ._digest import digest
 from ._employer import Employer
-from ._errors import JournalError, PipelineError, text_of
+from ._errors import JournalError, PipelineError
 from ._frame import Expansion, Frame
 from ._host import Host
 from ._item_outcome import item_outcome
 from ._journal import Journal
-from ._journal_file import Ended, Recorded
-from ._journaled_items import OpenItem, end_reused, kept_outcome, place_of, root_of, rows_after, was_reused
+from ._journal_file import Recorded
+from ._journaled_items import (
+    OpenItem,
+    end_reused,
+    ended_as,
+    kept_failure,
+    kept_outcome,
+    place_of,
+    root_of,
+    rows_after,
+)  # fmt: skip
 from ._journaled_level import JournaledLevel
 from ._outcome import Outcome
 from ._pipeline import Pipeline
@@ -59,7 +68,7 @@ class JournaledCrew(RunCrew):
         **options: Any,
     ) -> None:
         super().__init__(home, pipeline, bound, run_id, source, **options)
-        self.journal = RunJournal(home, journal, pipeline, bound, run_id, self._has_room, self.journal_failed)
+        self.journal = RunJournal(home, journal, pipeline, bound, run_id, self._wake_all_parked, self.journal_failed)
         self._keyed = True
         self._retry = retry
         self._items: dict[int, OpenItem] = {}
@@ -84,9 +93,6 @@ class JournaledCrew(RunCrew):
         """Nothing more can be recorded, so nothing more is run."""
         if not isinstance(self.error, JournalError) and not self.over:
             self.fail(error)
-
-    def _has_room(self) -> None:
-        self._wake_all_parked()
 
     # --- items come in
 
@@ -137,22 +143,41 @@ class JournaledCrew(RunCrew):
             return
         frame.key = recorded.item
         kept = kept_outcome(frame, recorded.ended, self._retry)
-        if kept is not None:
+        if kept is not None and kept.status == "skipped":
             del self._frames[frame.index]
             self._keys.discard(frame.key)
-            if recorded.ended is not None:  # it has come in this run
-                self.journal.writer.put_item(frame.key, recorded.ended)
+            self.journal.note_seen(frame.key, recorded.ended)
             self.level.take_failed(frame.index, kept)
             self.deliver(frame.index, kept)
             self._wake_all_parked()
             return
-        self._items[frame.index] = OpenItem(recorded.rows)
+        self._items[frame.index] = OpenItem(recorded, kept)
         step = super()._entered(frame)
         if step is not None:
             self._branches.append(step)
         self.wake_one()
 
     # --- phases
+
+    def _gathered(self, frame: Frame, planned: PlannedPhase) -> dict[str, Any] | None:
+        """As of `RunCrew`; an item that keeps its outcome has only what is recorded, and what is left out and taken."""
+        inputs = super()._gathered(frame, planned)
+        item = self._items[root_of(frame).index]
+        if inputs is None or item.kept is None:
+            return inputs
+        name = planned.phase.name
+        kept = self.journal.kept.get(name)
+        if kept is None:
+            is_there = name in self.journal.taken and name != item.kept.failed_phase
+        else:
+            try:
+                is_there = item.value_of(self.journal, kept, frame, kept.digest(inputs)) is not NOTHING
+            except TypeError:  # it is said where the phase is to run
+                is_there = True
+        if is_there:
+            return inputs
+        frame.fail_with(name, *kept_failure(item.kept, name))
+        return None
 
     def _recalled(self, frame: Frame, planned: PlannedPhase, kept: Kept, inputs: dict[str, Any]) -> Any:
         """The value that is recorded for these inputs, or `NOTHING`; their digest is kept then.
@@ -165,13 +190,11 @@ class JournaledCrew(RunCrew):
         except TypeError as error:
             raise self.journal.error(str(error)) from error
         item = self._items[root_of(frame).index]
-        if item.rows and (planned.bindings or all(was_reused(frame, name) for name in planned.needs)):
-            value = self.journal.value_of(kept, item.rows, place_of(frame), of_inputs)
-            if value is not NOTHING:
-                return value
-        item.digests[frame, kept.name] = of_inputs
-        self._runs_anew(frame, planned)
-        return NOTHING
+        value = item.value_of(self.journal, kept, frame, of_inputs)
+        if value is NOTHING:
+            item.digests[frame, kept.name] = of_inputs
+            self._runs_anew(frame, planned)
+        return value
 
     def _runs_anew(self, frame: Frame, planned: PlannedPhase) -> None:
         """What comes after it and takes nothing is of before it, and of no use also if this run never comes to that."""
@@ -307,12 +330,17 @@ class JournaledCrew(RunCrew):
         calls = list(frame.all_calls())
         ran = {str(call.bound.phase) for call in calls if not (call.recorded or call.status == "skipped")}
         self.level.anew |= ran
+        item = self._items.pop(frame.index)
+        if item.kept is not None and outcome.status != "cancelled":
+            outcome = self.level.take_kept(frame, outcome, item.kept)
+        else:
+            self.level.take_item(frame)
         self.reused += outcome.ok and not ran and any(call.recorded for call in calls)
-        self.level.take_item(frame)
-        self._items.pop(frame.index, None)
-        if outcome.status != "cancelled":
-            error = None if outcome.error is None else text_of(outcome.error)
-            self.journal.writer.put_item(frame.key, Ended(outcome.status, outcome.failed_phase, error))
+        recorded = item.recorded
+        if recorded is not None and (item.kept is not None or outcome.status == "cancelled"):
+            self.journal.note_seen(frame.key, recorded.ended)
+        elif outcome.status != "cancelled":
+            self.journal.writer.put_item(frame.key, ended_as(outcome))
         self._finishing[frame.index] = frame, outcome
         self.journal.writer.mark(partial(self._committed, frame.index))
 
@@ -339,7 +367,7 @@ class JournaledCrew(RunCrew):
     def _cut_open(self) -> None:
         """As of `RunCrew`; what had ended, and only has to be committed, keeps the outcome that it has."""
         for frame in self._asked.values():
-            self._items[frame.index] = OpenItem({})
+            self._items[frame.index] = OpenItem(None)
             step = super()._entered(frame)
             if step is not None:
                 self._branches.append(step)

@@ -6,14 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ._call import Call
-from ._errors import CallError, CallFailed, CallRejected, CallSkipped, CallTimeout
+from ._errors import CallError, CallFailed, CallRejected, CallSkipped, CallTimeout, text_of
 from ._frame import Expansion, Frame
-from ._journal_file import Ended, Row
+from ._journal_file import Ended, Recorded, Row
 from ._outcome import Outcome
 from ._plan import PlannedPhase
-from ._run_journal import below
+from ._run_journal import NOTHING, Kept, RunJournal, below
 
-__all__ = ["OpenItem", "end_reused", "kept_outcome", "place_of", "root_of", "rows_after", "was_reused"]
+__all__ = [
+    "OpenItem",
+    "end_reused",
+    "ended_as",
+    "kept_failure",
+    "kept_outcome",
+    "place_of",
+    "root_of",
+    "rows_after",
+    "was_reused",
+]
 
 _FAILURES: Final[Mapping[str, type[CallError]]] = {
     "failed": CallFailed, "timed_out": CallTimeout, "rejected": CallRejected,
@@ -24,16 +34,27 @@ class OpenItem:
     """What the journal has of an open item, and what is about to go into it.
 
     Attributes:
+        kept: The outcome that it keeps, since it failed before and is not to run; None for all others.
+        recorded: What it has said; None for an item that is ended before it did.
         digests: Of the inputs of phases that run, by frame and phase.
         expanding: The expansions whose elements are recorded, with the digest of their inputs.
     """
 
-    __slots__ = ("digests", "expanding", "rows")
+    __slots__ = ("digests", "expanding", "kept", "recorded", "rows")
 
-    def __init__(self, rows: dict[tuple[str, str], Row]) -> None:
-        self.rows = rows
+    def __init__(self, recorded: Recorded | None, kept: Outcome[Any] | None = None) -> None:
+        self.rows: dict[tuple[str, str], Row] = {} if recorded is None else recorded.rows
+        self.recorded = recorded
+        self.kept = kept
         self.digests: dict[tuple[Frame, str], bytes] = {}
         self.expanding: dict[Expansion, bytes] = {}
+
+    def value_of(self, journal: RunJournal, kept: Kept, frame: Frame, of_inputs: bytes) -> Any:
+        """The value that is recorded for these inputs, or `NOTHING`."""
+        planned = kept.planned
+        if self.rows and (planned.bindings or all(was_reused(frame, name) for name in planned.needs)):
+            return journal.value_of(kept, self.rows, place_of(frame), of_inputs)
+        return NOTHING
 
 
 def root_of(frame: Frame) -> Frame:
@@ -48,6 +69,11 @@ def place_of(frame: Frame) -> str:
     return "" if frame.parent is None else below(place_of(frame.parent), frame.index)
 
 
+def ended_as(outcome: Outcome[Any]) -> Ended:
+    """How an item ended, as it is recorded."""
+    return Ended(outcome.status, outcome.failed_phase, None if outcome.error is None else text_of(outcome.error))
+
+
 def kept_outcome(frame: Frame, ended: Ended | None, retry: str) -> Outcome[Any] | None:
     """The outcome of an item that is not to run, as ``retry`` says."""
     key, index = frame.key, frame.index
@@ -59,6 +85,13 @@ def kept_outcome(frame: Frame, ended: Ended | None, retry: str) -> Outcome[Any] 
     error = _FAILURES[ended.status](ended.error or "")
     error.add_note("as it is recorded in the journal; retry='none' does not try it again")
     return Outcome(ended.status, None, error, key, index, failed_phase=ended.phase)
+
+
+def kept_failure(kept: Outcome[Any], phase: str) -> tuple[BaseException, str]:
+    """Why a phase of an item that keeps its outcome gives nothing, with its status, as far as it is on record."""
+    if phase == kept.failed_phase and kept.error is not None:
+        return kept.error, kept.status
+    return CallFailed(f"phase {phase!r} has nothing on record, and retry='none' does not run it"), "failed"
 
 
 def end_reused(call: Call[Any], value: Any) -> None:
@@ -85,18 +118,18 @@ def _did_not_run(call: Call[Any]) -> bool:
 def rows_after(
     rows: Mapping[tuple[str, str], Row], followers: Sequence[PlannedPhase], planned: PlannedPhase, place: str
 ) -> list[tuple[str, str]]:
-    """Which rows are of phases that come after this one at this place: there, above it, and below it."""
+    """Which rows are of phases that come after this one at this place: there, above it, and below it or that."""
     found = []
+    parts = place.split("/") if place else []
     for follower in followers:
-        name = follower.phase.name
-        at = place
-        while True:
-            if (at, name) in rows:
-                found.append((at, name))
-            if not at:
-                break
-            at = at.rpartition("/")[0]
-        if len(follower.level) > len(planned.level):
-            under = f"{place}/" if place else ""
+        name, level = follower.phase.name, follower.level
+        shared = 0
+        while shared < min(len(level), len(planned.level)) and level[shared] == planned.level[shared]:
+            shared += 1
+        top = "/".join(parts[:shared])
+        if len(level) > shared:
+            under = f"{top}/" if top else ""
             found += [key for key in rows if key[1] == name and key[0] and key[0].startswith(under)]
+        elif (top, name) in rows:
+            found.append((top, name))
     return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ._call import Call
+from ._digest import digest
 from ._errors import JournalError
+from ._frame import Frame
 from ._journal_file import RUN_PLACE
 from ._journaled_items import end_reused
 from ._outcome import Outcome
 from ._plan import RUN, PlannedPhase
-from ._run_journal import NOTHING, RunJournal
+from ._run_journal import NOTHING, Kept, RunJournal, upstream_of
 from ._run_level import RunLevel
 
 __all__ = ["JournaledLevel"]
@@ -32,8 +34,38 @@ class JournaledLevel(RunLevel):
         super().__init__(*args, **options)
         self.anew: set[str] = set()
         self._begun: set[str] = set()
+        self._items = 0  # the sum of the digests of their keys: the same in whatever order they end
         self._digests: dict[str, bytes] = {}
         self._recorded: list[PlannedPhase] = []
+
+    def take_item(self, frame: Frame) -> None:
+        """As of `RunLevel`; which items there are counts too."""
+        self.count_item(frame.key)
+        super().take_item(frame)
+
+    def take_kept(self, frame: Frame, outcome: Outcome[Any], kept: Outcome[Any]) -> Outcome[Any]:
+        """As `take_item`, of an item of which only what is recorded was taken; it has the outcome that it keeps."""
+        kept._phases = outcome._phases
+        if outcome.status in ("succeeded", "skipped"):  # the phase that failed is no part of the pipeline any more
+            self.count_item(frame.key)
+            self.take_failed(frame.index, kept)
+        else:
+            self.take_item(frame)
+        return kept
+
+    def count_item(self, key: str) -> None:
+        """An item of this run."""
+        self._items += int(digest(key), 16)
+
+    def _digest(self, planned: PlannedPhase, kept: Kept, inputs: dict[str, Any]) -> bytes:
+        """Of its inputs; and of which items there are, where it comes after phases of theirs and takes nothing of them.
+
+        Raises:
+            TypeError: An input has none; it names it.
+        """
+        taken = {binding.name for binding in planned.bindings if binding.kind == "result"}
+        after = [name for name in planned.needs if name not in taken and self._plan.phases[name].level != RUN]
+        return kept.digest({**inputs, "": f"{self._items:x}"} if after else inputs)
 
     def _start(self, planned: PlannedPhase, inputs: dict[str, Any]) -> None:
         kept = self.journal.kept.get(planned.phase.name)
@@ -42,17 +74,17 @@ class JournaledLevel(RunLevel):
             super()._start(planned, inputs)
             return
         try:
-            digest = kept.digest(inputs)
+            of_inputs = self._digest(planned, kept, inputs)
         except TypeError as error:
             self._fail(planned, self.journal.error(str(error)))
             return
         row = self.journal.run_rows.get(kept.name)
         if row is not None and self._upstream(planned).isdisjoint(self.anew):
-            value = self.journal.value_of(kept, {(RUN_PLACE, kept.name): row}, RUN_PLACE, digest)
+            value = self.journal.value_of(kept, {(RUN_PLACE, kept.name): row}, RUN_PLACE, of_inputs)
             if value is not NOTHING:
                 self._reuse(planned, inputs, value)
                 return
-        self._digests[kept.name] = digest
+        self._digests[kept.name] = of_inputs
         self.runs_anew(kept.name)
         super()._start(planned, inputs)
 
@@ -80,29 +112,15 @@ class JournaledLevel(RunLevel):
         self._ended(planned, call)
 
     def _upstream(self, planned: PlannedPhase) -> set[str]:
-        """All phases that it comes after, however far."""
-        phases = self._plan.phases
-        owners = {one.phase.expand: name for name, one in phases.items() if one.phase.expand is not None}
-        found: set[str] = set()
-        waiting = list(planned.needs)
-        while waiting:
-            name = waiting.pop()
-            if name in found:
-                continue
-            found.add(name)
-            one = phases[name]
-            waiting += one.needs
-            if one.level != RUN:
-                waiting += [owners[element] for element in one.level]
-        return found
+        return upstream_of(planned, self._plan.phases)
 
     def _ended(self, planned: PlannedPhase, call: Call[Any]) -> None:
         kept = self.journal.kept.get(planned.phase.name)
         super()._ended(planned, call)
         if not call.recorded:
             self.anew.add(planned.phase.name)
-        digest = None if kept is None else self._digests.pop(kept.name, None)
-        if kept is None or digest is None or not call.ok:
+        of_inputs = None if kept is None else self._digests.pop(kept.name, None)
+        if kept is None or of_inputs is None or not call.ok:
             return
         try:
             data, value = kept.encoded(call.value)
@@ -110,7 +128,7 @@ class JournaledLevel(RunLevel):
             self._fail(planned, self.journal.error(str(error)))
             return
         self.results[kept.name] = self.outcomes[kept.name].value = value
-        self.journal.put(kept, "", RUN_PLACE, digest, data)
+        self.journal.put(kept, "", RUN_PLACE, of_inputs, data)
         self._recorded.append(planned)
 
     def _fail(self, planned: PlannedPhase, error: JournalError) -> None:

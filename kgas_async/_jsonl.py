@@ -14,16 +14,28 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
+from weakref import WeakSet
 
 from . import _disk
 from ._chain import GENESIS, Head, hash_of, head_path, segment_path
 from ._errors import EvidenceError, counted
 from ._records import SCHEMA, line_of, render_call, render_fields, rfc3339
-from ._verify import Segment, gap_after, head_of, segments_of
+from ._segments import gap_after, head_of, in_the_way, segments_of
+from ._verify import Segment
 
 __all__ = ["JsonlSink"]
 
 AT_ONCE: Final = 512  # lines of one write: more are no faster, since they leave the processor's cache
+_open_sinks: WeakSet[JsonlSink] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a process that was forked: the files are its parent's, who has the lock, and seals the log when it ends."""
+    for sink in list(_open_sinks):
+        sink._forget()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class JsonlSink:
@@ -54,6 +66,7 @@ class JsonlSink:
         self._file: int | None = None  # the last one
         self._plain = True
         self._failed = False
+        self._is_parents = False
         self._number = 1
         self._first = self._last = GENESIS
         self._records = self._bytes = 0
@@ -72,9 +85,10 @@ class JsonlSink:
         """Open the log for this writer alone; what a crash has torn stays in it and is noted."""
         if self._file is not None:
             return
-        self._failed = False
+        self._failed = self._is_parents = False
         try:
             self._open()
+            _open_sinks.add(self)
         except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
             self._release()
             why = error.strerror if isinstance(error, OSError) else error
@@ -96,11 +110,17 @@ class JsonlSink:
             self._refuse("another session writes to it; give each its own evidence= path")
         if not _disk.is_same(self._locked, self.path):
             self._refuse("it was replaced while it was opened; try again")
-        paths = segments_of(self.path)
+        paths = list(segments_of(self.path))
         last = paths[-1]
         gap = gap_after(self.path, len(paths))
         if gap is not None:
             self._refuse(f"{gap}; restore it, or give another evidence= path")
+        foreign = in_the_way(self.path, len(paths)) if self.max_bytes is not None else None
+        if foreign is not None:
+            self._refuse(
+                f"{foreign.name} has the name of its next segment, and is none of it; move that away, or give another "
+                f"evidence= path"
+            )
         self._number = len(paths)
         if len(paths) > 1:
             self._file = _disk.open_file(last)
@@ -134,21 +154,16 @@ class JsonlSink:
             self._refuse(f"{why}; restore that file, or give another evidence= path")
         if head.segment != self._number or (self._number == 1 and head.previous != GENESIS):
             self._refuse(f"{head_path(path).name} is of another segment; {mend}")
-        if head.state == "continued":
-            missing = segment_path(self.path, self._number + 1).name
-            self._refuse(
-                f"{missing} is missing, and {path.name} goes on there; restore it, or give another evidence= path"
-            )
         return segment
 
     def _end_before(self, path: Path, following: Segment) -> None:
         """See that it follows the segment before, and say there that it goes on, if a kill has prevented that."""
         head, _ = head_of(path)
-        if head is None or (head.state != "open" and head.last == following.previous):
+        if head is None or (head.state == "continued" and head.last == following.previous):
             return
         segment = Segment(path, head.previous, head)
         segment.scan()
-        if segment.problem is not None or segment.last != following.previous:
+        if segment.problem is not None or segment.last != following.previous or head.state != "open":
             self._refuse(
                 f"{path.name} is not whole: check it by 'kgas-async evidence verify', and give another evidence= path"
             )
@@ -202,6 +217,10 @@ class JsonlSink:
         return line
 
     def _ready(self) -> None:
+        if self._is_parents:
+            raise EvidenceError(
+                f"{self!r} was opened by another process, of which this one is a fork; give this one its own evidence="
+            )
         if self._file is None:
             self.open()
         if self._failed:
@@ -294,6 +313,12 @@ class JsonlSink:
         failed = self._release()
         if failed is not None:  # some file systems say only now that they could not write
             raise failed
+
+    def _forget(self) -> None:
+        """Be closed and touch nothing; the lock would live as long as this process has the file open."""
+        self._is_parents = self._file is not None
+        self._plain = False  # no unlocking: it is one lock for both
+        self._release()
 
     def _release(self) -> OSError | None:
         """Close the files and give the lock free; the error of one that could not be closed."""

@@ -143,6 +143,9 @@ class ConcurrencyLimit(Limit):
         """The tokens of one key, for code of your own: ``async with limit.for_key("example.org"):``.
 
         Without it ``async with limit`` takes a token that only ``total`` bounds.
+
+        Raises:
+            TypeError: The limit has no keys, or this cannot be one.
         """
         if self._key is None:
             raise TypeError(f"{self!r} has no keys: 'async with limit' takes a token of it")
@@ -185,7 +188,11 @@ class ConcurrencyLimit(Limit):
 
 
 class KeyTokens:
-    """The tokens of one key of a `ConcurrencyLimit`; from `ConcurrencyLimit.for_key`."""
+    """The tokens of one key of a `ConcurrencyLimit`; from `ConcurrencyLimit.for_key`.
+
+    Attributes:
+        key: Whose tokens they are.
+    """
 
     __slots__ = ("_limit", "key")
 
@@ -206,7 +213,7 @@ class KeyTokens:
             return True
 
     async def acquire(self, priority: int = _NORMAL) -> None:
-        """Take a token, waiting in line for it; as of `ConcurrencyLimit.acquire`."""
+        """Take a token, waiting in line for it. As `ConcurrencyLimit.acquire`."""
         if not self.acquire_nowait():
             await self.wait_for_token(Mailbox.here(), check_priority("acquire(priority)", priority))
 

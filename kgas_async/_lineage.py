@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from ._derivation import FAILED, Edges, Plan, Source, calls_of, place_of
 from ._errors import EvidenceError, counted
-from ._reading import Evidence, Read, RunOnRecord, choose_run, read, runs_of
+from ._reading import Evidence, Read, RunOnRecord, choose_run, lacks_of, read, runs_of
 from ._suggest import nearest
 
 __all__ = ["Lineage", "Traced", "lineage"]
@@ -27,6 +27,7 @@ class Traced:
     """A call in a lineage.
 
     Attributes:
+        call_id, phase, item, tool, version: Of the call; ``item`` is None in phases that run once per run.
         status: How it ended; ``"open"`` where its end is not on record.
         sources: What it took, as far as it is in this lineage.
         parent_id: The call that it is nested in, if it is.
@@ -60,6 +61,8 @@ class Lineage:
         calls: In the order in which they ended, nested ones and batches among them.
         items: The source items, and which of their fields were taken; of inputs with a default: if the item had them.
         runs: The ids of other runs that calls in it have started.
+        lacks: What the evidence lacks, as sentences, such as lines that a crash has torn: there may be more than is
+            told here.
     """
 
     run_id: str
@@ -70,6 +73,7 @@ class Lineage:
     calls: list[Traced] = field(default_factory=list)
     items: dict[str, list[str]] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
 
 
 def lineage(
@@ -87,10 +91,14 @@ def lineage(
         item: The key of an item, or of an element (``parent/index``).
         phase: The phase whose output it is. Without one: all phases of that item or element. Alone: a phase that runs
             once per run, or all outputs of a phase.
-        run_id: The run; unless given, the latest.
+        run_id: The run; unless given, the latest that no call has started.
+        direction: Which way to look.
+
+    Returns:
+        The calls on the way and the source items at its end, in a `Lineage`.
 
     Raises:
-        EvidenceError: It cannot be read, or knows of no such run, phase or item.
+        EvidenceError: It cannot be read, lacks a segment, or knows of no such run, phase or item.
         ValueError: Neither ``item`` nor ``phase`` is given, or another direction.
     """
     if direction not in ("upstream", "downstream"):
@@ -132,13 +140,12 @@ class _Tracing:
         if not targets:
             raise self._unknown()
         kept = self._reached(targets, sources)
-        others = self._others(kept, own, nested)
-        for call in sorted((*(own[one] for one in kept), *others.values()), key=lambda call: call["seq"]):
-            given = sources.get(call["call_id"], ())
-            taken = tuple(one for one in given if one.call_id is None or one.call_id in kept)
-            self._keep(call, taken)
-        self._keep_nested(nested, kept.keys() | others.keys())
-        self.lineage.calls.sort(key=lambda call: self._seqs[call.call_id])
+        for call in sorted(self._with_others(kept, own, nested), key=lambda call: call["seq"]):
+            given = sources.get(call["call_id"], ()) if call["call_id"] in kept else ()
+            self._keep(call, tuple(one for one in given if one.call_id is None or one.call_id in kept))
+        known = {call.call_id for call in self.lineage.calls}
+        self.lineage.runs = [run.run_id for run in self.runs.values() if run.parent_id in known]
+        self.lineage.lacks = lacks_of(self.records)
         return self.lineage
 
     def _calls_near(self) -> tuple[dict[str, Mapping[str, Any]], list[Mapping[str, Any]]]:
@@ -154,7 +161,6 @@ class _Tracing:
             elif wanted(*place_of(record)):
                 into = own if record.get("parent_id") == self.run.parent_id else nested
                 into[record["call_id"]] = record
-        self._seqs = {call_id: call["seq"] for into in (own, nested) for call_id, call in into.items()}
         return own, list(nested.values())
 
     def _filter(self) -> Callable[[str, str | None], bool]:
@@ -202,43 +208,33 @@ class _Tracing:
                 waiting += follow.get(call_id, ())
         return found
 
-    def _others(
+    def _with_others(
         self, kept: Iterable[str], own: Mapping[str, Mapping[str, Any]], nested: list[Mapping[str, Any]]
-    ) -> dict[str, Mapping[str, Any]]:
-        """What ran those calls together with others, and whose value they have: they may be of other items.
+    ) -> list[Mapping[str, Any]]:
+        """Those calls; what is nested in them; what ran them together with others, and whose value they have.
 
-        What is nested in them is added to ``nested``: an end is on record before that of what it is nested in, so each
-        depth takes a pass of its own.
+        The latter may be of other items and runs, and have not been read yet: they, and then what is nested in them,
+        take a pass each.
         """
-        named = (own[one].get(name) for one in kept for name in ("batch_id", "reused_from"))
-        others = {one for one in named if one is not None and one not in own}
-        found: dict[str, Mapping[str, Any]] = {}
-        wanted = others
-        while wanted:
-            inside: dict[str, Mapping[str, Any]] = {}
-            for record in calls_of(self.records, None):
-                if record["call_id"] in others:
-                    found[record["call_id"]] = record
-                elif record.get("parent_id") in wanted:
-                    inside[record["call_id"]] = record
-            wanted = inside.keys() - self._seqs.keys()
-            nested += [inside[one] for one in wanted]
-            self._seqs.update({call["call_id"]: call["seq"] for call in (*found.values(), *inside.values())})
-        return found
-
-    def _keep_nested(self, nested: Iterable[Mapping[str, Any]], kept: Iterable[str]) -> None:
-        """Calls nested in those that are kept, however deep; and the runs that any of them has started."""
         inside: dict[str, list[Mapping[str, Any]]] = {}
         for call in nested:
             inside.setdefault(call["parent_id"], []).append(call)
-        known = set(kept)
-        waiting = list(known)
-        while waiting:
-            for call in inside.pop(waiting.pop(), ()):
-                known.add(call["call_id"])
-                waiting.append(call["call_id"])
-                self._keep(call, ())
-        self.lineage.runs = [run.run_id for run in self.runs.values() if run.parent_id in known]
+        found = {call_id: own[call_id] for call_id in kept}
+        new = list(found.values())
+        parents: set[str] = set()  # of which nobody knows yet what is nested in them
+        while new:
+            for call in new:  # it grows meanwhile
+                new += inside.pop(call["call_id"], ())
+            found |= {call["call_id"]: call for call in new}
+            named = {call[name] for call in new for name in ("batch_id", "reused_from") if name in call}
+            read: dict[str, Mapping[str, Any]] = {}
+            for record in calls_of(self.records, None) if parents or named - found.keys() else ():
+                if record["call_id"] not in found and (
+                    record["call_id"] in named or record.get("parent_id") in parents
+                ):  # fmt: skip
+                    read[record["call_id"]] = record
+            parents, new = set(read), list(read.values())
+        return list(found.values())
 
     def _keep(self, call: Mapping[str, Any], sources: tuple[Source, ...]) -> None:
         self.lineage.calls.append(

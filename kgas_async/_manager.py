@@ -247,7 +247,7 @@ class ServiceManager(SingleCalls, ManyCalls):
         return MappingProxyType({call.id: call for call in list(self._opened().calls_open.values())})
 
     def find(self, id: str) -> Call[Any] | None:  # noqa: A002
-        """A call by its id, or by the name that `options` gave it (the latest of that name); None if there is none.
+        """A call by its ``id``, or by the name that `options` gave it (the latest of that name); None if there is none.
 
         Open calls are found, and those made by ``submit`` that have ended, the last 256 of them.
         """

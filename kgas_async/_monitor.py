@@ -7,6 +7,7 @@ attaches it. What it gives is in `_figures`.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import asdict
 from itertools import islice
 from threading import Lock
 from time import perf_counter_ns
@@ -90,6 +91,9 @@ class PerformanceMonitor:
 
         Args:
             name: Of the kind of block, and not of one item: each name has figures of its own.
+
+        Returns:
+            A context manager, sync and async.
 
         Raises:
             TypeError: The name is none: it goes into the evidence.
@@ -226,6 +230,8 @@ class Attached:
         if self._watchdog is not None:
             await self._watchdog.close().wait()
         self.log.take_in()  # its own events come before the session's end
+        for advice in self._monitor.report().advice:
+            self.log.emit("tool.advised", **asdict(advice))
         self._monitor._attached.remove(self)
 
     def _stalled(self, look: Look, so_far_ns: int) -> None:

@@ -104,7 +104,11 @@ class Outcome(Generic[R]):
         return self._phases or {}
 
     def unwrap(self) -> R:
-        """The value, or the error raised."""
+        """The value, or the error raised.
+
+        Raises:
+            BaseException: The error of the outcome; `CallCancelled` where it has none.
+        """
         if self.ok:
             return self.value  # type: ignore[return-value]
         raise self.error or CallCancelled(f"{self.tool or 'item'} {self.key}: {self.status}")

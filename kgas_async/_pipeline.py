@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ from ._offload import gives_coroutine
 from ._phase import Phase
 from ._planner import Planner
 from ._policy_checks import services_of
+from ._service import Service
 from ._suggest import nearest
 
 __all__ = ["Pipeline"]
@@ -30,6 +32,8 @@ class Pipeline:
             no phase gives are taken for item fields, and verified on the first item before any tool runs.
         key: A field, or a function of the item, that names the item in outcomes and evidence. Unless given, its index.
         source: A function that gives the items, for ``kgas-async run``; its one argument is ``--input``'s value.
+        services: Services that are started for a run beside those that its tools require: those that require nothing
+            of it but time (`Every`), and plain async context managers.
 
     Raises:
         ValueError, TypeError: What does not fit, with phase, input and the nearest known name.
@@ -42,6 +46,7 @@ class Pipeline:
         item: Sequence[str] | type | None = None,
         key: str | Callable[[Any], Any] | None = None,
         source: Callable[..., Any] | None = None,
+        services: Sequence[Any] = (),
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a pipeline is a non-empty string, not {name!r}")
@@ -61,6 +66,7 @@ class Pipeline:
         self.fields: dict[str, Any] | None = _fields(name, item)
         self.key = key
         self.source = source
+        self._services = _checked_services(name, services)
         if isinstance(key, str) and self.fields is not None and key not in self.fields:
             raise ValueError(
                 f"pipeline {name!r}: key {key!r} is no item field; there are {', '.join(self.fields)}"
@@ -74,13 +80,26 @@ class Pipeline:
 
     @property
     def services(self) -> tuple[Any, ...]:
-        """The services that its tools and their fallbacks require, each once."""
-        found: list[Any] = []
+        """The services that its tools and their fallbacks require, and those that it was given, each once."""
+        found = list(self._services)
         for phase in self.phases:
             found.extend(
                 service for service in services_of(phase.tool, phase.policy) if not any(service is one for one in found)
             )
         return tuple(found)
+
+
+def _checked_services(pipeline: str, services: Any) -> tuple[Any, ...]:
+    if isinstance(services, (str, bytes)) or not isinstance(services, Iterable):
+        raise TypeError(f"pipeline {pipeline!r}: services= is a tuple of services, not {services!r}")
+    given: tuple[Any, ...] = ()
+    for one in services:
+        if not isinstance(one, (Service, AbstractAsyncContextManager)):
+            raise TypeError(
+                f"pipeline {pipeline!r}: {shown(one)} is no service: neither a Service nor an async context manager"
+            )
+        given = given if any(one is other for other in given) else (*given, one)
+    return given
 
 
 def _check_tools(pipeline: str, phases: Sequence[Phase]) -> None:

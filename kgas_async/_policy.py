@@ -159,7 +159,11 @@ class Policy:
         return dict(self._given)
 
     def overlaid(self, other: Policy | None) -> Policy:
-        """This policy with ``other`` laid over it: where both give a field, the other's counts."""
+        """This policy with ``other`` laid over it: where both give a field, the other's counts.
+
+        Raises:
+            TypeError: It is no `Policy`.
+        """
         if other is not None and not isinstance(other, Policy):
             raise TypeError(f"what is laid over a policy is a Policy(...), not {other!r}")
         if other is None or not other._given:

@@ -176,7 +176,10 @@ class Pool(Service, Generic[T]):
         return (PoolCore(self.bounds) if self._motion is None else self._motion.core).statistics()
 
     async def health(self) -> None:
-        """Raises where no resource can be had: none is open, and one that is made now fails."""
+        """Raises where no resource can be had: none is open, and one that is made now fails.
+
+        Cancellation: Stops waiting for one.
+        """
         motion = self._moving()
         if not motion.core.entries and not wants_key(self.factory):
             async with self.acquire():
@@ -197,7 +200,10 @@ class Pool(Service, Generic[T]):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serves until it is left; then closes all: what is in use when it is given back, or after a while."""
+        """Serves until it is left; then closes all: what is in use when it is given back, or after a while.
+
+        Cancellation: As leaving it; closing is shielded.
+        """
         motion = Motion(self, current_manager()._opened())
         async with anyio.create_task_group() as motion.tasks:
             motion.tasks.start_soon(motion.keep_time)

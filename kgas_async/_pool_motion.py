@@ -22,6 +22,7 @@ from ._pool_core import Entry, PoolCore, Waiter
 from ._records import error_fields
 from ._session import Session
 from ._threads import ThreadPool
+from ._tracing import secrets_aside
 
 __all__ = ["NO_KEY", "Motion", "factory_name", "wants_key"]
 
@@ -283,7 +284,10 @@ class Motion:
     def _say_failed(self, what: str, error: BaseException) -> None:
         log = self.session.log
         if log is not None:
-            log.emit("pool.failed", service=self._pool.name, what=what, error=error_fields(error))
+            factory = self._pool.factory
+            made_of = (getattr(factory, "__self__", None), getattr(factory, "keywords", None))
+            secrets = secrets_aside(self.session, error, self._pool, factory, *made_of)
+            log.emit("pool.failed", service=self._pool.name, what=what, error=error_fields(error, secrets))
 
 
 def _check_key(key: Any, pool: str) -> None:

@@ -64,6 +64,7 @@ from ._options import CallOptions as CallOptions
 from ._outcome import Outcome as Outcome
 from ._phase import Phase as Phase
 from ._pipeline import Pipeline as Pipeline
+from ._pipeline_file import load_pipeline as load_pipeline
 from ._policy import Policy as Policy
 from ._pool import Lease as Lease, Pool as Pool
 from ._pool_core import PoolStatistics as PoolStatistics

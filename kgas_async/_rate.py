@@ -50,7 +50,7 @@ class RateLimit:
             whose tokens are not all back.
 
     Attributes:
-        is_keyed: Whether a call takes its tokens of what `of` gives.
+        is_keyed: Whether it has a ``key``.
     """
 
     def __init__(
@@ -127,7 +127,11 @@ class RateLimit:
         return bucket
 
     def for_key(self, key: Hashable) -> RateLimit:
-        """The rate of one key, for code of your own: ``async with limit.for_key("example.org"):``."""
+        """The rate of one key, for code of your own: ``async with limit.for_key("example.org"):``.
+
+        Raises:
+            TypeError: The limit has no keys.
+        """
         if self._buckets is None:
             raise TypeError(f"{self!r} has no keys: 'async with limit' takes a token of it")
         return self._buckets.get(key)
@@ -201,7 +205,11 @@ class RateLimit:
                 await waiter.event.wait()
 
     def pause(self, seconds: float) -> None:
-        """Give no token for so long, since a server said so (Retry-After). On a loop; of keys: of one's bucket."""
+        """Give no token for so many ``seconds``, since a server said so (Retry-After). On a loop.
+
+        Raises:
+            TypeError: The limit has keys: pause the rate of one, ``limit.for_key(key)``.
+        """
         self._refuse_keyed()
         now = anyio.current_time()
         with self._lock:
@@ -211,7 +219,11 @@ class RateLimit:
             self._due = max(self._due, now + seconds + (self._burst - 1) * self._interval)
 
     def refund(self, tokens: float = 1.0) -> None:
-        """Give tokens back that were taken and not used."""
+        """Give ``tokens`` back that were taken and not used.
+
+        Raises:
+            TypeError: The limit has keys: refund the rate of one, ``limit.for_key(key)``.
+        """
         self._refuse_keyed()
         with self._lock:
             self._due -= tokens * self._interval

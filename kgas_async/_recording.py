@@ -9,6 +9,7 @@ from typing import Any
 from ._errors import EvidenceError
 from ._evidence import EvidenceLog, TracingLog
 from ._monitor import Attached
+from ._system import cpus
 
 __all__ = ["Recording"]
 
@@ -34,7 +35,9 @@ class Recording:
             session.log = make(
                 sinks, quiet, session.session, session.mailbox, session.calls_open, self._evidence_failed, receiver
             )
-            session.log.emit("session.started")
+            session.log.emit(
+                "session.started", cpus=cpus(), threads=session.pool.slots, processes=session.processes.slots
+            )
         if monitor is not None:
             self._attached = monitor._attach(session.log, session.mailbox)
 

@@ -349,7 +349,7 @@ class RunCrew(WalkCrew):
         """Put on record that an item failed outside of any call."""
         if self.home.log is not None:
             tracing = self.home.tracing
-            secrets = frozenset() if tracing is None else tracing.secrets_of(given)
+            secrets = frozenset() if tracing is None else tracing.secrets_of(given) | tracing.secrets(self.parent)
             self.home.log.emit(
                 "item.failed",
                 run_id=self.run_id,

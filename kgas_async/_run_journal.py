@@ -11,16 +11,16 @@ from ._bound import Bound
 from ._digest import digest
 from ._employer import Employer
 from ._errors import JournalError, text_of
-from ._fingerprint import differ, fingerprint
+from ._fingerprint import difference, fingerprint
 from ._journal import Journal
 from ._journal_codec import JournalCodec, codec_for, elements_of, read_back
-from ._journal_file import RUN_PLACE, JournalFile, Row, Source
+from ._journal_file import NEW, RUN_PLACE, Ended, JournalFile, Row, Source
 from ._journal_writer import JournalWriter
 from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._plan import RUN, PlannedPhase
 
-__all__ = ["NOTHING", "Kept", "RunJournal"]
+__all__ = ["NOTHING", "Kept", "RunJournal", "below", "upstream_of"]
 
 NOTHING: Final[Any] = object()
 Rows = Mapping[tuple[str, str], Row]
@@ -31,7 +31,7 @@ class Kept:
 
     Attributes:
         source: Who gives them, as in the file, and its number there.
-        is_usable: By number, whether what that source gave may be used again; False: it may, but its code has changed.
+        changes: By number of those whose values may be used again: what has changed since, its code or its arguments.
     """
 
     def __init__(self, planned: PlannedPhase, bound: Bound, journal: Journal, given: JournalCodec | None) -> None:
@@ -41,7 +41,7 @@ class Kept:
         self.codec = given or journal.codec or self._json(bound.signature.returns)
         self.source = Source(self.name, bound.name, bound.version, self.codec.name, fingerprint(bound.tool))
         self.number = 0
-        self.is_usable: dict[int, bool] = {}
+        self.changes: dict[int, str] = {}
         self.has_told = False
 
     def _json(self, annotation: Any) -> JournalCodec:
@@ -99,8 +99,7 @@ def _seen(value: Any) -> Any:
     if isinstance(value, list):
         return [_seen(one) for one in value] if any(isinstance(one, Outcome) for one in value) else value
     if isinstance(value, Outcome):
-        error = value.error
-        said = "" if error is None else f"{type(error).__name__}: {text_of(error.__cause__ or error)}"
+        said = "" if value.error is None else text_of(value.error)  # all that there is of a recorded one
         return (value.key, value.index, value.ok, None if value.ok else value.status, value.value, said)
     return value
 
@@ -116,6 +115,7 @@ class RunJournal:
     Attributes:
         followers: By phase, those below the level of the run that come after it and take nothing: their inputs do not
             tell that it has run again.
+        taken: The phases that another one needs.
     """
 
     def __init__(
@@ -141,10 +141,11 @@ class RunJournal:
             for name, planned in pipeline.plan.phases.items()
             if planned.phase.is_journaled and planned.live is None
         }
+        self.taken = {name for planned in pipeline.plan.phases.values() for name in planned.needs}
         self.followers: dict[str, list[PlannedPhase]] = {}
         for kept in self.kept.values():
             if not kept.planned.bindings and kept.planned.level != RUN:
-                for name in kept.planned.needs:
+                for name in upstream_of(kept.planned, pipeline.plan.phases):
                     self.followers.setdefault(name, []).append(kept.planned)
 
     async def open(self) -> None:
@@ -169,17 +170,19 @@ class RunJournal:
             self._judge(kept, known)
         for kept in self.kept.values():
             kept.number = file.number_of(kept.source)
-            kept.is_usable[kept.number] = True
+            kept.changes[kept.number] = ""
 
     def _judge(self, kept: Kept, known: Mapping[int, tuple[Source, int]]) -> None:
         """Say of each who gave values to this phase before whether they may be used."""
         own = kept.source
         alike = {number: (one, run) for number, (one, run) in known.items() if one[:4] == own[:4]}
-        kept.is_usable = {number: not differ(one.code, own.code) for number, (one, _) in alike.items()}
+        kept.changes = {number: difference(one.code, own.code) for number, (one, _) in alike.items()}
         latest = max(alike, key=lambda number: alike[number][1], default=0)
-        if self.journal.on_change == "refuse" and not kept.is_usable.get(latest, True):
+        change = kept.changes.get(latest, "")
+        if self.journal.on_change == "refuse" and change:
+            changed = "its function has" if change == "code" else "the arguments that it is made with have"
             raise JournalError(
-                f"journal {self.path!r}: {kept.what}: its function has changed since it gave what is recorded, and its "
+                f"journal {self.path!r}: {kept.what}: {changed} changed since it gave what is recorded, and its "
                 f"version {own.version!r} has not; give the tool another version to run it again, or "
                 f"Journal(..., on_change='reuse') to use what is there",
                 path=self.path,
@@ -202,15 +205,15 @@ class RunJournal:
             return NOTHING
 
     def _good(self, kept: Kept, row: Row | None, inputs: bytes) -> Row | None:
-        if row is None or row.inputs != inputs or (is_same := kept.is_usable.get(row.source)) is None:
+        if row is None or row.inputs != inputs or (change := kept.changes.get(row.source)) is None:
             return None
-        reuses = is_same or self.journal.on_change != "run"
-        if not is_same and not kept.has_told:
+        reuses = not change or self.journal.on_change != "run"
+        if change and not kept.has_told:
             kept.has_told = True
-            self._tell_change(kept, reuses=reuses)
+            self._tell_change(kept, change, reuses=reuses)
         return row if reuses else None
 
-    def _tell_change(self, kept: Kept, *, reuses: bool) -> None:
+    def _tell_change(self, kept: Kept, change: str, *, reuses: bool) -> None:
         if self._home.log is not None:
             self._home.log.emit(
                 "journal.code_changed",
@@ -219,6 +222,7 @@ class RunJournal:
                 phase=kept.name,
                 tool=kept.source.tool,
                 version=kept.source.version,
+                changed=change,
                 reused=reuses,
             )
 
@@ -229,6 +233,10 @@ class RunJournal:
     def forget(self, row: Row) -> None:
         """Have it written that this value is not to be used: it is committed with what is put next, or before."""
         self.writer.put(Row(row.item, row.place, row.phase, 0, b"", b""))
+
+    def note_seen(self, item: str, ended: Ended | None) -> None:
+        """Have it written that an item has come in this run; how it ended stays as it was."""
+        self.writer.put_item(item, ended or Ended(NEW, None, None))
 
     def error(self, message: str) -> JournalError:
         """An error of this journal."""
@@ -242,3 +250,20 @@ class RunJournal:
 def below(place: str, index: int) -> str:
     """The place of an element of what is at a place."""
     return f"{place}/{index}" if place else str(index)
+
+
+def upstream_of(planned: PlannedPhase, phases: Mapping[str, PlannedPhase]) -> set[str]:
+    """All phases that one comes after, however far, with those that made the elements they are of and it is not."""
+    owners = {one.phase.expand: name for name, one in phases.items() if one.phase.expand is not None}
+    found: set[str] = set()
+    waiting = list(planned.needs)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        one = phases[name]
+        waiting += one.needs
+        if one.level != RUN:
+            waiting += [owners[element] for element in one.level if element not in planned.level]
+    return found

@@ -50,7 +50,8 @@ async def running(
         await journaled.open_journal()
     if session.log is not None:
         session.log.emit(
-            "run.started", run_id=run_id, pipeline=pipeline.name, plan=pipeline.plan.on_record(), items=crew.total,
+            "run.started", run_id=run_id, pipeline=pipeline.name, in_flight=crew.in_flight, items=crew.total,
+            plan=[one | bound[one["phase"]].on_record() for one in pipeline.plan.on_record()],
             parent_id=None if parent is None else parent.id,
         )  # fmt: skip
     crew.start()

@@ -70,11 +70,16 @@ class Service:
 
         May hold a task group. An exception while running is a crash. Runs in a task of its own, so that scopes are
         left where they were entered.
+
+        Cancellation: A start may be cancelled at any wait. So may a stop that takes longer than the manager's grace.
         """
         yield
 
     async def health(self) -> None:
-        """Raise when ill. Asked only while it runs; a plain ``def`` is called in a thread reserved for such."""
+        """Raise when ill. Asked only while it runs; a plain ``def`` is called in a thread reserved for such.
+
+        Cancellation: Comes when its time (``health_timeout``) is up, which counts as ill, and when the service stops.
+        """
 
     def _note(self, **known: object) -> None:
         for name, value in known.items():  # past a __setattr__: it may be a frozen dataclass

@@ -19,7 +19,7 @@ from ._errors import InvalidInputs, shown
 from ._schema import NO_SCHEMA, ResultSchema, inputs_adapter, no_check, no_json_schema, with_defaults
 from ._suggest import nearest
 
-__all__ = ["Signature", "request_builder", "result_type"]
+__all__ = ["Signature", "hints_of", "request_builder", "result_type"]
 
 _NO_MAPPING = ("dict_type", "mapping_type", "model_type", "model_attributes_type")
 _EMPTY = inspect.Parameter.empty
@@ -67,7 +67,7 @@ class Signature:
             raise TypeError(
                 f"tool {tool!r}: the signature of {function!r} cannot be read ({error}); name its inputs: params=[...]"
             ) from None
-        hints = _hints(function)
+        hints = hints_of(function)
         types: dict[str, Any] = {}
         required = []
         defaults = {}
@@ -295,7 +295,7 @@ class Signature:
 
 def result_type(function: Callable[..., Any]) -> Any:
     """The annotation of what a callable returns, `Any` where there is none."""
-    return _hints(function).get("return", Any)
+    return hints_of(function).get("return", Any)
 
 
 def request_builder(model: type[BaseModel]) -> Callable[..., BaseModel]:
@@ -350,7 +350,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The resolved annotations; one that cannot be resolved (a local class behind a string) is left out: `Any`."""
     target: Any = inspect.unwrap(function)
     while hasattr(target, "func"):  # functools.partial
@@ -359,7 +359,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         constructor: Any = inspect.getattr_static(target, "__init__")
         if not inspect.isfunction(constructor):
             return {**_resolved(target), "return": target}
-        own = _hints(constructor)
+        own = hints_of(constructor)
         for parameter in inspect.signature(constructor).parameters.values():
             if parameter.kind in _VARIABLE:  # a model's **data is no field of it
                 own.pop(parameter.name, None)

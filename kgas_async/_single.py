@@ -39,6 +39,13 @@ class SingleCalls(ABC):
     async def execute(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> R:
         """Run a tool and give its value.
 
+        Args:
+            tool: The tool.
+            inputs: Its inputs, by name.
+
+        Returns:
+            What ``execute_async`` of the tool returns, or its fallback's, or a value that is used again.
+
         Raises:
             CallFailed: The tool raised; its exception is the ``__cause__``.
             CallTimeout: Timeout or deadline; also a ``TimeoutError``.
@@ -55,7 +62,17 @@ class SingleCalls(ABC):
         return result
 
     async def outcome(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> Outcome[R]:
-        """Run a tool and give what came of it; raises nothing but the caller's own cancellation."""
+        """Run a tool and give what came of it; raises nothing but the caller's own cancellation.
+
+        Args:
+            tool: The tool.
+            inputs: Its inputs, by name.
+
+        Returns:
+            The `Outcome`; also of a call that was not admitted, which is ``rejected``.
+
+        Cancellation: As `execute`.
+        """
         try:
             call = await self._run_here(tool, args, inputs)
         except (KgasAsyncError, TypeError, ValueError, RuntimeError) as error:
@@ -76,6 +93,10 @@ class SingleCalls(ABC):
 
     def submit(self, tool: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> Call[R]:
         """Start a tool in the background; the manager owns it.
+
+        Args:
+            tool: The tool.
+            inputs: Its inputs, by name.
 
         Returns:
             The `Call`: ``await call.result()``, ``call.cancel()``. `ServiceManager.find` finds it by its id, also

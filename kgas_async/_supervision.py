@@ -21,6 +21,7 @@ from ._mailbox import is_self_inflicted
 from ._records import error_fields
 from ._served import interrupt
 from ._service import Service, lifetime
+from ._tracing import secrets_aside, without
 
 __all__ = ["DependencyFailed", "Landlord", "Supervision"]
 
@@ -295,8 +296,11 @@ class Supervision:
 
     def _say(self, event: str, hosted: Hosted, error: BaseException | None = None, **fields: Any) -> None:
         if self._session.log is not None:
+            secrets = secrets_aside(self._session, error, hosted.service)
             if error is not None:
-                fields["error"] = error_fields(error)
+                fields["error"] = error_fields(error, secrets)
+            if secrets and fields.get("reason"):
+                fields["reason"] = without(fields["reason"], secrets)
             fields.setdefault("attempt", hosted.attempt)
             self._session.log.emit(event, service=hosted.name, **fields)
 

@@ -131,7 +131,19 @@ class KGASTool:
 
     @abstractmethod
     async def execute_async(self, /, *args: Any, **kwargs: Any) -> Any:
-        """The tool itself, with named inputs. Awaiting it directly bypasses policy, limits and evidence."""
+        """The tool itself, with named inputs. Awaiting it directly bypasses policy, limits and evidence.
+
+        Args:
+            kwargs: Subclasses name their inputs, keyword-only, and annotate them.
+
+        Returns:
+            The value of the call.
+
+        Raises:
+            BaseException: Whatever the tool raises; the call's error has it as its ``__cause__``.
+
+        Cancellation: Reaches the tool at its next checkpoint.
+        """
         raise TypeError(f"{type(self).__name__} has no execute_async")
 
     def execute(self: SupportsExecute[P, R], /, *args: P.args, **inputs: P.kwargs) -> R:
@@ -180,6 +192,16 @@ class KGASTool:
         """Functions that it was given beside its own code, by whose change its results may change."""
         return ()
 
+    def _made_with(self) -> dict[str, object]:
+        """The arguments of its constructor by name, by whose change its results may change."""
+        args, kwargs = self._constructed
+        try:
+            bound = inspect.signature(type(self)).bind(*args, **kwargs)
+        except (TypeError, ValueError):  # a constructor that cannot be read
+            return {**{str(place): one for place, one in enumerate(args)}, **kwargs}
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
     @property
     def requires(self) -> tuple[Any, ...]:
         """The services that must run before this tool: those among its attributes."""
@@ -193,6 +215,8 @@ class KGASTool:
 
         Raises:
             InvalidInputs: With tool, field and value.
+
+        Cancellation: Never waits, unless it is overridden.
         """
         return self.signature.validate(inputs)
 
@@ -211,17 +235,22 @@ class KGASTool:
     async def cleanup_resources(self, call: Any) -> None:
         """Called after a call of this tool has failed, timed out or was cancelled.
 
-        Shielded from cancellation, with the call's grace as its time limit. An error here is noted on the call's
-        error and does not replace it.
+        An error here is noted on the call's error and does not replace it.
 
         Args:
             call: The `Call` that ended.
+
+        Cancellation: Shielded from it, with the call's grace as its time limit.
         """
 
     def using(self, *, name: str | None = None, **policy_fields: Any) -> Self:
         """A copy with some policy fields laid over, and another name if one is given.
 
         A copy that keeps its name shares limits, breaker, cache, instances and statistics with the original.
+
+        Args:
+            name: The copy's; that of the original unless given.
+            policy_fields: As of `Policy`.
 
         Raises:
             TypeError, ValueError: A policy that this tool cannot have, such as ``hedge_after`` where it is not

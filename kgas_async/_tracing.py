@@ -22,7 +22,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from ._digest import digest
 from ._errors import shown
 
-__all__ = ["Tracing", "secrets_in", "tracing_of", "without"]
+__all__ = ["Tracing", "secrets_aside", "secrets_in", "tracing_of", "without"]
 
 REDACTED: Final = "[redacted]"
 SHORTEST: Final = 4  # characters of a value that is looked for in messages: shorter ones are everywhere
@@ -81,10 +81,8 @@ class Tracing:
     def of_end(self, call: Any) -> dict[str, Any]:
         """What is noted of an ended call."""
         noted = dict(call.inputs.noted) if isinstance(call.inputs, Seen) else {}
-        if self.redact and call.error is not None:
-            with suppress(Exception):
-                before = call.error.__dict__.get(MARK, frozenset())  # an item of a batch has a copy of the batch's
-                setattr(call.error, MARK, before | self.secrets(call))
+        if call.error is not None:
+            self.mark(call.error, call)
         if call.status in ("succeeded", "reused"):
             noted.update(self._noted("output", call.value))
             if self.values:
@@ -107,13 +105,19 @@ class Tracing:
             call = call.parent
         return found
 
+    def mark(self, error: BaseException, call: Any) -> None:
+        """Have an error know what is redacted in a call, wherever it is put on record."""
+        if self.redact:
+            _mark(error, self.secrets(call))
+
     def secrets_of(self, given: Iterable[Any]) -> set[str]:
-        """The texts in redacted fields of items and elements, or in inputs."""
+        """The texts in redacted fields of items and elements, in inputs, or in attributes of a service."""
         found: set[str] = set()
         for one in given:
             for name in self.redact:
-                with suppress(Exception):  # a property of the user's
-                    _gather(one.get(name) if isinstance(one, Mapping) else getattr(one, name, None), found)
+                for alias in (name, f"_{name}"):
+                    with suppress(Exception):  # a property of the user's
+                        _gather(one.get(alias) if isinstance(one, Mapping) else getattr(one, alias, None), found)
         return found
 
     def cleaned(self, call: Any, text: str) -> str:
@@ -126,6 +130,34 @@ class Tracing:
             name = place["field"].partition(".")[0]
             if name in self.redact:
                 place["field"] = name
+
+
+def secrets_aside(session: Any, error: BaseException | None, *owners: Any) -> AbstractSet[str]:
+    """The texts to be taken out of what is said of a service or a pool, which is no part of any call.
+
+    Those in redacted inputs of the calls that are open, since they may use it, and those that it has itself under such
+    a name. The error knows them from then on, for the calls that end by it.
+
+    Args:
+        session: Its tracing, and its open calls. On the loop.
+        error: What is to be said.
+        owners: The service; a factory, and what that has been given.
+    """
+    tracing: Tracing | None = session.tracing
+    if tracing is None or not tracing.redact:
+        return frozenset()
+    found = tracing.secrets_of(owners)
+    for call in list(session.calls_open.values()):
+        found |= tracing.secrets(call)
+    if error is not None:
+        _mark(error, found)
+    return found
+
+
+def _mark(error: BaseException, secrets: AbstractSet[str]) -> None:
+    with suppress(Exception):
+        before = error.__dict__.get(MARK, frozenset())  # an item of a batch has a copy of the batch's
+        setattr(error, MARK, before | secrets)
 
 
 def secrets_in(error: BaseException | None) -> AbstractSet[str]:
@@ -182,7 +214,7 @@ def _inside(value: Any) -> Iterable[Any]:
     if isinstance(value, Enum):
         return (value.value,)
     if isinstance(value, Mapping):
-        return value.values()
+        return (*value.keys(), *value.values())
     return value if isinstance(value, (list, tuple, AbstractSet)) else ()
 
 

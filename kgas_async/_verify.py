@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
-from ._chain import (
-    GENESIS,
-    Head,
-    fields_of,
-    hash_of,
-    head_path,
-    is_recovery,
-    record_of,
-    segment_number,
-    segment_path,
-)
+from ._chain import GENESIS, Head, fields_of, hash_of, head_path, is_recovery, record_of, segment_path
 from ._errors import EvidenceError, counted
 from ._records import SCHEMA
+from ._segments import gap_after, goes_on, head_of, own_number
 
-__all__ = ["EvidenceReport", "Segment", "gap_after", "head_of", "segments_of", "verify_evidence"]
+__all__ = ["EvidenceReport", "Segment", "verify_evidence"]
 
 Problem = Literal["edited", "lost", "reordered", "duplicated", "added", "torn", "truncated", "head", "schema", "format"]
-LARGEST_HEAD: Final = 4096
+State = Literal["sealed", "continued", "open", "unsealed"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +24,11 @@ class EvidenceReport:
     """What `verify_evidence` has found.
 
     Attributes:
-        ok: It is intact, and was closed by a session that has ended: nothing was changed, nothing is missing.
+        ok: It is intact, and was closed by a session that has ended: nothing was changed, nothing is missing. Never of
+            one segment alone, since the others were not looked at.
         state: ``"sealed"``: closed so; ``"open"``: a session still writes, or was killed; ``"unsealed"``: the head file
-            is missing. If it is not sealed, records may be missing at the end.
+            is missing; ``"continued"``: of a segment alone, the log goes on in the next one. If it is not sealed,
+            records may be missing at the end.
         records, sessions, segments: How many there are, up to the first bad record.
         recovered: Pieces that a crash had torn, kept in the file and noted there by the session after.
         last_sha256: The hash of the last good record. Kept in another place, it proves all the records.
@@ -45,9 +37,10 @@ class EvidenceReport:
             ``"format"`` (no evidence).
         file, line: Where it is.
         reason: A sentence about it.
+        segment: The number of the segment, where the path was that of one alone; else None.
     """
 
-    state: Literal["sealed", "open", "unsealed"]
+    state: State
     records: int
     sessions: int
     segments: int
@@ -57,10 +50,11 @@ class EvidenceReport:
     file: str | None = None
     line: int | None = None
     reason: str | None = None
+    segment: int | None = None
 
     @property
     def ok(self) -> bool:
-        return self.problem is None and self.state == "sealed"
+        return self.problem is None and self.state == "sealed" and self.segment is None
 
     def __str__(self) -> str:
         what = f"{counted(self.records, 'record')} of {counted(self.sessions, 'session')}"
@@ -71,7 +65,12 @@ class EvidenceReport:
             "sealed": "sealed",
             "open": "not sealed: a session still writes or was killed, records may be missing at the end",
             "unsealed": "not sealed: the head file is missing, records may be missing at the end",
+            "continued": "the log goes on in another segment, which was not looked at",
         }[self.state]
+        if self.segment is not None:
+            alone = f"segment {self.segment} alone is"
+            end += ", and nothing before this segment was looked at; check the log by the name of its first one"
+            return f"{alone} intact, {end}: {what}{torn}; last record {self.last_sha256}"
         return f"intact and {end}: {what}{torn}; last record {self.last_sha256}"
 
 
@@ -79,7 +78,7 @@ def verify_evidence(path: str | os.PathLike[str]) -> EvidenceReport:
     """Check the evidence that a `JsonlSink` has written, with all its segments.
 
     Args:
-        path: The log, or one closed segment of it under its own name.
+        path: The log; or one closed segment of it under its own name, of which alone is said whether it is whole.
 
     Returns:
         What was found; the first bad record, if there is one.
@@ -96,35 +95,42 @@ def verify_evidence(path: str | os.PathLike[str]) -> EvidenceReport:
 
 
 def _verified(path: Path) -> EvidenceReport:
-    paths = segments_of(path)
     previous = GENESIS
-    records = sessions = recovered = number = lines = 0
-    one, head = path, None
-    for number, one in enumerate(paths, 1):
+    records = sessions = recovered = number = 0
+    unfinished = 0  # the segment before, if its head is open
+    more, alone = True, None
+    head: Head | None = None
+    found: Found | None = None
+    one = path
+    while more and found is None:
+        number += 1
+        one = segment_path(path, number)
+        # In this order: a session may begin a next segment meanwhile, and then this one is whole.
+        more = goes_on(path, number)
         head, wrong = head_of(one)
-        alone = len(paths) == 1 and head is not None and head.segment > 1 and one.suffix == f".{head.segment}"
-        if alone and head is not None:
-            previous = head.previous
+        alone = own_number(path, head) if number == 1 else None
+        if alone is not None and head is not None:
+            previous, more = head.previous, False
         segment = Segment(one, previous, head)
         segment.scan()
         found = segment.problem
         if found is None and wrong is not None:
             found = Found("head", 1, wrong)
-        if found is None and head is not None and not alone:
-            found = _misplaced(path, head, number, previous, is_last=one is paths[-1])
+        if found is None and head is not None and alone is None:
+            more = more or (head.state == "continued" and goes_on(path, number))
+            found = _misplaced(path, head, number, previous, is_last=not more)
+        if found is None and unfinished and (more or head is None or head.state != "open"):
+            one, found = segment_path(path, unfinished), _unfinished(path, unfinished)
+        if found is None and not more and alone is None and (gap := gap_after(path, number)) is not None:
+            found = Found("lost", segment.lines, gap)
+        unfinished = number if head is not None and head.state == "open" else 0
         records += segment.records
         sessions += segment.sessions
         recovered += segment.recovered
-        previous, lines = segment.last, segment.lines
-        if found is not None:
-            break
-    else:
-        gap = gap_after(path, len(paths))
-        found = None if gap is None else Found("lost", lines, gap)
-    state: Literal["sealed", "open", "unsealed"] = "unsealed" if head is None else "sealed"
-    if head is not None and head.state == "open":
-        state = "open"
-    report = EvidenceReport(state, records, sessions, number, recovered, previous)
+        previous = segment.last
+    report = EvidenceReport(
+        "unsealed" if head is None else head.state, records, sessions, number, recovered, previous, segment=alone
+    )
     if found is None:
         return report
     return replace(report, problem=found.kind, file=one.name, line=found.line, reason=found.reason)
@@ -138,38 +144,19 @@ def _misplaced(path: Path, head: Head, number: int, previous: str, *, is_last: b
         return Found(
             "truncated", head.records, f"it goes on in {segment_path(path, number + 1).name}, which is missing"
         )
-    return None
+    return None if is_last or head.state != "sealed" else _unfinished(path, number)
 
 
-def segments_of(path: Path) -> list[Path]:
-    """The files of a log, in order, up to the first that is missing; the first is always among them."""
-    if not path.name:  # ".", to which no ending can be given
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    found = [path]
-    while (more := segment_path(path, len(found) + 1)).exists():
-        found.append(more)
-    return found
+def _unfinished(path: Path, number: int) -> Found | None:
+    """What is wrong with the head of a segment that others follow; a session may have put it right meanwhile.
 
-
-def gap_after(path: Path, count: int) -> str | None:
-    """What to say if there are more segments than these, since then one between is missing."""
-    for other in path.parent.iterdir():
-        number = segment_number(path, other)
-        if number is not None and number > count:
-            return f"{segment_path(path, count + 1).name} is missing, though there is {other.name}"
-    return None
-
-
-def head_of(segment: Path) -> tuple[Head | None, str | None]:
-    """What a segment's head says, if there is one, and what is wrong with it."""
-    path = head_path(segment)
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_HEAD)
-    except FileNotFoundError:
-        return None, None
-    head = Head.of(content)
-    return head, f"{path.name} is no head of evidence of schema {SCHEMA}" if head is None else None
+    One that was killed when it had begun the next one leaves two open heads, and nothing else does.
+    """
+    head, _ = head_of(segment_path(path, number))
+    if head is None or head.state == "continued":
+        return None
+    name, following = head_path(segment_path(path, number)).name, segment_path(path, number + 1).name
+    return Found("head", 1, f"{name} says that it is {head.state}, and not that the log goes on in {following}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from ._bound import Bound
 from ._call import Call
@@ -24,10 +24,12 @@ from ._flat import LINES_UP, begin, begin_admitted
 from ._frame import Expansion, Frame, Lack
 from ._host import Host
 from ._in_line import LineCrew, Place
-from ._inputs import collected_inputs, inputs_for
+from ._inputs import collected_inputs, inputs_for, origins_of
 from ._plan import Plan, PlannedPhase
 
 __all__ = ["Pending", "Step", "WalkCrew"]
+
+_NOT_YET: Final[dict[str, Any]] = {}  # inputs that nobody has
 
 Step = tuple[Frame, PlannedPhase]  # a phase that is to run in a frame
 Pending = tuple[Step | None, Call[Any] | None, Awaitable[Any]]  # a step's call that waits; or what gives the next step
@@ -227,6 +229,7 @@ class WalkCrew(LineCrew):
                 frame.mark(planned.phase.name, blocked)
                 return None
         phase = planned.phase
+        inputs = _NOT_YET
         try:
             if phase.collect is not None:
                 expansion = frame.expansion_of(str(phase.collect))
@@ -241,16 +244,18 @@ class WalkCrew(LineCrew):
                 return inputs
             self._skip(frame, planned)
         except PipelineError as error:
-            self._fail(frame, phase.name, error)
+            self._fail(frame, planned, error, inputs)
         except Exception as error:  # noqa: BLE001  (a mapping, a property or a function of the user's)
             failure = PipelineError(f"phase {phase.name!r}: its inputs or its when= cannot be read: {shown(error)}")
             failure.__cause__ = error
-            self._fail(frame, phase.name, failure)
+            self._fail(frame, planned, failure, inputs)
         return None
 
-    def _fail(self, frame: Frame, phase: str, error: PipelineError) -> None:
+    def _fail(self, frame: Frame, planned: PlannedPhase, error: PipelineError, inputs: Mapping[str, Any]) -> None:
+        phase = planned.phase.name
         frame.fail_with(phase, error)
-        self._say_failed(frame.key, phase, error, *frame.given())
+        origins = {} if self.home.tracing is None else origins_of(planned, frame)
+        self._say_failed(frame.key, phase, error, inputs, origins, *frame.given())
 
     def _skip(self, frame: Frame, planned: PlannedPhase) -> None:
         """``when`` said no."""
@@ -349,7 +354,7 @@ class WalkCrew(LineCrew):
         except Exception as error:  # noqa: BLE001  (the user's __iter__)
             failure = PipelineError(str(error))
             failure.__cause__ = error
-            self._fail(frame, phase.name, failure)
+            self._fail(frame, planned, failure, call.inputs)
             return None
         call.value = None
         expansion = Expansion(frame, planned, elements)

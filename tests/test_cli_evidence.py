@@ -62,6 +62,20 @@ def test_what_may_miss_its_end_is_3(log: Path) -> None:
     assert "may be missing at the end" in result.stdout
 
 
+def test_one_segment_alone_is_3_and_says_that_the_others_were_not_looked_at(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "run.jsonl", max_bytes=300)
+    sink.write([{"event": "session.started", "schema": 2, "seq": seq, "session_id": "s"} for seq in range(1, 6)])
+    sink.close()
+    assert verify(sink.path).exit_code == 0
+    result = verify(tmp_path / "run.jsonl.2")
+    assert result.exit_code == 3
+    assert result.stdout.startswith(
+        "segment 2 alone is intact, the log goes on in another segment, which was not looked at"
+    )
+    found = json.loads(verify(tmp_path / "run.jsonl.2", "--json").stdout)
+    assert (found["ok"], found["state"], found["segment"]) == (False, "continued", 2)
+
+
 @pytest.mark.parametrize("is_bad", [False, True])
 def test_json_has_all_that_was_found(log: Path, is_bad: bool) -> None:
     if is_bad:

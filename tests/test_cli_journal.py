@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from typer.testing import CliRunner
 
@@ -139,6 +144,92 @@ def test_prune_unseen_forgets_what_does_not_come_any_more(tmp_path: Path) -> Non
     ran.clear()
     said("run", ME, "--journal", path)
     assert ran == ["c", "joined"]
+
+
+@tool
+async def hangs(upper: str) -> str:
+    await anyio.sleep_forever()
+    return upper
+
+
+hanging = Pipeline("cli", *PHASES[:1], Phase("hangs", hangs), item=["text"], key="text")
+
+
+async def go(path: Path, given: str = "abc", **options: Any) -> RunReport:
+    async with ServiceManager(log=None) as manager:
+        return await manager.run(pipeline, texts(given), journal=path, **options)
+
+
+async def hung(manager: ServiceManager) -> list[Any]:
+    """The calls that hang, once there are three."""
+    found: list[Any] = []
+    while len(found) < 3:
+        await anyio.lowlevel.checkpoint()
+        found = [call for call in manager.calls.values() if call.name == "hangs"]
+    return found
+
+
+async def cancelled(path: Path) -> None:
+    """A run that comes to its end, and all of whose items are cancelled in their second phase."""
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(manager.run, hanging, texts(), journal=path))
+        for call in await hung(manager):
+            call.cancel()
+
+
+def shown(path: Path) -> Any:
+    return json.loads(said("journal", "show", str(path), "--json"))
+
+
+async def test_prune_unseen_keeps_what_came_and_was_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    await cancelled(path)
+    assert ([one["status"] for one in shown(path)["runs"]], shown(path)["items"]) == (["ended"], {"new": 3})
+    assert said("journal", "prune", str(path), "--unseen") == "forgot 0 results and how 0 items ended\n"
+
+
+async def test_prune_unseen_keeps_what_came_and_was_not_to_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    await cancelled(path)
+    assert (await go(path, "ab", retry="failed")).skipped == 2
+    assert said("journal", "prune", str(path), "--unseen") == "forgot 1 result and how 1 item ended\n"
+    ran.clear()
+    await go(path)
+    assert ran == ["c", "joined"]
+
+
+async def test_prune_unseen_forgets_what_never_came_to_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    async with ServiceManager(log=None) as manager, manager.stream(hanging, texts(), journal=path):
+        await hung(manager)
+    with closing(sqlite3.connect(path)) as database:  # as after a kill
+        database.execute("DELETE FROM items")
+        database.commit()
+    await go(path, "a")
+    assert said("journal", "prune", str(path), "--unseen") == "forgot 2 results and how 0 items ended\n"
+
+
+async def test_an_item_that_was_cancelled_keeps_how_it_ended_before(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    broken.update("abc")
+    await go(path)
+    broken.clear()
+    await cancelled(path)
+    assert shown(path)["items"] == {"failed": 3}
+
+
+@pytest.mark.parametrize(("retry", "again"), [("all", "abc"), ("failed", "abc"), ("none", "")])
+async def test_failures_are_on_record_where_nothing_has_succeeded(tmp_path: Path, retry: str, again: str) -> None:
+    path = tmp_path / "run.db"
+    two = Pipeline("cli", *PHASES[:1], item=["text"], key="text")
+    broken.update("abc")
+    async with ServiceManager(log=None) as manager:
+        await manager.run(two, texts(), journal=path)
+        broken.clear()
+        ran.clear()
+        report = await manager.run(two, texts(), journal=path, retry=retry)  # type: ignore[arg-type]
+    assert sorted(ran) == list(again)
+    assert report.failed == (0 if again else 3)
 
 
 async def cut_off(path: Path) -> None:

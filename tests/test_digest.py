@@ -6,18 +6,19 @@ import subprocess
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import KEEP, Enum, IntFlag
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from kgas_async._digest import digest
 
@@ -164,3 +165,36 @@ class Half:
 def test_what_cannot_be_read_has_none() -> None:
     with pytest.raises(TypeError, match=r"Half has no digest: AttributeError: .*'b'"):
         digest({"a": [Half(1)]})
+
+
+NOON: Any = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+# What each was on Python 3.11, 3.12 and 3.13, which have their paths in different modules.
+KNOWN: list[tuple[Any, str]] = [
+    (PurePosixPath("a/b"), "4e060a2718ad2e29"),
+    (PureWindowsPath("c:/a"), "419ee21ce94642a6"),
+    ({"path": [PurePosixPath("x")]}, "666b720625b5047e"),
+    (NOON, "57f63d5d6bd04971"),
+    (datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Paris")), "b8414117a312270b"),
+    (Decimal("1.10"), "3319476cb21910d6"),
+    (UUID(int=7), "cf7f6fbe3b217462"),
+    (Colour.RED, "8b827bf5ac91e54e"),
+    (Model(a=1), "fee8d577ff8a7018"),
+    (Data(1), "53a9e54820c27262"),
+    (Pair(1, 2), "80de9785b1aaf766"),
+    (OrderedDict(a=1.5), "2b5de99c1cefb7d8"),
+    (range(1, 9, 2), "649a7b4824140ad5"),
+]
+
+
+@pytest.mark.parametrize(("value", "known"), KNOWN)
+def test_it_is_the_same_on_every_python(value: Any, known: str) -> None:
+    assert digest(value)[:16] == known
+
+
+def test_a_zone_that_pydantic_has_read_is_the_zone() -> None:
+    for said in ("2026-01-01T12:00:00Z", "2026-01-01T12:00:00+00:00"):
+        assert digest(TypeAdapter(datetime).validate_json(f'"{said}"')) == digest(NOON)
+    half = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    assert digest(TypeAdapter(datetime).validate_json('"2026-01-01T00:00:00+05:30"')) == digest(half)
+    assert digest(TypeAdapter(time).validate_json('"12:00:00Z"')) == digest(time(12, tzinfo=UTC))

@@ -123,6 +123,27 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_to_headings_lead_to_one(page: Path) -> None:
+    """As where Markdown is shown without a site; what is shown on the site, `tests/test_site.py` looks at."""
+    missing = []
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if anchor and "://" not in path:
+            leads_to = (page.parent / path).resolve() if path else page
+            if anchor not in anchors(leads_to):
+                missing.append(target)
+    assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of its headings: small letters, hyphens for blanks, no other signs."""
+    code = {line for block in blocks(page) for line in range(block.line, block.line + len(block.code))}
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    headings = [line.lstrip("#").strip() for number, line in lines if line.startswith("#") and number not in code]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_readme_stays_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= README_LINES
 

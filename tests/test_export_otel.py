@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -195,8 +196,34 @@ async def test_a_run_in_a_call_is_below_it() -> None:
     (text,) = spans.of_tool("load")
     assert inside.parent is not None
     assert inside.parent.span_id == made.context.span_id
-    assert text.name == "load"  # it is nested, so that its name is its tool's
+    assert text.name == "text"
     assert text.parent is not None
+    assert text.parent.span_id == inside.context.span_id
+
+
+async def test_a_call_with_a_fallback_begins_before_that() -> None:
+    spans = Spans()
+
+    @tool
+    async def other(x: int) -> int:
+        for _ in range(1000):
+            if any(record["event"] == "call.started" for record in spans.records):  # or it is too short to tell
+                break
+            await anyio.sleep(0.005)
+        return x
+
+    @tool(policy=Policy(fallback=other))
+    async def fails(x: int) -> int:
+        raise OSError("no")
+
+    async with spans.manager() as manager:
+        await manager.execute(fails, x=1)
+    (outer,), (inner,) = spans.of_tool("fails"), spans.of_tool("other")
+    assert inner.parent is not None
+    assert inner.parent.span_id == outer.context.span_id
+    assert outer.start_time is not None
+    assert inner.start_time is not None
+    assert outer.start_time <= inner.start_time
 
 
 class Unreachable(SimpleSpanProcessor):

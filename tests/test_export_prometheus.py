@@ -98,6 +98,10 @@ def test_a_name_that_is_no_unicode_is_shown_escaped() -> None:
     text = prometheus_text(monitor.report())
     assert text.encode()
     assert "charset=utf-8" in CONTENT_TYPE
+    assert (
+        r'name="a\\udc80"' in text
+    )  # with its backslash escaped: Prometheus refuses all of a text with another escape
+    assert of(samples(text), "kgas_counter_total", name=r"a\udc80") == 1
 
 
 def test_nothing_measured_is_no_number() -> None:

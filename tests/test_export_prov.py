@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from kgas_async import EvidenceError, JsonlSink, MemorySink, Outcome, Phase, Pipeline, ServiceManager, current, tool
 from kgas_async._cli import app
 from kgas_async._lineage import lineage
+from kgas_async._reading import EPOCH, Begins
 from kgas_async.export.prov import prov_document
 from kgas_async.export.trace import trace_events
 
@@ -59,12 +60,17 @@ async def test_each_call_is_an_activity_of_its_tool_with_its_time() -> None:
     records = await recorded(words, named("a"))
     document = read_back(prov_document(records))
     ends = {record["call_id"]: record for record in records if "wait_us" in record}
+    begins, began = Begins(), {}
+    for record in records:
+        if record["event"] == "call.started":
+            begins.announced(record)
+        elif "wait_us" in record:
+            began[record["call_id"]] = begins.of(record)
     activities = {str(one.identifier): one for one in document.get_records(model.ProvActivity)}
     assert activities.keys() == {f"kgas:call-{one}" for one in ends} | {f"kgas:run-{records[1]['run_id']}"}
-    for call_id, end in ends.items():
+    for call_id in ends:
         one = activities[f"kgas:call-{call_id}"]
-        took = (one.get_endTime() - one.get_startTime()).total_seconds() * 1e6
-        assert round(took) == end["run_us"] + sum(end["wait_us"].values())
+        assert round((one.get_startTime() - EPOCH).total_seconds() * 1e6) == began[call_id]
     agents = {str(one.identifier) for one in document.get_records(model.ProvAgent)}
     assert agents == {f"kgas:tool-{end['tool']}-{end['version']}" for end in ends.values()}
     associated = related(document, model.ProvAssociation, "activity", "agent")
@@ -154,6 +160,33 @@ async def test_a_run_in_a_call_was_started_by_it() -> None:
     starts = related(document, model.ProvStart, "activity", "starter")
     assert (f"kgas:run-{runs[1]}", f"kgas:call-{made}") in starts
     assert len(list(document.get_records(model.ProvActivity))) == 2
+
+
+async def test_tools_are_told_apart_whatever_their_names_and_versions() -> None:
+    async def plain(name: str) -> str:
+        return name
+
+    pipeline = Pipeline(
+        "p",
+        Phase("one", tool(name="load-2", version="1")(plain)),
+        Phase("two", tool(name="load", version="2-1")(plain)),
+        item=["name"],
+    )
+    document = read_back(prov_document(await recorded(pipeline, named("a"))))
+    labels = {str(label) for one in document.get_records(model.ProvAgent) for label in one.get_attribute("prov:label")}
+    assert labels == {"load-2 1", "load 2-1"}
+    assert len(list(document.get_records(model.ProvAgent))) == 2
+
+
+async def test_of_several_runs_it_is_the_latest_that_no_call_has_started() -> None:
+    @tool
+    async def outer(name: str) -> int:
+        return (await current().run(Pipeline("in", Phase("text", load)), named(name))).total
+
+    records = await recorded(Pipeline("out", Phase("made", outer), item=["name"], key="name"), named("a"))
+    (made,) = [one for one in prov_document(records)["activity"].values() if "kgas:pipeline" in one]
+    assert made["kgas:pipeline"] == "out"
+    assert lineage(records, item="a").pipeline == "out"
 
 
 async def test_calls_outside_of_runs_have_no_provenance() -> None:

@@ -78,8 +78,9 @@ async def test_waits_and_run_are_slices_that_add_up_to_their_call() -> None:
         for part in parts_of(call, events):
             parts[part["name"]] += part["dur"]
         wanted = {f"wait: {name}": length for name, length in end["wait_us"].items() if length}
-        assert parts == wanted | {"run": end["run_us"]}
         assert sum(parts.values()) == call["dur"]
+        parts.pop("other", None)  # where the loop was busy before it could begin
+        assert parts == wanted | {"run": end["run_us"]}
         assert call["ts"] + call["dur"] == unix_us(end["time"])
 
 
@@ -116,6 +117,75 @@ def test_a_retry_is_waited_for_where_its_attempt_has_failed(
     ends = [whole["ts"], *(part["ts"] + part["dur"] for part in parts)]
     assert [part["ts"] for part in parts] == ends[:-1]  # one after the other without a gap
     assert ends[-1] == whole["ts"] + whole["dur"]
+
+
+@pytest.mark.parametrize(
+    ("end", "wanted"),
+    [
+        ({}, "run 3000, other 7000"),  # cleaned up
+        ({"status": "succeeded"}, "other 7000, run 3000"),
+        ({"status": "succeeded", "answered_by": "b"}, "run 3000, fallback: b 7000"),
+        ({"status": "reused", "run_us": 0}, "other 10000"),
+        ({"run_us": 14_000}, "run 10000"),  # two attempts at once
+        ({"run_us": 14_000, "wait_us": {"rate": 500}}, "rate 500, run 9500"),
+        ({"run_us": 9_500}, "run 9500"),  # as long as that: it was made a little earlier
+    ],
+)
+def test_a_call_that_was_announced_begins_where_it_began_and_its_parts_add_up(end: dict[str, Any], wanted: str) -> None:
+    records = [
+        {**RETRIED, "event": "call.started", "seq": 1, "time": at(0)},
+        {**ENDED, "status": "failed", "wait_us": {}, **end, "event": "call.failed", "seq": 2, "time": at(10_000)},
+    ]
+    whole, *parts = slices(list(trace_events(records)))
+    assert ", ".join(f"{part['name'].removeprefix('wait: ')} {part['dur']}" for part in parts) == wanted
+    assert whole["ts"] + whole["dur"] == unix_us(at(10_000))
+    ends = [whole["ts"], *(part["ts"] + part["dur"] for part in parts)]
+    assert [part["ts"] for part in parts] == ends[:-1]
+    assert ends[-1] == whole["ts"] + whole["dur"]
+
+
+async def test_a_call_lies_in_the_one_that_it_is_nested_in_also_as_its_fallback() -> None:
+    sink = MemorySink()
+
+    @tool
+    async def other(x: int) -> int:
+        for _ in range(1000):
+            if any(record["event"] == "call.started" for record in sink.records):  # or it is too short to tell
+                break
+            await anyio.sleep(0.005)
+        return x
+
+    @tool(policy=Policy(fallback=other))
+    async def fails(x: int) -> int:
+        raise OSError("no")
+
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        await manager.execute(fails, x=1)
+    found = {event["name"]: event for event in calls(list(trace_events(sink.records)))}
+    outer, inner = found["fails"], found["other"]
+    assert outer["ts"] <= inner["ts"]
+    assert outer["ts"] + outer["dur"] >= inner["ts"] + inner["dur"]
+
+
+async def test_the_phases_of_a_run_in_a_call_have_their_names() -> None:
+    @tool
+    async def outer(x: int) -> int:
+        return (await current().run(Pipeline("in", Phase("first", doze)), [{"x": x}])).total
+
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        await manager.run(Pipeline("out", Phase("second", outer), item=["x"]), [{"x": 1}])
+    assert {event["name"] for event in calls(list(trace_events(sink.records)))} == {"first", "second"}
+
+
+async def test_what_was_open_ends_with_the_latest_record_not_the_last_one() -> None:
+    records = await recorded(1)
+    opened = {"event": "call.started", "call_id": "x", "tool": "t", "version": "0", "time": records[1]["time"]}
+    frame = {name: records[-1][name] for name in ("schema", "session_id", "seq")}
+    cut = [one for one in records if one["event"] not in ("run.ended", "session.ended")]
+    events = list(trace_events([*cut, {**frame, **opened}]))
+    (run,) = [event for event in slices(events) if event["cat"] == "pipeline"]
+    assert all(run["ts"] + run["dur"] >= call["ts"] + call["dur"] for call in calls(events))
 
 
 @pytest.mark.real_time  # virtual ones take no time, and the record tells the real one

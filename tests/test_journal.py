@@ -20,6 +20,7 @@ from kgas_async import (
     CallFailed,
     Journal,
     JournalError,
+    KGASTool,
     MemorySink,
     Outcome,
     Phase,
@@ -181,6 +182,120 @@ async def test_retry_none_keeps_the_recorded_failure(tmp_path: Path) -> None:
     kept = report.outcomes[1]
     assert isinstance(kept.error, CallFailed)
     assert (str(kept.error), kept.failed_phase) == (str(first.outcomes[1].error), "pair")
+
+
+@tool
+async def all_of(values: list[Any]) -> list[Any]:
+    note("all_of", len(values))
+    return values
+
+
+@tool
+async def statuses(ends: list[Outcome[Any]]) -> list[tuple[str, str, Any, str]]:
+    note("statuses", len(ends))
+    return [(one.key, one.status, one.value, str(one.error)) for one in ends]
+
+
+def collecting(missing: Any = "ignore") -> Pipeline:
+    """Two branches, each collected on its own and as outcomes."""
+    return Pipeline(
+        "collecting",
+        Phase("left", left),
+        Phase("right", right),
+        Phase("after_left", right.using(name="after_left"), bind={"text": "left"}),
+        *(Phase(f"all_{name}", all_of.using(name=f"all_{name}"), bind={"values": name}, collect=True, missing=missing)
+          for name in ("left", "right", "after_left")),
+        *(Phase(f"how_{name}", statuses.using(name=f"how_{name}"), bind={"ends": name}, collect=True)
+          for name in ("left", "right")),
+        item=["text"],
+        key="text",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", ["ignore", "skip"])
+async def test_what_kept_items_have_on_record_is_collected_as_before(tmp_path: Path, missing: Any) -> None:
+    path = tmp_path / "run.db"
+    broken.add(("right", "bb"))
+    first = await run(collecting(missing), path)
+    assert first.results["all_left"] == ["a-left", "bb-left", "ccc-left"]
+    assert first.missing == {"all_right": 1}
+    broken.clear()
+    ran.clear()
+    second = await run(collecting(missing), path, retry="none")
+    assert not ran
+    assert (seen(second), second.missing, second.errors.keys()) == (seen(first), first.missing, first.errors.keys())
+    assert second.outcomes[1].failed_phase == "right"
+    assert {name: one.status for name, one in second.outcomes[1].phases.items()} == {
+        "left": "reused", "right": "failed", "after_left": "reused",
+    }  # fmt: skip
+    assert await run(collecting(missing), path)  # it has not become a success, nor been forgotten
+    assert ran["right", "bb"] == 1
+
+
+@tool
+async def summed(vectors: list[tuple[int, ...]]) -> int:
+    note("summed", len(vectors))
+    return sum(map(sum, vectors))
+
+
+async def test_what_kept_elements_have_on_record_is_collected_as_before(tmp_path: Path) -> None:
+    pipeline = Pipeline(
+        "kept elements",
+        Phase("letters", letters, expand="letter"),
+        Phase("left", left),
+        Phase("doubled", doubled),
+        Phase("vectors", embedded, bind={"texts": "letter"}, batch=2),
+        Phase("told", told, bind={"parts": "doubled"}, collect="letter"),
+        Phase("whole", summed, bind={"vectors": "vectors"}, collect="letter"),
+        Phase("lefts", all_of.using(name="lefts"), bind={"values": "left"}, collect=True),
+        Phase("all_told", all_of.using(name="all_told"), bind={"values": "told"}, collect=True),
+        Phase("wholes", all_of.using(name="wholes"), bind={"values": "whole"}, collect=True),
+        item=["text"],
+        key="text",
+    )
+    path = tmp_path / "run.db"
+    broken.add(("embedded", "e"))
+    first = await run(pipeline, path, items("abc", "de", "fg"))
+    assert [one.status for one in first.outcomes] == ["succeeded", "failed", "succeeded"]
+    broken.clear()
+    ran.clear()
+    second = await run(pipeline, path, items("abc", "de", "fg"), retry="none")
+    assert not ran
+    assert (seen(second), second.missing) == (seen(first), first.missing)
+    assert second.missing == {"wholes": 1}
+
+
+async def test_of_kept_items_a_phase_left_out_runs_where_something_takes_it(tmp_path: Path) -> None:
+    pipeline = Pipeline(
+        "left out",
+        Phase("left", left, journal=False),
+        Phase("alone", left.using(name="alone"), journal=False),
+        Phase("after_left", right.using(name="after_left"), bind={"text": "left"}),
+        Phase("right", right),
+        Phase("lefts", all_of, bind={"values": "after_left"}, collect=True),
+        item=["text"],
+        key="text",
+    )
+    broken.add(("right", "bb"))
+    first = await run(pipeline, tmp_path / "run.db")
+    ran.clear()
+    second = await run(pipeline, tmp_path / "run.db", retry="none")
+    assert (seen(second), second.missing) == (seen(first), {})
+    assert ran == {("left", "a"): 2, ("left", "bb"): 1, ("left", "ccc"): 2, ("all_of", 3): 1}  # "alone" too, but of bb
+    assert "phase 'alone' has nothing on record" in str(second.outcomes[1].phases["alone"].error)
+
+
+async def test_a_kept_failure_of_a_phase_that_is_gone_stays_one(tmp_path: Path) -> None:
+    broken.add(("right", "bb"))
+    await run(collecting(), tmp_path / "run.db")
+    ran.clear()
+    shorter = Pipeline(
+        "collecting", Phase("left", left), Phase("all_left", all_of, bind={"values": "left"}, collect=True),
+        item=["text"], key="text",
+    )  # fmt: skip
+    report = await run(shorter, tmp_path / "run.db", retry="none")
+    assert [one.status for one in report.outcomes] == ["succeeded", "failed", "succeeded"]
+    assert (report.results, report.missing) == ({"all_left": ["a-left", "ccc-left"]}, {"all_left": 1})
 
 
 @pytest.mark.parametrize("retry", ["failed", "none"])
@@ -745,6 +860,38 @@ async def test_a_changed_function_is_noticed_and_said(tmp_path: Path, on_change:
     assert bool(ran) == (on_change == "run")
     (said,) = [record for record in sink.records if record["event"] == "journal.code_changed"]
     assert (said["phase"], said["tool"], said["reused"]) == ("counted", "counted", on_change == "reuse")
+    assert said["changed"] == "code"
+
+
+class Times(KGASTool):
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    async def execute_async(self, *, text: str) -> str:
+        note("times", text)
+        return text * self.times
+
+
+@pytest.mark.parametrize("on_change", ["reuse", "run", "refuse"])
+async def test_a_tool_that_is_made_with_other_arguments_is_noticed_and_said(tmp_path: Path, on_change: Any) -> None:
+    def pipeline(times: int) -> Pipeline:
+        return Pipeline("made", Phase("times", Times(times)), item=["text"], key="text")
+
+    path = tmp_path / "run.db"
+    await run(pipeline(1), path)
+    await run(pipeline(1), Journal(path, on_change="refuse"))
+    ran.clear()
+    sink = MemorySink()
+    journal = Journal(path, on_change=on_change)
+    async with ServiceManager(log=None, evidence=sink) as manager:
+        if on_change == "refuse":
+            with pytest.raises(JournalError, match="tool 'Times': the arguments that it is made with have changed"):
+                await manager.run(pipeline(2), items(), journal=journal)
+            return
+        report = await manager.run(pipeline(2), items(), journal=journal, keep="all")
+    assert [one.value for one in report.outcomes] == [text * (1 if on_change == "reuse" else 2) for text in TEXTS]
+    (said,) = [record for record in sink.records if record["event"] == "journal.code_changed"]
+    assert (said["phase"], said["changed"], said["reused"]) == ("times", "arguments", on_change == "reuse")
 
 
 # --- values of caches, limits, refusals

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from threading import Lock
+from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from typing_extensions import TypedDict
 
 from kgas_async._digest import digest
@@ -60,6 +63,11 @@ class More(Base):
     y: int
 
 
+class Aliased(BaseModel):
+    read: int = Field(alias="r")
+    both: int = Field(validation_alias="v", serialization_alias="s")
+
+
 @pytest.mark.parametrize(
     ("annotation", "value"),
     [
@@ -91,6 +99,7 @@ class More(Base):
         (Exact, Exact(x=math.nan)),
         (Annotated[int, "note"], 7),
         (int | str, "7"),
+        (list[Aliased], [Aliased(r=1, v=2)]),
         (None, None),
     ],
 )
@@ -200,3 +209,98 @@ class Nameless(Broken):
 def test_what_is_no_codec_is_refused(given: Any) -> None:
     with pytest.raises(TypeError, match=r"Journal\(codec\) is 'json', 'pickle', or an object with a name"):
         named_codec("Journal(codec)", given)
+
+
+# --- what the value's own == does not tell
+
+
+class Marked(BaseModel):
+    text: str
+    _seen: int = PrivateAttr(default=0)
+
+    def seen(self, times: int) -> Self:
+        self._seen = times
+        return self
+
+
+class Locked(BaseModel):
+    text: str
+    _lock: Any = PrivateAttr(default_factory=Lock)
+
+
+class Known(BaseModel):
+    """Two are the same if they have the same number, whatever else is in them."""
+
+    number: int
+    note: str = Field("", exclude=True)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Known) and self.number == other.number
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass
+class Loose:
+    kept: int
+    counted: int = field(default=0, compare=False, init=False)
+
+    @cached_property
+    def twice(self) -> int:
+        return 2 * self.kept
+
+    def with_count(self, counted: int) -> Self:
+        self.counted = counted
+        return self
+
+    def with_more(self) -> Self:
+        self.more = 1
+        return self
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "says"),
+    [
+        (Marked, Marked(text="a").seen(5), r"where \._seen is 0 and was 5"),
+        (dict[str, list[Marked]], {"x": [Marked(text="a").seen(5)]}, r"where \['x'\]\[0\]\._seen is 0 and was 5"),
+        (Locked, Locked(text="a"), r"where \._lock is <.*> and was <"),
+        (Known, Known(number=1, note="b"), r"where \.note is '' and was 'b'"),
+        (Loose, Loose(1).with_count(2), r"where \.counted is 0 and was 2"),
+        (list[Loose], [Loose(1).with_more()], r"where \[0\]\.more is not there and was 1"),
+        (datetime, datetime(2026, 10, 25, 2, fold=1), "fold=1"),  # noqa: DTZ001
+        (deque[int], deque([1], maxlen=3), "maxlen=3"),
+        (dict[str, Any], {"a": {"b": (1,)}}, r"where \['a'\]\['b'\] is \[1\] and was \(1,\)"),
+    ],
+)
+def test_what_equality_does_not_look_at_is_not_lost_silently(annotation: Any, value: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=f"does not come back from json as it was: .*{says}"):
+        read_back(codec_for(annotation), value)
+
+
+def computed() -> Loose:
+    made = Loose(1)
+    assert made.twice == 2
+    return made
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Marked, Marked(text="a")),
+        (Known, Known(number=1)),
+        (Loose, computed()),
+        (list[float], [1, math.nan]),
+        (dict[str, Any], {"a": {"b": [1, None, {}]}}),
+    ],
+)
+def test_what_loses_nothing_is_kept(annotation: Any, value: Any) -> None:
+    read_back(codec_for(annotation), value)
+
+
+def test_pickle_keeps_private_attributes_and_what_contains_itself() -> None:
+    codec = named_codec("Journal(codec)", "pickle")
+    assert codec is not None
+    assert read_back(codec, [Marked(text="a").seen(5)])[1][0]._seen == 5
+    loop: list[Any] = [1]
+    loop.append(loop)
+    assert read_back(codec, loop)[1][1][1][0] == 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from kgas_async import JournalError
+from kgas_async._disk import name_new
 from kgas_async._journal_file import APPLICATION, SCHEMA, Ended, JournalFile, Row, Source, error_of
 
 from .programs import Program
@@ -250,6 +252,61 @@ def test_half_of_a_new_file_is_never_seen(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(JournalError, match="No space left on device"):
         file.open("papers", "run1")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_where_there_are_no_hard_links_a_journal_is_made_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def no_link(*names: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_link)
+    path = tmp_path / "run.db"
+    made(path)
+    assert intact(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+    before = path.read_bytes()
+    late = tmp_path / "late"
+    late.write_bytes(b"of a run that was slower")
+    with pytest.raises(FileExistsError):
+        name_new(late, path)
+    assert path.read_bytes() == before
+
+
+RACER = """
+import errno, sys
+def no_link(*names):
+    raise OSError(errno.EPERM, "Operation not permitted")
+os.link = no_link
+from kgas_async._journal_file import JournalFile
+try:
+    file = JournalFile(sys.argv[1])
+    say("ready")
+    while not os.path.exists(sys.argv[2]):
+        pass
+    file.open("papers", "run2")
+    say(f"open as {file.run}")
+    time.sleep(60)
+except JournalError as error:
+    say(f"refused: {error}")
+"""
+
+
+def test_of_those_who_make_it_at_once_without_hard_links_one_has_it(tmp_path: Path) -> None:
+    for number in range(3):
+        path = tmp_path / f"{number}.db"
+        with ExitStack() as stack:
+            racers = [stack.enter_context(Program(RACER, str(path), str(tmp_path / f"go {number}"))) for _ in range(4)]
+            for racer in racers:
+                racer.until("ready")
+            (tmp_path / f"go {number}").touch()
+            said = [racer.line() for racer in racers]
+            assert said.count("open as 1") == 1, said
+            assert sum("another run" in line for line in said) == 3, said
+            for racer in racers:
+                racer.kill(9)
 
 
 def test_the_header_says_whose_it_is(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kgas_async import KGASTool, Outcome, Phase, Pipeline, RunReport, ServiceManager, tool
+from kgas_async import KGASTool, Outcome, Phase, Pipeline, RunReport, ServiceManager, ToolAdapter, tool
 
 written: list[str] = []
 tables: list[list[str]] = []
@@ -94,6 +94,31 @@ async def test_what_runs_once_per_run_is_not_of_a_run_before_new_items(tmp_path:
     assert (await run(PER_RUN, tmp_path, "a", "b")).results == {"count": 2}
 
 
+async def test_what_runs_once_per_run_is_not_of_a_run_with_other_items(tmp_path: Path) -> None:
+    async def counted(*texts: str, **options: Any) -> Any:
+        report = await run(PER_RUN, tmp_path, *texts, **options)
+        return report.results["count"], report.reused
+
+    assert await counted("a", "b") == (2, 0)
+    written.remove("b")
+    assert await counted("a") == (1, 1)
+    written.append("b")
+    assert await counted("a", "b") == (2, 2)
+    written.append("by somebody else")
+    assert await counted("b", "a") == (2, 2)  # they are the same: what is recorded is good
+    assert await counted("b", "a", "new", retry="failed") == (2, 2)
+
+
+async def test_what_comes_after_that_is_not_either(tmp_path: Path) -> None:
+    one = Pipeline(
+        "run", Phase("write", versioned("1")), Phase("count", count, after="write", collect=True),
+        Phase("names", names, after="count"), item=["text"], key="text",
+    )  # fmt: skip
+    assert (await run(one, tmp_path, "a", "b")).results == {"count": 2, "names": ["a", "b"]}
+    written.remove("b")
+    assert (await run(one, tmp_path, "a")).results == {"count": 1, "names": ["a"]}
+
+
 def expanding(version: str) -> Pipeline:
     return Pipeline(
         "expanding", Phase("write", versioned(version)), Phase("names", names, after="write", expand="name"),
@@ -130,6 +155,50 @@ async def test_only_the_elements_whose_own_ran_anew_forget(tmp_path: Path) -> No
     assert [one.status for one in await phases("ac")] == ["reused", "failed"]
     broken.clear()
     assert [one.status for one in await phases("ac")] == ["reused", "succeeded"]
+
+
+async def test_a_collect_that_takes_nothing_is_not_of_other_elements(tmp_path: Path) -> None:
+    one = Pipeline(
+        "collected", Phase("letters", letters, expand="letter"),
+        Phase("write", versioned("1"), bind={"text": "letter"}), Phase("count", count, after="write", collect="letter"),
+        item=["text"], key=lambda item: "only",
+    )  # fmt: skip
+
+    async def counted(text: str) -> Any:
+        outcome = (await run(one, tmp_path, text)).outcomes[0]
+        return outcome.value["count"], [one.status for one in outcome.phases["write"]], outcome.phases["count"].status
+
+    assert await counted("abc") == (3, ["succeeded"] * 3, "succeeded")
+    written.remove("c")
+    assert await counted("ab") == (2, ["reused"] * 2, "succeeded")
+    assert await counted("ab") == (2, ["reused"] * 2, "reused")
+    broken.add("count")
+    written.append("c")
+    assert (await run(one, tmp_path, "abc")).failed == 1
+    broken.clear()
+    assert await counted("abc") == (3, ["reused"] * 3, "succeeded")
+
+
+@tool
+async def same(text: str) -> str:
+    return "same"
+
+
+async def test_what_only_comes_after_is_not_of_before_anything_above_it_ran(tmp_path: Path) -> None:
+    def pipeline(version: str) -> Pipeline:
+        return Pipeline(
+            "above", Phase("same", ToolAdapter(same, name="same", version=version)),
+            Phase("write", versioned("1"), bind={"text": "same"}), Phase("count", count, after="write"),
+            item=["text"], key="text",
+        )  # fmt: skip
+
+    def statuses(report: RunReport) -> Any:
+        return {name: one.status for name, one in report.outcomes[0].phases.items()}
+
+    await run(pipeline("1"), tmp_path, "a")
+    anew = {"same": "succeeded", "write": "reused", "count": "succeeded"}
+    assert statuses(await run(pipeline("2"), tmp_path, "a")) == anew
+    assert set(statuses(await run(pipeline("2"), tmp_path, "a")).values()) == {"reused"}
 
 
 @tool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -124,17 +125,48 @@ def test_a_log_that_lacks_a_segment_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "run.jsonl", 20, max_bytes=700)
     assert verify_evidence(path).segments > 4
     (tmp_path / "run.jsonl.3").unlink()
-    refused(path, "run.jsonl.3 is missing, though there is run.jsonl.")
+    refused(path, "run.jsonl.2 goes on in run.jsonl.3, which is missing; restore it")
+    sealed = head_path(tmp_path / "run.jsonl.2")
+    sealed.write_bytes(sealed.read_bytes().replace(b"continued", b"sealed"))
+    refused(path, "run.jsonl.3 is missing, though there is run.jsonl.4; restore it")
 
 
 def test_a_log_that_lacks_its_last_segment_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "run.jsonl", 20, max_bytes=600)
     last = tmp_path / f"run.jsonl.{verify_evidence(path).segments}"
     last.unlink()
-    refused(path, f"{last.name} is missing")
+    refused(path, f" goes on in {last.name}, which is missing")
     head_path(last).unlink()
-    refused(path, f"{last.name} is missing")
+    refused(path, f" goes on in {last.name}, which is missing")
     assert verify_evidence(path).problem == "truncated"
+
+
+@pytest.mark.parametrize("name", ["run.jsonl.20261129", "run.jsonl.2", "run.jsonl.3", "run.jsonl.bak", "run.jsonl.02"])
+def test_a_copy_beside_a_log_is_no_segment_of_it(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / "run.jsonl")
+    copy = tmp_path / name
+    copy.write_bytes(path.read_bytes())
+    copied = tmp_path / f"{name}.head" if name == "run.jsonl.20261129" else tmp_path / f"{name}.head.old"
+    copied.write_bytes(head_path(path).read_bytes())
+    assert verify_evidence(path).segments == 1
+    written(path, session="next")
+    report = verify_evidence(path)
+    assert (report.ok, report.segments, report.records) == (True, 1, 10), str(report)
+    assert copy.read_bytes()
+    if name == "run.jsonl.2":  # where the next segment is to be
+        with pytest.raises(EvidenceError, match=r"run.jsonl.2 has the name of its next segment, and is none of it"):
+            JsonlSink(path, max_bytes=100).open()
+    else:
+        written(path, 1, "more", max_bytes=10)
+        assert verify_evidence(path).ok
+
+
+def test_a_log_whose_last_head_but_one_is_sealed_is_not_continued(tmp_path: Path) -> None:
+    path = written(tmp_path / "run.jsonl", 3, max_bytes=400)
+    assert verify_evidence(path).segments == 2
+    head = head_path(path)
+    head.write_bytes(head.read_bytes().replace(b"continued", b"sealed"))
+    refused(path, "run.jsonl is not whole")
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -205,6 +237,94 @@ finally:
     path = tmp_path / "run.jsonl"
     done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+FORKING = """
+import multiprocessing, os, sys, warnings
+import anyio
+from kgas_async import EvidenceError, JsonlSink, ServiceManager, tool, verify_evidence
+
+warnings.simplefilter("ignore")  # of forks in programs that have threads
+backend, path = sys.argv[1:]
+sink = JsonlSink(path, max_bytes=2000)
+
+def meddle():
+    sink.close()
+    try:
+        sink.write([{"event": "x", "schema": 2, "seq": 1, "session_id": "child"}])
+    except EvidenceError as error:
+        assert "was opened by another process, of which this one is a fork" in str(error)
+    else:
+        raise AssertionError("written")
+    try:
+        sink.open()
+    except EvidenceError as error:
+        assert "another session writes to it" in str(error)
+    else:
+        raise AssertionError("opened")
+    sink.close()
+
+@tool
+async def forks() -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            meddle()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+@tool
+def starts() -> int:
+    process = multiprocessing.get_context("fork").Process(target=meddle)
+    process.start()
+    process.join()
+    return process.exitcode
+
+async def main() -> None:
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        for _ in range(3):
+            assert await manager.execute(forks) == 0
+            assert await manager.execute(starts) == 0
+            assert verify_evidence(path).state == "open"
+
+anyio.run(main, backend=backend)
+report = verify_evidence(path)
+assert report.ok and report.segments > 1, str(report)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_process_that_a_tool_has_forked_neither_seals_the_log_nor_writes_to_it(tmp_path: Path, backend: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, backend, tmp_path / "run.jsonl"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fork_does_not_keep_the_lock_of_a_program_that_was_killed(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys, time
+from kgas_async import JsonlSink
+sink = JsonlSink(sys.argv[1])
+sink.open()
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "run.jsonl"
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    try:
+        written(path, session="next")
+        assert verify_evidence(path).ok
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1, True, "1", 1.5])

@@ -27,12 +27,13 @@ LAYERS: list[tuple[str, str]] = [
         "L1",
         "_matching _priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit "
         "_window _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
-        "_chain _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading",
+        "_chain _segments _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading "
+        "_toml_lines _toml_words _toml_text _toml_values _toml_tables _toml_checked",
     ),
     (
         "L2",
         "_tool _signature _schema _offload _travel _worker _guarding _process _processes _elements _service "
-        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_file _journal_writer "
+        "_outcome _fit _policy_checks _fingerprint _journal _journal_codec _journal_loss _journal_file _journal_writer "
         "_journal_inspect",
     ),
     (
@@ -41,7 +42,7 @@ LAYERS: list[tuple[str, str]] = [
         "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
         "_advice _figures _ledger _picture _board_run _board _board_file "
         "_derivation _lineage _monitor _watchdog _phase _plan _planner _resolve _pipeline "
-        "_report _every",
+        "_report _every _toml_objects _toml_build _pipeline_file _plan_view _plan_graph _plan_drawing",
     ),
     (
         "L4",
@@ -58,7 +59,8 @@ LAYERS: list[tuple[str, str]] = [
     (
         "L6",
         "_leaving _entry _cli_text _cli_picture _cli_view _cli_results _cli_running _cli_run _cli_status _cli_tools "
-        "_cli_show _cli_export _cli_lineage _cli_evidence _cli_journal _cli __main__ services export engines testing",
+        "_cli_show _cli_check _cli_report _cli_export _cli_lineage _cli_evidence _cli_journal _cli __main__ "
+        "services export engines testing",
     ),
 ]
 LAYER_OF = {name: layer for layer, (_, names) in enumerate(LAYERS) for name in names.split()}
@@ -82,6 +84,7 @@ DOORS = [
     Door("multiprocessing subprocess", r"_process|_guarding", "processes are started and killed in one place"),
     Door("typer rich click", r"_cli(_.*)?", "the extra `cli` is not always installed"),
     Door("opentelemetry", r"export\.(otel|_otel_context)", "the extra `otel` is not always installed"),
+    Door("jinja2 markupsafe", r"export\.report", "the extra `report` is not always installed"),
     Door(
         "mcp mcp_types uvicorn hypercorn starlette sse_starlette jsonschema referencing",
         r"export\.(mcp|_mcp_.*)",

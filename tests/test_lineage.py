@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import random
 from collections.abc import Callable, Iterable
@@ -23,12 +24,13 @@ from kgas_async import (
     current,
     tool,
 )
+from kgas_async._chain import GENESIS, Head, head_path
 from kgas_async._cli import app
 from kgas_async._lineage import Lineage, Traced, lineage
 from kgas_async._reading import EvidenceFile
-from kgas_async._verify import segments_of
+from kgas_async._segments import segments_of
 from kgas_async.export.prov import prov_document
-from kgas_async.export.trace import trace_events
+from kgas_async.export.trace import trace_events, write_trace
 
 Records = list[dict[str, Any]]
 
@@ -180,6 +182,35 @@ async def test_a_value_used_again_names_the_call_that_it_is_of() -> None:
     assert {first.parent_id, second.parent_id} == {one(found, "twice", "a").call_id}
 
 
+async def test_a_value_that_a_nested_call_used_again_comes_with_the_call_of_another_item_or_run_that_it_is_of() -> None:
+    @tool
+    async def slow(word: str) -> str:
+        await anyio.wait_all_tasks_blocked()
+        return await current().execute(inner, word=word)
+
+    once = slow.using(cache=60)
+
+    @tool
+    async def outer(name: str) -> str:
+        return await current().execute(once, word="same")
+
+    pipeline = Pipeline("cached", Phase("made", outer), item=["name"], key="name")
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None) as manager, anyio.create_task_group() as tasks:
+        tasks.start_soon(manager.run, pipeline, named("a", "b"))
+        tasks.start_soon(manager.run, pipeline, named("a"))
+    ends = {record["call_id"]: record for record in sink.records if "wait_us" in record}
+    reused = [end for end in ends.values() if "reused_from" in end]
+    assert len(reused) == 2
+    for end in reused:
+        found = lineage(sink.records, item=end["item"], run_id=end["run_id"])
+        ids = {call.call_id for call in found.calls}
+        assert end["reused_from"] in ids
+        (inside,) = [call for call in found.calls if call.tool == "inner"]
+        assert inside.parent_id == end["reused_from"]
+        assert len(ids) == 4
+
+
 async def test_a_run_in_a_call_is_named_and_has_a_lineage_of_its_own() -> None:
     @tool
     async def outer(name: str) -> int:
@@ -228,7 +259,7 @@ async def test_of_several_runs_it_is_the_latest_unless_told(tmp_path: Path) -> N
 async def test_segments_of_a_log_are_read_in_order(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     records = await recorded(words, named("a", "b"), JsonlSink(path, max_bytes=2000))
-    assert len(segments_of(path)) > 1
+    assert len(list(segments_of(path))) > 1
     assert [record["seq"] for record in EvidenceFile(path)] == [record["seq"] for record in records]
     assert lineage(path, phase="total") == lineage(records, phase="total")
 
@@ -260,8 +291,102 @@ async def test_torn_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     records = [json.dumps(record) + "\n" for record in await recorded(words, named("a"))]
     evidence = EvidenceFile(tmp_path / "run.jsonl")
     evidence.path.write_text("".join([*records, '{"event":"call.succ\n', "7\n"]))
-    assert len(lineage(evidence, item="a", phase="counts").calls) == 7
-    assert evidence.unreadable == 2
+    found = lineage(evidence, item="a", phase="counts")
+    assert len(found.calls) == 7
+    assert found.lacks == [
+        "2 lines of run.jsonl could not be read; a crash may have torn one",
+        "run.jsonl.head is missing, so that records may be missing at the end",
+    ]
+
+
+# --- evidence of which a part is missing: what is made of the rest must not pass for the whole
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    path = tmp_path / "run.jsonl"
+    anyio.run(recorded, words, named("a", "b"), JsonlSink(path, max_bytes=2000))
+    found = list(segments_of(path))
+    assert len(found) > 3
+    assert lineage(path, phase="total").lacks == []
+    return found
+
+
+@pytest.mark.parametrize("missing", [1, 2, -1])
+@pytest.mark.parametrize("with_heads", [True, False])
+def test_a_missing_segment_is_an_error_everywhere(parts: list[Path], missing: int, with_heads: bool) -> None:
+    path, gone = parts[0], parts[missing]
+    for file in (gone, head_path(gone)) if with_heads else (gone,):
+        file.unlink()
+    written = path.with_name("out")
+    wanted = rf"is not whole: .*{gone.name}, which is missing"
+    for way in (
+        lambda: lineage(path, phase="total"),
+        lambda: prov_document(path),
+        lambda: list(trace_events(path)),
+    ):
+        with pytest.raises(EvidenceError, match=wanted):
+            way()
+    for arguments in (
+        ["lineage", str(path), "--phase", "total"],
+        ["export", str(path), "--format", "prov", "-o", str(written)],
+        ["export", str(path), "--format", "trace", "-o", str(written)],
+    ):
+        result = CliRunner().invoke(app, ["evidence", *arguments])
+        assert (result.exit_code, result.stdout, written.exists()) == (2, "", False)
+        assert "is not whole" in result.stderr
+
+
+def test_segments_lost_together_with_what_told_of_them_are_missed_all_the_same(parts: list[Path]) -> None:
+    for file in (parts[1], head_path(parts[1]), head_path(parts[0])):
+        file.unlink()
+    with pytest.raises(EvidenceError, match=r"run.jsonl.2 is missing, though there is run.jsonl.3"):
+        lineage(parts[0], phase="total")
+
+
+def test_one_segment_does_not_pass_for_the_log(parts: list[Path]) -> None:
+    with pytest.raises(
+        EvidenceError, match=r"run.jsonl.2' is one segment of a log, and no more; give that, '.*run.jsonl'"
+    ):
+        lineage(parts[1], phase="total")
+
+
+def test_a_copy_beside_a_log_is_not_read_as_a_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    anyio.run(recorded, words, named("a"), JsonlSink(path))
+    before = lineage(path, phase="total")
+    (tmp_path / "run.jsonl.2").write_bytes(path.read_bytes())
+    (tmp_path / "run.jsonl.20261129").write_bytes(path.read_bytes())
+    assert lineage(path, phase="total") == before
+    assert len(prov_document(path)["activity"]) == 9
+
+
+@pytest.mark.parametrize("how", ["no head", "no end", "open"])
+def test_what_may_miss_its_end_is_said_in_all_that_is_made_of_it(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "run.jsonl"
+    anyio.run(recorded, words, named("a"), JsonlSink(path))
+    head = head_path(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    if how == "no end":
+        path.write_bytes(b"".join(lines[:-1]))
+        said = "1 record of run.jsonl are missing, as its head says"
+    elif how == "open":
+        head.write_bytes(Head("open", 1, GENESIS, 0, 0, GENESIS).line())
+        said = "a session still writes to it, or was killed: records may be missing at the end"
+    else:
+        head.unlink()
+        said = "run.jsonl.head is missing, so that records may be missing at the end"
+    assert lineage(path, phase="total").lacks == [said]
+    (run,) = [one for one in prov_document(path)["activity"].values() if "kgas:pipeline" in one]
+    assert run["kgas:lacks"] == [said]
+    written = io.StringIO()
+    write_trace(path, written)
+    assert json.loads(written.getvalue())["otherData"] == {"lacks": said}
+    for arguments in (["lineage", str(path), "--phase", "total"], ["export", str(path), "--format", "trace"]):
+        result = CliRunner().invoke(app, ["evidence", *arguments])
+        assert result.exit_code == 0
+        assert f"warning: {path}: {said}" in result.stderr
+        assert said in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -380,3 +380,21 @@ def test_an_adapter_with_named_params_is_bound_by_them() -> None:
     Pipeline("p", Phase("text", load), Phase("ner", adapter), item=["path"])
     with pytest.raises(TypeError, match="which is no input of tool 'Legacy'; it takes text"):
         Phase("ner", adapter, bind={"txt": "text"})
+
+
+class Clock(Service):
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
+
+def test_services_may_be_given_beside_those_that_tools_require() -> None:
+    clock, other = Clock(), Clock()
+    assert Pipeline("p", Phase("text", load), services=[clock, other, clock]).services == (clock, other)
+    assert Pipeline("p", Phase("text", load)).services == ()
+
+
+@pytest.mark.parametrize("services", [5, "clock", [Clock], [object()], Clock()])
+def test_what_is_no_service_is_refused(services: Any) -> None:
+    with pytest.raises(TypeError, match=r"pipeline 'p': (services= is a tuple of services|.* is no service)"):
+        Pipeline("p", Phase("text", load), services=services)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic import SecretStr
 
@@ -17,6 +21,9 @@ from kgas_async import (
     PerformanceMonitor,
     Phase,
     Pipeline,
+    Pool,
+    RestartPolicy,
+    Service,
     ServiceManager,
     ToolAdapter,
     current,
@@ -205,6 +212,20 @@ async def test_a_redacted_input_is_in_no_message_of_a_batch_and_of_its_items() -
     assert not [record for record in sink.records if "hunter" in str(record)]
 
 
+async def test_a_redacted_input_is_in_no_message_about_another_item_of_its_batch() -> None:
+    @tool
+    async def send(token: list[str]) -> list[Any]:
+        return [ValueError(f"{one} is as bad as {token}") for one in token]
+
+    sink = MemorySink()
+    pipeline = Pipeline("p", Phase("send", send, batch=3), item=["token"], key=lambda item: item["token"][-1])
+    async with ServiceManager(evidence=sink, log=None, redact=["token"]) as manager:
+        await manager.run(pipeline, [{"token": f"{number}{SECRET}{number}"} for number in range(3)])
+    failed = [record for record in ends(sink.records) if record["status"] == "failed"]
+    assert len(failed) == 3
+    assert not [record for record in sink.records if "hunter" in str(record)]
+
+
 @tool
 def parts(token: str) -> Iterator[str]:
     yield "a"
@@ -243,6 +264,141 @@ async def test_a_redacted_field_is_in_no_message_of_an_item_that_fails_outside_o
         await manager.run(pipeline, [{"token": SECRET, "part": "b", "whole": "c"}])
     assert named(sink.records, "item.failed")
     assert not [record for record in sink.records if "hunter" in str(record)]
+
+
+@dataclasses.dataclass
+class Login:
+    secret: str
+
+    @property
+    def broken(self) -> str:
+        raise ValueError(f"not {self.secret}")
+
+
+@tool
+async def use(token: Any) -> Any:
+    return token
+
+
+@tool
+async def halves(token: str) -> list[str]:
+    return [token, token]
+
+
+@pytest.mark.parametrize(
+    ("phases", "item"),
+    [
+        ([Phase("use", use, bind={"token": "login"}, when=when)], {"login": SECRET}),
+        ([Phase("use", use, bind={"token": "login.key"}, when=when)], {"login": {"key": SECRET}}),
+        ([Phase("use", use, bind={"token": "login.broken"})], {"login": Login(SECRET)}),
+        ([Phase("use", use, when=when)], {"token": {SECRET: 7}}),
+        (
+            [
+                Phase("halves", halves, expand="half"),
+                Phase("use", use, bind={"token": "half"}),
+                Phase("all", use, bind={"token": "use"}, collect="half", when=when),
+            ],
+            {"token": SECRET},
+        ),
+    ],
+    ids=["renamed", "inside", "unreadable", "mapping", "collected"],
+)
+async def test_a_redacted_input_is_in_no_message_of_an_item_however_it_is_bound(
+    phases: list[Phase], item: dict[str, Any]
+) -> None:
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None, redact=["token"]) as manager:
+        await manager.run(Pipeline("p", *phases, item=list(item), key=lambda _: "k"), [item])
+    assert named(sink.records, "item.failed")
+    assert not [record for record in sink.records if "hunter" in str(record)]
+
+
+async def test_a_redacted_input_is_in_no_message_of_the_items_of_a_run_in_its_call() -> None:
+    inside = Pipeline("inside", Phase("use", use, when=when), item=["token"], key=lambda _: "k")
+
+    @tool
+    async def outer(password: str) -> int:
+        return (await current().run(inside, [{"token": f"Basic {password}"}])).failed
+
+    records = await records_of((outer, {"password": SECRET}), redact=["password"])
+    assert named(records, "item.failed")
+    assert not [record for record in records if "hunter" in str(record)]
+
+
+class Store(Service):
+    restart = RestartPolicy(restarts=1, wait=0.001)
+
+    def __init__(self, password: str) -> None:
+        self._password = password
+        self.asked = ""
+        self.news = anyio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        self.news = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._serve)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def _serve(self) -> None:
+        await self.news.wait()
+        raise ConnectionError(f"{self.asked} is no way to ask, nor is {self._password}")
+
+    async def health(self) -> None:
+        if self.asked:
+            raise ConnectionError(f"{self.asked} makes ill, and so does {self._password}")
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+async def test_a_redacted_input_is_in_no_message_of_a_service(restarts: bool) -> None:
+    store = Store("swordfish")
+    if not restarts:
+        store.restart = None  # type: ignore[assignment]
+
+    class Ask(KGASTool):
+        def __init__(self, store: Store) -> None:
+            self.store = store
+
+        async def execute_async(self, *, token: str) -> None:
+            self.store.asked = token
+            await current().health()
+            self.store.news.set()
+            await anyio.sleep_forever()
+
+    sink = MemorySink()
+    redact = ["token", "password"]
+    async with ServiceManager(store, evidence=sink, log=None, redact=redact, on_crash="continue") as manager:
+        await manager.outcome(Ask(store), token=SECRET)
+    events = {record["event"] for record in sink.records if "service" in record}
+    assert {"service.crashed", "service.health"} <= events
+    assert ("service.restarting" in events) is restarts
+    assert only(ends(sink.records))["status"] == "failed"
+    assert not [record for record in sink.records if "hunter" in str(record) or "swordfish" in str(record)]
+
+
+async def test_a_redacted_input_is_in_no_message_of_a_pool() -> None:
+    asked = [""]
+
+    async def connect(password: str) -> str:
+        raise ConnectionError(f"{asked[0]} may not connect with {password}")
+
+    pool = Pool(functools.partial(connect, password="swordfish"), 1, name="connections")
+
+    class Ask(KGASTool):
+        def __init__(self, pool: Any) -> None:
+            self.pool = pool
+
+        async def execute_async(self, *, token: str) -> None:
+            asked[0] = token
+            async with self.pool.acquire():
+                pass
+
+    sink = MemorySink()
+    async with ServiceManager(pool, evidence=sink, log=None, redact=["token", "password"]) as manager:
+        await manager.outcome(Ask(pool), token=SECRET)
+    assert named(sink.records, "pool.failed")
+    assert not [record for record in sink.records if "hunter" in str(record) or "swordfish" in str(record)]
 
 
 async def test_a_redacted_input_is_in_no_event_inside_of_its_call() -> None:

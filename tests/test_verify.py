@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kgas_async import EvidenceError, EvidenceReport, JsonlSink, ServiceManager, verify_evidence
+from kgas_async import EvidenceError, EvidenceReport, JsonlSink, ServiceManager, _verify, verify_evidence
 from kgas_async._chain import GENESIS, Head, hash_of, head_path
 
 from .test_evidence import double, forever
@@ -278,7 +278,13 @@ def test_each_segment_can_be_checked_alone_with_its_head(parts: list[Path], tmp_
         shutil.copy(part, alone)
         shutil.copy(head_path(part), alone)
         report = verify_evidence(alone / part.name)
-        assert report.ok
+        assert (report.problem, report.segment) == (None, int(part.suffix[1:]))
+        assert not report.ok, "the others were not looked at"
+        is_last = part == parts[-1]
+        assert report.state == ("sealed" if is_last else "continued")
+        assert ("the log goes on in another segment, which was not looked at" in str(report)) is not is_last
+        assert "nothing before this segment was looked at" in str(report)
+        assert verify_evidence(part) == report, "the others are beside it"
         counted += report.records
         content = part.read_bytes()
         (alone / part.name).write_bytes(content[: content.rindex(b"\n", 0, -1) + 1])
@@ -326,6 +332,59 @@ def test_what_is_done_to_segments_is_found(parts: list[Path]) -> None:
     assert after(swapped).file == second.name
     assert after(lambda: shutil.copy(head_path(second), head_path(parts[2]))).file == parts[2].name
     assert after(lambda: [cut(second, 1)(), head_path(second).unlink()]).file == parts[2].name  # the next tells
+    for part in parts[:-1]:
+        for state in ("sealed", "open"):
+            said = kept[head_path(part)].replace(b"continued", state.encode())
+            report = after(lambda part=part, said=said: head_path(part).write_bytes(said))  # type: ignore[misc]
+            assert (report.problem, report.file) == ("head", part.name), str(report)
+            assert f"says that it is {state}, and not that the log goes on in " in str(report)
+    report = after(lambda: [without(second)(), head_path(path).unlink()])
+    assert (report.problem, report.reason) == ("lost", "run.jsonl.2 is missing, though there is run.jsonl.3")
+    report = after(lambda: [without(second, last)(), head_path(path).unlink()])
+    assert report.problem == "lost"
+
+
+def test_segments_without_their_heads_are_read_as_one_log_whose_end_is_not_known(parts: list[Path]) -> None:
+    for part in parts:
+        head_path(part).unlink()
+    report = both(parts[0])
+    assert (report.problem, report.state, report.records) == (None, "unsealed", RECORDS)
+
+
+def test_heads_missing_between_others_hide_nothing(parts: list[Path]) -> None:
+    head_path(parts[1]).unlink()
+    assert both(parts[0]).ok
+    head_path(parts[2]).unlink()
+    assert both(parts[0]).ok
+
+
+def test_a_log_that_goes_on_while_it_is_read_is_not_said_to_lack_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.jsonl"
+    sink = JsonlSink(path, max_bytes=300)
+    sink.write([{"event": "x", "schema": 2, "seq": 1}])
+    number = 1
+
+    def writing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            nonlocal number
+            if number < 40:
+                number += 1
+                sink.write([{"event": "x", "schema": 2, "seq": number}])
+            return real(*arguments)
+
+        return called
+
+    for name in ("goes_on", "head_of", "gap_after", "own_number"):
+        monkeypatch.setattr(_verify, name, writing(getattr(_verify, name)))
+    monkeypatch.setattr(_verify.Segment, "scan", writing(_verify.Segment.scan))
+    for _ in range(3):
+        report = verify_evidence(path)
+        assert (report.problem, report.state) == (None, "open"), str(report)
+    assert report.segments > 3
+    sink.close()
+    assert both(path).ok
 
 
 def test_a_lost_first_segment_cannot_be_read(parts: list[Path]) -> None:
@@ -358,7 +417,7 @@ async def test_the_evidence_of_sessions_is_whole_whatever_they_did(tmp_path: Pat
 def test_the_verifier_in_the_examples_is_short_and_needs_nothing_of_ours(log: Path) -> None:
     source = EXAMPLE.read_text(encoding="utf-8")
     assert "kgas_async" not in source
-    assert sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines()) <= 65
+    assert sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines()) <= 70
 
     def run() -> tuple[int, str]:
         done = subprocess.run([sys.executable, "-I", EXAMPLE, log], capture_output=True, text=True)

@@ -253,7 +253,10 @@ class McpToolSource(Service):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Connect, list the tools; disconnect."""
+        """Connect, list the tools; disconnect.
+
+        Cancellation: Ends the connection.
+        """
         server = self._server
         client = Client(server) if isinstance(server, str | StdioServerParameters) else server()
         async with client:
@@ -265,7 +268,10 @@ class McpToolSource(Service):
                 self._client = self._toolbox = None
 
     async def health(self) -> None:
-        """Raise when the server does not list its tools."""
+        """Raise when the server does not list its tools.
+
+        Cancellation: Stops waiting for the answer.
+        """
         await self.peer.list_tools(cache_mode="bypass")
 
     @property

@@ -44,7 +44,11 @@ class CallContext(ContextVarsRuntimeContext):
     """
 
     def attach(self, context: Context) -> Any:
-        """Make a context the current one, of this call."""
+        """Make a context the current one, of this call.
+
+        Returns:
+            A token for ``detach``.
+        """
         call = current_call.get()
         if call is not None and context.get(ATTACHED_IN) != call.id:
             context = Context({**context, ATTACHED_IN: call.id})

@@ -1,4 +1,4 @@
-"""What came from what in a run, told from its evidence: as `kgas-async evidence lineage` says it, for programs.
+"""What came from what in a run, told from its evidence: as ``kgas-async evidence lineage`` says it, for programs.
 
 Also `Source`, `Traced` and `Lineage`, which is what `lineage` gives.
 """

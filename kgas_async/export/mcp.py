@@ -1,4 +1,4 @@
-"""The Model Context Protocol, both ways: a `Toolbox` served to MCP clients, MCP servers' tools as `KGASTool`s.
+"""The Model Context Protocol, both ways: a `Toolbox` served to MCP clients, tools of MCP servers as `KGASTool` objects.
 
 Each call that a client makes is a call of a manager, so limits, policy, evidence, cancellation and draining are the
 manager's. Needs the extra ``mcp``: ``pip install 'kgas-async[mcp]'``. Knows managers, toolboxes and the official SDK.
@@ -90,8 +90,13 @@ async def http_app(
         allowed_hosts: The ``Host`` headers that are answered, ``:*`` for any port; those of the loopback unless given.
         allowed_origins: The ``Origin`` headers that are answered; those of the hosts unless given.
 
+    Returns:
+        An async context manager that gives the application.
+
     Raises:
         TypeError, ManagerClosed, ServiceStartFailed: As in `serve_stdio`.
+
+    Cancellation: As leaving it: requests under way are cancelled, and so are their calls.
     """
     settings = security(None, allowed_hosts, allowed_origins)
     failed: Exception | None = None

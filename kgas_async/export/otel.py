@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from kgas_async._reading import ENDS, duration_us, unix_us
+from kgas_async._reading import ENDS, Begins, unix_us
 from kgas_async._suggest import extra_hint
 
 try:
@@ -38,9 +38,9 @@ EVENTS_KEPT: Final = 128  # of one call, as the SDK's own limit
 class OtelSink:
     """A sink of evidence that makes a span of each session, run and call as it ends.
 
-    One session is one trace. A call's parent is the call that it is nested in, else its run, else the session. Waits,
-    item, attempt and status are attributes (``kgas.*``); retries are events of the span. A call that ran in a batch, or
-    has another call's value, has a link to that call.
+    One session is one trace. A call's parent is its run, where it is that of a phase, else the call that it is nested
+    in, else the session. Waits, item, attempt and status are attributes (``kgas.*``); retries are events of the span. A
+    call that ran in a batch, or has another call's value, has a link to that call.
 
     Args:
         processor: What spans are given to, such as ``BatchSpanProcessor(OTLPSpanExporter())``, which may be that of
@@ -63,16 +63,19 @@ class OtelSink:
         self._scope = InstrumentationScope("kgas_async", _version())
         self._began: dict[str, Mapping[str, Any]] = {}  # sessions and runs that have not ended
         self._events: dict[str, list[Event]] = {}  # of calls that have not ended
+        self._begins = Begins()
 
     def __repr__(self) -> str:
         return f"OtelSink({type(self._processor).__name__})"
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Give spans of what has ended to the processor."""
+        """Give spans of what has ended, by these records, to the processor."""
         for record in records:
             event: str = record["event"]
             if event in ENDS:
                 self._processor.on_end(self._call(record))
+            elif event == "call.started":
+                self._begins.announced(record)
             elif event in EVENTS:
                 kept = self._events.setdefault(record["call_id"], [])
                 if len(kept) < EVENTS_KEPT:
@@ -90,6 +93,7 @@ class OtelSink:
         """
         self._began.clear()
         self._events.clear()
+        self._begins = Begins()
         if self._processor.force_flush(FLUSH_MS) is False:
             raise TimeoutError(f"spans could not be sent within {FLUSH_MS // 1000} s; the rest of them may be lost")
 
@@ -105,12 +109,13 @@ class OtelSink:
             status = Status(StatusCode.ERROR, error.get("message") or error.get("type") or end["status"])
             exception = {f"exception.{name}": error[name] for name in ("type", "message") if name in error}
             events.append(Event("exception", exception, ended * 1000))
-        phase = end.get("phase")
+        run = self._began.get(end.get("run_id", ""), {})
+        outer, is_phase = end.get("parent_id"), "phase" in end and end.get("parent_id") == run.get("parent_id")
         return self._span(
-            end["tool"] if phase is None or "parent_id" in end else phase,
+            end["phase"] if is_phase else end["tool"],
             span_context(session, end["call_id"]),
-            span_context(session, end.get("parent_id") or end.get("run_id")),
-            (ended - duration_us(end), ended),
+            span_context(session, end.get("run_id") if is_phase or outer is None else outer),
+            (self._begins.of(end), ended),
             attributes,
             events=events,
             links=[Link(span_context(session, end[name])) for name in ("batch_id", "reused_from") if name in end],

@@ -136,8 +136,9 @@ def _labels(labels: Mapping[str, str]) -> str:
 
 def _label_pairs(labels: Iterable[tuple[str, str]]) -> Iterable[str]:
     for name, value in labels:
-        escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-        yield f'{name}="{escaped.encode("utf-8", "backslashreplace").decode()}"'
+        valid = value.encode("utf-8", "backslashreplace").decode()  # its backslashes are to be escaped, too
+        escaped = valid.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        yield f'{name}="{escaped}"'
 
 
 def _number(value: float) -> str:

@@ -12,8 +12,8 @@ from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
-from kgas_async._derivation import OK, Edges, Plan, Source, calls_of
-from kgas_async._reading import EPOCH, Evidence, RunOnRecord, choose_run, duration_us, read, runs_of, unix_us
+from kgas_async._derivation import FAILED, OK, Edges, Plan, Source, calls_of
+from kgas_async._reading import EPOCH, Begins, Evidence, RunOnRecord, choose_run, lacks_of, read, runs_of
 
 __all__ = ["prov_document"]
 
@@ -27,26 +27,49 @@ SECTIONS: Final = (
 def prov_document(evidence: Evidence, *, run_id: str | None = None) -> dict[str, Any]:
     """A run's provenance in PROV-JSON, to be written by ``json.dump``. It grows with the run's calls.
 
+    Where the evidence is not whole, such as after a crash, the run has ``kgas:lacks`` with what is missing.
+
     Args:
         evidence: A path of JSON lines, or records such as those of a `MemorySink`.
-        run_id: The run; unless given, the latest.
+        run_id: The run; unless given, the latest that no call has started.
+
+    Returns:
+        The document: one mapping for each kind of thing (``entity``, ``activity``, ...), by identifier.
 
     Raises:
-        EvidenceError: It cannot be read, has no such run, or no plan of it.
+        EvidenceError: It cannot be read, lacks a segment, has no such run, or no plan of it.
     """
     records = read(evidence)
     runs = runs_of(records)
     run = choose_run(runs, run_id)
-    calls = {call["call_id"]: call for call in calls_of(records, run.run_id)}
-    return _Document(run, calls).made()
+    calls: dict[str, Mapping[str, Any]] = {}
+    begins = Begins()
+    began: dict[str, int] = {}
+    failed: list[Mapping[str, Any]] = []
+    for record in calls_of(records, run.run_id, FAILED):
+        if record["event"] == FAILED:
+            failed.append(record)
+            continue
+        if "status" in record:
+            began[record["call_id"]] = begins.of(record)
+        else:
+            begins.announced(record)
+        calls[record["call_id"]] = record
+    return _Document(run, calls, began, failed, lacks_of(records)).made()
 
 
 class _Document:
     """The sections of a document, as they fill."""
 
-    def __init__(self, run: RunOnRecord, calls: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, run: RunOnRecord, calls: Mapping[str, Mapping[str, Any]], began: Mapping[str, int],
+        failed: list[Mapping[str, Any]], lacks: list[str],
+    ) -> None:  # fmt: skip
         assert run.plan is not None
         self.run = run
+        self.began = began
+        self.failed = failed
+        self.lacks = lacks
         self.calls = calls
         self.plan = Plan(run.plan)
         self.sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
@@ -55,7 +78,11 @@ class _Document:
     def made(self) -> dict[str, Any]:
         """The whole of it, without what is empty."""
         run = self.run
-        attributes = {"prov:type": _own("Run"), "kgas:pipeline": run.pipeline, "prov:startTime": run.started}
+        attributes: dict[str, Any] = {
+            "prov:type": _own("Run"), "kgas:pipeline": run.pipeline, "prov:startTime": run.started
+        }  # fmt: skip
+        if self.lacks:
+            attributes["kgas:lacks"] = self.lacks
         if run.ended is not None:
             attributes["prov:endTime"] = run.ended["time"]
             attributes["kgas:items"] = run.ended["items"]
@@ -66,7 +93,7 @@ class _Document:
             call for call in self.calls.values()
             if call.get("parent_id") == run.parent_id and call["phase"] in self.plan.phases
         ]  # fmt: skip
-        edges = Edges(self.plan, phases)
+        edges = Edges(self.plan, phases, [one for one in self.failed if one.get("phase") in self.plan.phases])
         for call in self.calls.values():
             self._call(call)
         for call in phases:
@@ -81,7 +108,7 @@ class _Document:
         if status == "open":
             attributes["prov:startTime"] = call["time"]
         else:
-            began = EPOCH + timedelta(microseconds=unix_us(call["time"]) - duration_us(call))
+            began = EPOCH + timedelta(microseconds=self.began[call["call_id"]])
             attributes |= {"prov:startTime": began.isoformat(), "prov:endTime": call["time"]}
         named = ("phase", "item", "attempt", "batch_size", "answered_by", "inputs_sha256")
         attributes |= {f"kgas:{name}": call[name] for name in named if name in call}
@@ -139,7 +166,8 @@ class _Document:
 
 def _id(kind: str, *parts: str) -> str:
     """A qualified name of ours; what may not be in one is escaped, as in a URL."""
-    return f"kgas:{kind}-" + "-".join(quote(part, safe="") for part in parts)
+    *first, last = (quote(part, safe="") for part in parts)
+    return f"kgas:{kind}-" + "-".join([*(part.replace("-", "%2D") for part in first), last])  # one way to take it apart
 
 
 def _own(name: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """A run as a picture in time: evidence as a trace that Perfetto and Chrome show.
 
-Each call is a slice, made up of its waits (for a service, concurrency, rate, a thread, a retry) and its run. Calls that
-overlap stand in different lanes, and a lane is used again as soon as it is free, so that there are as many lanes as
-calls were open at once: as many as there were workers. Evidence is read once, in order, and written as it is read.
+Each call is a slice, made up of its waits (for a service, concurrency, rate, a thread, a retry), its run, and what else
+there was. Calls that overlap stand in different lanes, and a lane is used again as soon as it is free, so that there
+are as many lanes as calls were open at once: as many as there were workers. Evidence is read once, in order, and
+written as it is read.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
-from kgas_async._reading import ENDS, Evidence, duration_us, read, unix_us
+from kgas_async._reading import ENDS, Begins, Evidence, duration_us, lacks_of, read, unix_us
 
 __all__ = ["trace_events", "write_trace"]
 
 WAITS: Final = ("service", "concurrency", "rate", "thread")  # in the order of a call
+OTHER: Final = "other"  # checks, cleaning up, and waiting for the result of another call
 CALLS_FROM: Final = 1000  # lanes of calls are numbered from here, those of runs from 1
 MOMENTS: Final = ("breaker.", "limit.", "loop.", "service.", "pool.", "scope.", "thread.", "cache.", "evidence.")
 
 
 def write_trace(evidence: Evidence, file: IO[str], *, run_id: str | None = None) -> int:
     """Write a trace in the JSON format of Chrome's tracing, which https://ui.perfetto.dev opens.
+
+    Where the evidence is not whole, such as after a crash, ``otherData`` says what it lacks.
 
     Args:
         evidence: A path of JSON lines, or records such as those of a `MemorySink`.
@@ -32,14 +36,17 @@ def write_trace(evidence: Evidence, file: IO[str], *, run_id: str | None = None)
         How many events were written.
 
     Raises:
-        EvidenceError: It cannot be read.
+        EvidenceError: It cannot be read, or lacks a segment.
     """
+    records = read(evidence)
     file.write('{"displayTimeUnit":"ms","traceEvents":[')
     count = 0
-    for count, event in enumerate(trace_events(evidence, run_id=run_id), 1):
+    for count, event in enumerate(trace_events(records, run_id=run_id), 1):
         file.write(",\n" if count > 1 else "\n")
         file.write(json.dumps(event, separators=(",", ":")))
-    file.write("\n]}\n")
+    lacks = lacks_of(records)
+    other = ',"otherData":' + json.dumps({"lacks": "; ".join(lacks)}) if lacks else ""
+    file.write(f"\n]{other}}}\n")
     return count
 
 
@@ -61,7 +68,7 @@ def trace_events(evidence: Evidence, *, run_id: str | None = None) -> Iterator[d
             yield session.named()
         if run_id is None or record.get("run_id") == run_id:
             yield from session.events(record)
-        session.last_us = unix_us(record["time"])
+        session.last_us = max(session.last_us, unix_us(record["time"]))
     for session in sessions.values():
         yield from session.unended()
 
@@ -76,6 +83,7 @@ class _Session:
         self._runs: dict[str, Mapping[str, Any]] = {}  # that have not ended
         self._open: dict[str, Mapping[str, Any]] = {}  # calls that have not ended, of those that were announced
         self._retries: dict[str, list[tuple[int, int]]] = {}  # of calls that have not ended: when, and the delay
+        self._begins = Begins()
         self._lanes = {"run": _Lanes(1), "worker": _Lanes(CALLS_FROM)}
 
     def named(self) -> dict[str, Any]:
@@ -87,10 +95,12 @@ class _Session:
         event: str = record["event"]
         if event in ENDS:
             self._open.pop(record["call_id"], None)
+            began = self._begins.of(record)
             if "batch_id" not in record:
-                yield from self._call(record)
+                yield from self._call(record, began)
         elif event == "call.started":
             self._open[record["call_id"]] = record
+            self._begins.announced(record)
         elif event == "run.started":
             self._runs[record["run_id"]] = record
         elif event == "run.ended" and (started := self._runs.pop(record["run_id"], None)) is not None:
@@ -108,17 +118,16 @@ class _Session:
             if "batch_id" not in started:
                 begin = min(unix_us(started["time"]), self.last_us)
                 yield from self._slice(
-                    "worker", _name(started), begin, self.last_us, _args(started) | {"status": "open"}
+                    "worker", self._name(started), begin, self.last_us, _args(started) | {"status": "open"}
                 )
         for started in self._runs.values():
             yield from self._run(started, self.last_us, {})
 
-    def _call(self, end: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        ended, took = unix_us(end["time"]), duration_us(end)
-        at = ended - took
-        yield from self._slice("worker", _name(end), at, ended, _args(end))
+    def _call(self, end: Mapping[str, Any], at: int) -> Iterator[dict[str, Any]]:
+        ended = unix_us(end["time"])
+        yield from self._slice("worker", self._name(end), at, ended, _args(end))
         lane = self._lanes["worker"].latest
-        for name, length in _parts(end, at, self._retries.pop(end["call_id"], [])):
+        for name, length in _fitted(end, at, ended, self._retries.pop(end["call_id"], [])):
             yield self._event("X", name, lane, at, dur=length, cat=name.partition(":")[0])
             at += length
 
@@ -136,6 +145,12 @@ class _Session:
         yield self._event(
             "X", name, lane, begin, dur=end - begin, cat="call" if kind == "worker" else "pipeline", args=args
         )
+
+    def _name(self, call: Mapping[str, Any]) -> str:
+        """Of a phase's call the phase, unless it is nested in that: then its tool."""
+        run = self._runs.get(call.get("run_id", ""), {})
+        name: str = call["phase" if "phase" in call and call.get("parent_id") == run.get("parent_id") else "tool"]
+        return name
 
     def _sample(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return self._event(
@@ -180,6 +195,25 @@ class _Lanes:
         return self.latest
 
 
+def _fitted(
+    end: Mapping[str, Any], begin: int, ended: int, retries: list[tuple[int, int]]
+) -> Iterator[tuple[str, int]]:
+    """What a call did, in order: names and lengths, which add up to the time between its begin and its end."""
+    left = ended - begin
+    other = left - duration_us(end)
+    is_first = other > 0 and end["status"] in ("succeeded", "reused") and "answered_by" not in end
+    if is_first:
+        yield OTHER, other
+        left -= other
+    for name, length in _parts(end, begin + max(other, 0) * is_first, retries):
+        fitting = min(length, left)  # of two attempts that ran at once, as long as there was
+        if fitting:
+            yield name, fitting
+        left -= fitting
+    if left:
+        yield OTHER if "answered_by" not in end else f"fallback: {end['answered_by']}", left
+
+
 def _parts(end: Mapping[str, Any], begin: int, retries: list[tuple[int, int]]) -> Iterator[tuple[str, int]]:
     """What a call did, in order: names and lengths, which add up to it.
 
@@ -206,12 +240,6 @@ def _parts(end: Mapping[str, Any], begin: int, retries: list[tuple[int, int]]) -
     if left:
         rest.insert(0, ("wait: retry", left))  # the records of its retries are missing
     yield from ((name, length) for name, length in rest if length)
-
-
-def _name(call: Mapping[str, Any]) -> str:
-    """Of a phase's call the phase, unless it is nested in that: then its tool."""
-    phase: str | None = call.get("phase")
-    return call["tool"] if phase is None or "parent_id" in call else phase
 
 
 def _args(record: Mapping[str, Any]) -> dict[str, Any]:

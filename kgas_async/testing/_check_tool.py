@@ -36,6 +36,8 @@ async def check_tool(tool: KGASTool, /, *, pickles: bool = False, sweeps: bool =
 
     Raises:
         AssertionError: With what was wrong.
+
+    Cancellation: Cancels the run in progress and waits for its end.
     """
     schema = tool.input_schema()
     assert schema.get("type") == "object", f"the input schema of {tool.name!r} is no object: {schema}"

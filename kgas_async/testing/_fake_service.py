@@ -60,7 +60,13 @@ class FakeService(Service):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start, wait, stop, as told."""
+        """Start, wait, stop, as told.
+
+        Raises:
+            BaseException: ``start_error``, ``stop_error``, or what `crash` was given.
+
+        Cancellation: Ends a start as any service's; a stop is shielded.
+        """
         await anyio.sleep(self._start_s)
         if self._start_error is not None:
             raise self._start_error

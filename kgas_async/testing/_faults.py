@@ -57,6 +57,9 @@ def faults(tool: T, *, at: At, error: BaseException | type[BaseException] | None
 
     Returns:
         The misbehaving copy.
+
+    Raises:
+        TypeError: Neither ``error`` nor ``delay`` is given.
     """
     if error is None and not delay:
         raise TypeError("faults(tool, at=...) does nothing without error= or delay=")

@@ -268,7 +268,12 @@ def virtual_backend(name: str, seed: int | None = None) -> tuple[str, dict[str, 
 
 @dataclass(frozen=True)
 class VirtualBackend:
-    """One parameter of an ``anyio_backend`` fixture: called, it gives a backend with a fresh clock."""
+    """One parameter of an ``anyio_backend`` fixture: called, it gives a backend with a fresh clock.
+
+    Attributes:
+        backend: ``"asyncio"`` or ``"trio"``.
+        seed: As for `virtual_backend`.
+    """
 
     backend: str
     seed: int | None = None

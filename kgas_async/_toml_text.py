@@ -1,0 +1,330 @@
+"""The text of a TOML pipeline: read, a profile and ``--set`` laid over it, variables put in; where each value is from.
+
+Knows TOML and the words at the top of the file; what stands in the tables, `_toml_tables` knows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ._errors import LoadError
+from ._suggest import nearest
+from ._toml_lines import KeyPath, lines_of
+from ._toml_words import Place, Places, Reference, Unset, Variable, as_toml, dotted, mend_of_syntax
+
+__all__ = ["Document", "read"]
+
+VERSION: Final = 1  # of the format
+TOP: Final = ("version", "pipeline", "services", "limits", "phase", "profile")
+LAID_OVER: Final = ("pipeline", "services", "limits", "phase")
+_VARIABLE = re.compile(r"\$?\$\{([^}]*)(\})?")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REFERENCE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_-]*")
+
+
+class Document(NamedTuple):
+    """The tables of a file as they count, with where each value is from.
+
+    Attributes:
+        values: With variables put in; references and what came from variables are strings of types of their own.
+        places: Where each value is from.
+        profile: Its name, if one was chosen.
+        others: The file under each of the profiles that were not chosen, with what is not known left open.
+    """
+
+    values: dict[str, Any]
+    places: Places
+    profile: str | None
+    others: tuple[Document, ...] = ()
+
+
+def read(path: str, profile: str | None = None, settings: Sequence[str] = ()) -> Document:
+    """Read a pipeline's file.
+
+    Args:
+        path: Of the file.
+        profile: Which of its profiles is laid over it.
+        settings: ``phase.embed.policy.timeout=60``, laid over both.
+
+    Raises:
+        LoadError: With file, line, key and mend.
+    """
+    text = _text_of(path)
+    raw = _parsed(path, text)
+    places = Places(path, lines_of(text), raw)
+    _check_top(raw, places)
+    profiles = raw.pop("profile", {})
+    _check_profiles(profiles, raw, places)
+    if profile is not None and profile not in profiles:
+        known = f"there are {', '.join(profiles)}" if profiles else "there is none: add [profile.NAME.phase...]"
+        raise LoadError(
+            f"{path}: --profile {profile!r} is no profile of this file; {known}{nearest(profile, profiles)}"
+        )
+    others = []
+    for name in profiles:
+        if name != profile:
+            over = _Overlay(deepcopy(raw), places.copied(), profiles)
+            over.lay_profile(name)
+            others.append(Document(_Variables(over.places, is_strict=False).put(over.values), over.places, name))
+    chosen = _Overlay(raw, places, profiles)
+    if profile is not None:
+        chosen.lay_profile(profile)
+    for setting in settings:
+        chosen.lay_setting(setting)
+    return Document(_Variables(places).put(raw), places, profile, tuple(others))
+
+
+def _text_of(path: str) -> str:
+    file = Path(path)
+    try:
+        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        beside = [str(one) for one in file.parent.glob("*.toml")] if file.parent.is_dir() else []
+        raise LoadError(f"there is no file {path!r} in {Path.cwd()}{nearest(path, beside)}") from None
+    except UnicodeDecodeError as error:
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        raise LoadError(f"{path}:{line}: is not UTF-8, which TOML is; save the file as UTF-8") from None
+    except OSError as error:
+        raise LoadError(f"{path!r} cannot be read: {error.strerror or error}") from None
+
+
+def _parsed(path: str, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise LoadError(f"{path}:{mend_of_syntax(str(error), text)}") from None
+    except RecursionError:
+        raise LoadError(f"{path}: its values are nested too deeply") from None
+
+
+def _check_top(raw: Mapping[str, Any], places: Places) -> None:
+    """The version before all else: by another one the rest may be right."""
+    version = raw.get("version", VERSION)
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise places.error(("version",), f"is the number of the format, {VERSION}, not {as_toml(version)}")
+    if version != VERSION:
+        raise places.error(
+            ("version",), f"this is format {version}, and this kgas-async reads format {VERSION}: "
+            f"{'upgrade kgas-async' if version > VERSION else 'write the file anew'}, or write version = {VERSION}"
+        )  # fmt: skip
+    for key in raw:
+        if key not in TOP:
+            raise places.error((key,), f"is no key of a pipeline's file, which has {', '.join(TOP)}{nearest(key, TOP)}")
+    if isinstance(raw.get("pipeline"), list):
+        raise places.error(("pipeline",), "a file is one pipeline: write [pipeline], with single brackets, once")
+    if "pipeline" not in raw:
+        raise places.error((), 'has no [pipeline]; begin with [pipeline] and name = "..."')
+    if not isinstance(raw["pipeline"], dict):
+        raise places.error(("pipeline",), f"is a table: write [pipeline], not {as_toml(raw['pipeline'])}")
+    for key in ("services", "limits"):
+        tables = raw.get(key, {})
+        for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
+            if not isinstance(table, dict):
+                at = (key, name) if name else (key,)
+                raise places.error(at, f"is a table: write [{key}.{name or 'NAME'}], not {as_toml(table)}")
+    _check_phases(raw, places)
+
+
+def _check_phases(raw: Mapping[str, Any], places: Places) -> None:
+    phases = raw.get("phase")
+    if not phases and not isinstance(phases, dict):
+        raise places.error((), 'has no phases; add [[phase]] with name = "..." and tool = "module:attribute"')
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise places.error(("phase",), "phases are a list of tables: write [[phase]], with double brackets, for each")
+    first: dict[str, int] = {}
+    for index, phase in enumerate(phases):
+        name = phase.get("name")
+        if not isinstance(name, str) or not name.isidentifier():
+            given = f"is an identifier, since inputs are bound by it, not {as_toml(name)}" if "name" in phase else (
+                'is missing: each [[phase]] has a name = "..."'
+            )  # fmt: skip
+            raise places.error(("phase", index, "name"), given)
+        if name in first:
+            other = places.line(("phase", first[name]))
+            raise places.error(
+                ("phase", index, "name"), f"{name!r} is the name of the phase of line {other} too; rename one"
+            )
+        first[name] = index
+
+
+def _check_profiles(profiles: Any, raw: Mapping[str, Any], places: Places) -> None:
+    if not isinstance(profiles, dict):
+        raise places.error(("profile",), "is a table of profiles: write [profile.NAME.phase.PHASE.policy]")
+    for name, profile in profiles.items():
+        at: KeyPath = ("profile", name)
+        if not isinstance(profile, dict):
+            raise places.error(at, "is a profile, a table: write [profile.NAME.phase.PHASE.policy]")
+        _check_laid_over(profile, at, raw, places)
+
+
+def _check_laid_over(over: Mapping[str, Any], at: KeyPath, raw: Mapping[str, Any], places: Places) -> None:
+    """What is laid over a file names what there is."""
+    for key, tables in over.items():
+        if key not in LAID_OVER:
+            raise places.error(
+                (*at, key), f"is not laid over a file; {', '.join(LAID_OVER)} are{nearest(key, LAID_OVER)}"
+            )
+        if not isinstance(tables, dict):
+            shape = f"{key}.NAME" if key != "pipeline" else key
+            raise places.error((*at, key), f"is a table: [{dotted((*at, shape))}]")
+        if key == "pipeline":
+            continue
+        given = raw.get(key, {})
+        names = [phase["name"] for phase in given] if isinstance(given, list) else list(given)
+        for name, table in tables.items():
+            if name not in names:
+                what = f"there is no {key.removesuffix('s')} {name!r} in the file"
+                there = f"; there are {', '.join(names)}" if names else ""
+                raise places.error((*at, key, name), f"{what}{there}{nearest(name, names)}")
+            if not isinstance(table, dict):
+                raise places.error((*at, key, name), f"is a table of keys of this {key.removesuffix('s')}")
+            if key == "phase" and "name" in table:
+                raise places.error((*at, key, name, "name"), "the name stays: remove it here")
+
+
+class _Overlay:
+    """Lays profiles and settings over the tables of a file, in place."""
+
+    def __init__(self, values: dict[str, Any], places: Places, profiles: Mapping[str, Any]) -> None:
+        self.values = values
+        self.places = places
+        self._profiles = profiles
+
+    def lay_profile(self, name: str) -> None:
+        at: KeyPath = ("profile", name)
+        where = {
+            path[2:]: Place(f"{self.places.file}:{line}", dotted(path))
+            for path, line in self.places.lines.items()
+            if path[:2] == at
+        }
+        self._lay(self._profiles[name], where)
+
+    def lay_setting(self, setting: str) -> None:
+        key, equals, text = setting.partition("=")
+        said = f"--set {setting}"
+        if not equals:
+            raise LoadError(f"{said}: is KEY=VALUE, as in --set phase.embed.policy.timeout=60")
+        try:
+            over = tomllib.loads(f"{key.strip()} = 0") if "\n" not in key else {}
+        except tomllib.TOMLDecodeError:
+            over = {}
+        path = _only_path(over)
+        if not path:
+            raise LoadError(f"{said}: {key!r} is no key; it is dotted, as in --set phase.embed.policy.timeout=60")
+        try:
+            value = tomllib.loads(f"value = {text}") if "\n" not in text else {"value": text}
+        except tomllib.TOMLDecodeError:
+            value = {"value": text}  # a bare string
+        nested: Any = value["value"]
+        for part in reversed(path):
+            nested = {part: nested}
+        if path[0] == "profile":
+            raise LoadError(f"{said}: a profile is chosen by --profile NAME; --set changes what then counts")
+        _check_laid_over(nested, (), self.values, Places("--set", {}, self.values, said))
+        place = Place("--set", dotted(path))
+        self._lay(nested, {path[:length]: place for length in range(1, len(path) + 1)})
+
+    def _lay(self, over: Mapping[str, Any], where: Mapping[KeyPath, Place]) -> None:
+        indexes = {phase["name"]: index for index, phase in enumerate(self.values["phase"])}
+        moved = {
+            ("phase", indexes[path[1]], *path[2:]) if len(path) > 1 and path[0] == "phase" else path: place
+            for path, place in where.items()
+        }
+        for key, tables in over.items():
+            if key == "pipeline":
+                self._lay_table(self.values["pipeline"], tables, ("pipeline",), moved)
+                continue
+            for name, table in tables.items():
+                base_key: str | int = indexes[name] if key == "phase" else name
+                self._lay_table(self.values[key][base_key], table, (key, base_key), moved)
+
+    def _lay_table(
+        self, base: Any, over: Mapping[str, Any], at: KeyPath, where: Mapping[KeyPath, Place]
+    ) -> None:  # fmt: skip
+        if not isinstance(base, dict):
+            raise self.places.error(at, f"is a table, not {as_toml(base)}")
+        if base.get("use", over.get("use")) != over.get("use", base.get("use")):
+            base.clear()  # another class does not get the arguments of the former one
+        for key in ("tool", "source"):
+            if base.get(key, over.get(key)) != over.get(key, base.get(key)):
+                base.pop("with", None)
+        self._merge(base, over, at, where)
+
+    def _merge(
+        self, base: dict[str, Any], over: Mapping[str, Any], at: KeyPath, where: Mapping[KeyPath, Place]
+    ) -> None:  # fmt: skip
+        """Table by table, key by key; anything else replaces what was there."""
+        for key, value in over.items():
+            path = (*at, key)
+            if isinstance(value, dict) and isinstance(base.get(key), dict):
+                self._merge(base[key], value, path, where)
+                continue
+            base[key] = deepcopy(value)
+            self.places.forget(path)
+            self.places.laid_over.update({one: place for one, place in where.items() if one[: len(path)] == path})
+
+
+def _only_path(nested: Mapping[str, Any]) -> KeyPath:
+    path: list[str] = []
+    found: Any = nested
+    while isinstance(found, dict) and len(found) == 1:
+        path.append(next(iter(found)))
+        found = found[path[-1]]
+    return tuple(path)
+
+
+class _Variables:
+    """Puts environment variables into strings, and marks references."""
+
+    def __init__(self, places: Places, *, is_strict: bool = True) -> None:
+        self._places = places
+        self._is_strict = is_strict
+
+    def put(self, value: Any, at: KeyPath = ()) -> Any:
+        if isinstance(value, dict):
+            return {key: self.put(one, (*at, key)) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self.put(one, (*at, index)) for index, one in enumerate(value)]
+        if not isinstance(value, str) or "$" not in value:
+            return value
+        if _REFERENCE.fullmatch(value):
+            return Reference(value)
+        if value.startswith("$$") and _REFERENCE.fullmatch("$" + value.lstrip("$")):
+            return value[1:]
+        if "${" not in value:
+            return value
+        try:
+            text = _VARIABLE.sub(lambda match: self._one(match, value, at), value)
+        except KeyError:
+            return Unset(value)
+        return Variable(text) if value != text else text
+
+    def _one(self, match: re.Match[str], value: str, at: KeyPath) -> str:
+        if match[0].startswith("$$"):
+            return match[0][1:]
+        name, has_default, default = match[1].partition(":-")
+        if match[2] is None:
+            raise self._places.error(
+                at, f"the ${{ in {as_toml(value)} is not closed by }}; for the signs themselves write $${{"
+            )
+        if not _NAME.fullmatch(name):
+            raise self._places.error(
+                at, f"{match[0]} names no variable: it is ${{NAME}}, or ${{NAME:-what is taken where it is not set}}"
+            )
+        found = os.environ.get(name)
+        if has_default and not found:
+            return default
+        if found is None:
+            if not self._is_strict:
+                raise KeyError(name)
+            close = nearest(name, os.environ)
+            raise self._places.error(
+                at, f"the environment variable {name} is not set{close}; set it, or give a default: ${{{name}:-...}}"
+            )
+        return found

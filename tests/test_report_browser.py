@@ -1,0 +1,138 @@
+"""The report's page in a browser: nothing to complain of, and the figures that the records give."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kgas_async._reading import ENDS, EvidenceFile
+from kgas_async.export.report import write_report
+
+from . import plain_report as plain
+from .browser import opened
+from .programs import PREAMBLE, Program
+
+# A million records: three phases over 334,000 items, some of which fail.
+MILL = """
+@tool
+async def fetch(x: int) -> int:
+    if x % 997 == 0:
+        raise ValueError(f"no {x}")
+    return x
+
+@tool(policy=Policy(concurrency=8))
+async def parse(fetch: int) -> int:
+    if fetch % 50 == 0:
+        await anyio.sleep(0.001)
+    return fetch
+
+@tool(offload="inline")
+def index(parse: int) -> int:
+    return parse
+
+async def main():
+    mill = Pipeline("mill", Phase("fetch", fetch), Phase("parse", parse), Phase("index", index), item=["x"])
+    async with ServiceManager(evidence=sys.argv[1], log=None, monitor=PerformanceMonitor()) as manager:
+        say(await manager.run(mill, ({"x": number} for number in range(int(sys.argv[2])))))
+
+run(main)
+"""
+LARGEST = 5_000_000  # bytes of a page
+
+
+def cells(dom: str, name: str) -> list[str]:
+    """The cells of a row in the table of latencies, as text."""
+    found = re.search(rf'<tr data-row="{re.escape(name)}">(.*?)</tr>', dom, re.DOTALL)
+    assert found, name
+    found_cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", found[1], re.DOTALL)
+    return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in found_cells]
+
+
+class Expected:
+    """What the records give: how many there are, and how many calls of each row ended, and failed."""
+
+    def __init__(self, log: Path) -> None:
+        self.records = 0
+        self.ended: Counter[str] = Counter()
+        self.bad: Counter[str] = Counter()
+        for record in EvidenceFile(log):
+            self.records += 1
+            if record["event"] in ENDS:
+                self.ended[plain.place(record)] += 1
+                self.bad[plain.place(record)] += record["status"] in plain.BAD
+
+    def check(self, dom: str) -> None:
+        for name, count in self.ended.items():
+            _, _, calls, _, failed, *_ = cells(dom, name)
+            assert (calls, failed) == (f"{count:,}", f"{self.bad[name]:,}"), name
+        assert f"{self.records:,} records, each chained to the one before" in dom
+        assert f'data-tile="Calls">{sum(self.ended.values()):,}<' in dom
+
+
+def check_page(page: Path, log: Path, folder: Path) -> None:
+    """Light, dark and narrow: no complaints, the whole width used, and the figures in it."""
+    assert page.stat().st_size < LARGEST
+    expected = Expected(log)
+    pictures = {}
+    for width, dark in ((1200, False), (1200, True), (500, False)):
+        shown = opened(page, folder, width=width, dark=dark)
+        assert shown.console == []
+        assert struct.unpack(">II", shown.screenshot[16:24])[0] == width
+        pictures[width, dark] = shown.screenshot
+        expected.check(shown.dom)
+    assert len(set(pictures.values())) == 3
+
+
+def test_a_complaint_of_the_browser_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<script>nothing.there()</script><p>text</p>")
+    shown = opened(page, tmp_path)
+    assert "<p>text</p>" in shown.dom
+    assert len(shown.console) == 1
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_the_report_of_the_main_job(tmp_path: Path, loop: str) -> None:
+    log = tmp_path / "run.jsonl"
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "engine.md").write_text("# The engine\n\nAda Lovelace wrote to Charles Babbage.\n")
+    (notes / "loom.txt").write_text("Charles Babbage had a portrait of Joseph Jacquard.\n")
+    (notes / "empty.txt").write_text("")
+    command = ["-m", "kgas_async", "run", "examples.knowledge_graph:pipeline", "--input", str(notes)]
+    with Program(command=[*command, "--backend", loop, "--evidence", str(log)], cwd=tmp_path) as program:
+        program.rest()
+        assert program.code() == 1, program.errors()
+    page = tmp_path / "report.html"
+    figures = write_report(log, page)
+    assert figures.run is not None
+    assert (figures.run.items, figures.run.failed) == (3, 1)
+    check_page(page, log, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_report_of_a_million_records(tmp_path: Path) -> None:
+    log = tmp_path / "run.jsonl"
+    with Program(command=["-c", PREAMBLE + MILL, str(log), "334000"], patience_s=800) as program:
+        said = program.rest()
+        assert program.code() == 0, program.errors()
+        assert "333664 succeeded, 336 failed" in said[0]
+    page = tmp_path / "report.html"
+    # In a process of its own, whose memory is looked at.
+    made = (
+        "import json, resource, sys; from kgas_async.export.report import write_report; "
+        "figures = write_report(*sys.argv[1:]); "
+        "print(json.dumps([figures.records, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+    )
+    with Program(command=["-c", made, str(log), str(page)], patience_s=800) as program:
+        (said,) = program.rest()
+        records, peak_kib = json.loads(said)
+    assert records > 1_000_000
+    assert peak_kib < 200 * 1024 or sys.platform == "darwin"  # where it is told in bytes
+    check_page(page, log, tmp_path)
