@@ -183,10 +183,12 @@ class Board(Ledger):
         if len(self._limits) >= KINDS_KEPT and name not in self._limits:
             return
         if fields["event"] == "limit.changed":
-            self._limits[name] = LimitSeen(name, "concurrency", None, fields["total"], None, str(fields.get("why", "")))
+            self._limits[name] = LimitSeen(
+                name, "concurrency", None, _number(fields["total"]), None, str(fields.get("why", ""))
+            )
         else:
             note = "paused" if fields["event"] == "limit.paused" else ""
-            used, total = fields["used_bytes"], fields["max_bytes"]
+            used, total = _number(fields["used_bytes"]), _number(fields["max_bytes"])
             self._limits[name] = LimitSeen(name, "memory", used, total, None, note)
 
     def _loop(self, fields: Mapping[str, Any], at_ns: int) -> None:
@@ -346,6 +348,17 @@ def _error_of(call: Any) -> Mapping[str, Any]:
     """As on record: a call of a session, or one that was read again, which has it."""
     found: Mapping[str, Any] | None = getattr(call, "error_fields", None)
     return call_fields(call, "", call.error).get("error", {}) if found is None else found
+
+
+def _number(value: Any) -> float:
+    """What is shown as one.
+
+    Raises:
+        TypeError: It is none: its record was damaged.
+    """
+    if isinstance(value, (int, float)):
+        return value
+    raise TypeError(f"no number: {value!r}")
 
 
 def _message(error: Mapping[str, Any]) -> str:

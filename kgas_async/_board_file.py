@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from ._board import Board
@@ -69,26 +70,34 @@ class BoardFile(EvidenceFile):
         return self.board.picture(time.time_ns(), killed=killed)
 
     def _new(self) -> Iterator[Mapping[str, Any]]:
+        before = self.path
         try:
             for number, path in enumerate(segments_of(self.path)):
+                if number:  # what was written there before the writer went on in this one, and after we had looked
+                    yield from self._rest(before, number - 1)
                 if number == len(self._at):
                     self._at.append(0)
-                with path.open("rb") as file:
-                    file.seek(self._at[number])
-                    for line in self._whole_lines(file, number):
-                        record = record_of_line(line)
-                        if record is None:
-                            self.unreadable += bool(line.strip())
-                        elif record["schema"] != SCHEMA:
-                            raise EvidenceError(
-                                f"{str(path)!r}: evidence of schema {record['schema']!r}, and this reads schema "
-                                f"{SCHEMA}; read it by the version that wrote it"
-                            )
-                        else:
-                            yield record
+                yield from self._rest(path, number)
+                before = path
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(f"evidence cannot be read from {str(self.path)!r}: {why}; give a file of it") from error
+
+    def _rest(self, path: Path, number: int) -> Iterator[Mapping[str, Any]]:
+        """The records of a segment that were not read yet."""
+        with path.open("rb") as file:
+            file.seek(self._at[number])
+            for line in self._whole_lines(file, number):
+                record = record_of_line(line)
+                if record is None:
+                    self.unreadable += bool(line.strip())
+                elif record["schema"] != SCHEMA:
+                    raise EvidenceError(
+                        f"{str(path)!r}: evidence of schema {record['schema']!r}, and this reads schema "
+                        f"{SCHEMA}; read it by the version that wrote it"
+                    )
+                else:
+                    yield record
 
     def _whole_lines(self, file: Any, number: int) -> Iterator[bytes]:
         for line in file:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from kgas_async import (
     CircuitBreaker,
+    JsonlSink,
     MemorySink,
     PerformanceMonitor,
     Phase,
@@ -22,6 +24,7 @@ from kgas_async import (
     Policy,
     Retry,
     ServiceManager,
+    _board_file,
     tool,
 )
 from kgas_async._board import Board
@@ -30,6 +33,8 @@ from kgas_async._cli import app
 from kgas_async._cli_picture import items_text, lines_of
 from kgas_async._errors import EvidenceError
 from kgas_async._picture import ItemsSeen
+from kgas_async._reading import EvidenceFile
+from kgas_async._segments import segments_of
 
 from .programs import Program
 from .terminal import Terminal
@@ -188,6 +193,32 @@ async def test_what_a_damaged_event_lacks_tells_nothing() -> None:
     for event in events:
         board.note({"event": event, "at_ns": 1})
     assert board.picture(2).state == "running"
+
+
+def test_a_limit_whose_numbers_are_none_is_not_shown() -> None:
+    board = Board()
+    board.note({"event": "limit.paused", "at_ns": 1, "limit": "memory", "used_bytes": {"a": 1}, "max_bytes": 2})
+    board.note({"event": "limit.changed", "at_ns": 1, "limit": "adaptive", "total": [3]})
+    assert board.picture(2).limits == ()
+
+
+async def test_what_came_into_a_segment_after_it_was_read_comes_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.jsonl"
+    async with ServiceManager(evidence=JsonlSink(path, max_bytes=3000), log=None) as manager:
+        await manager.run(papers, [{"x": x} for x in range(20)])
+    names = list(segments_of(path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))
+
+    def while_it_is_written(path: Path) -> Iterator[Path]:
+        yield path
+        path.write_bytes(b"".join(lines))  # as if the writer did it just now
+        yield from names[1:]
+
+    monkeypatch.setattr(_board_file, "segments_of", while_it_is_written)
+    assert [record["seq"] for record in BoardFile(path)._new()] == list(range(1, len(list(EvidenceFile(path))) + 1))
 
 
 @pytest.mark.parametrize(
