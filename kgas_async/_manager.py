@@ -56,7 +56,7 @@ class ServiceManager(SingleCalls, ManyCalls):
         signals: The first SIGINT, SIGTERM or SIGHUP drains for ``grace`` seconds, then cancels what is left; the second
             cancels at once, the third ends the process. Without it, in the main thread, SIGINT cancels the session.
             Either way a bare ``KeyboardInterrupt`` (SIGTERM: ``SystemExit(143)``, SIGHUP: ``SystemExit(129)``) is
-            raised on leaving. A SIGHUP that is ignored, as by ``nohup``, stays so.
+            raised on leaving. One that is ignored, as SIGHUP by ``nohup``, stays so.
         seed: Of the random numbers (waits of retries).
         threads: Worker threads at the most; ``min(32, cpus + 4)`` unless given.
         processes: Worker processes at the most; as many as there are CPUs for us (affinity, cgroup) unless given.

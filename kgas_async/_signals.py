@@ -26,8 +26,8 @@ class SignalWatch:
     Args:
         mailbox: Of the loop.
         on_signal: Called on the loop with the signal's number and how many there have been.
-        all_signals: Take SIGTERM and SIGHUP too, the latter unless it is ignored (``nohup``), and end the process at
-            the third signal.
+        all_signals: Take SIGTERM and SIGHUP too, and end the process at the third signal. A signal that is ignored
+            (``nohup``, a job in the background of a script) stays so.
     """
 
     def __init__(self, mailbox: Mailbox, on_signal: Callable[[int, int], None], *, all_signals: bool) -> None:
@@ -44,7 +44,7 @@ class SignalWatch:
             return
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if self._all else (signal.SIGINT,):
             handler = signal.getsignal(number)
-            if number == signal.SIGHUP and handler is signal.SIG_IGN:
+            if handler is signal.SIG_IGN:  # by whoever started us: nohup, or a shell for what is in the background
                 continue
             if self._all or _is_default(handler):
                 self._previous[number] = handler

@@ -208,11 +208,12 @@ def test_ctrl_c_in_the_users_module_is_130_and_a_line(folder: Path) -> None:
     assert (process.returncode, errors) == (130, "error: interrupted before the run began\n")
 
 
-def test_a_hangup_that_is_ignored_stays_so(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])  # nohup; a shell, for what a script has in the background
+def test_a_signal_that_is_ignored_stays_so(folder: Path, name: str) -> None:
     (folder / "patient.py").write_text(
         MINE.replace("    return 2 * x", "    import anyio; print('here', flush=True); await anyio.sleep(1); return x")
     )
-    code = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    code = f"import os, signal, sys; signal.signal(signal.{name}, signal.SIG_IGN); "
     code += "os.execv(sys.executable, sys.argv[1:])"
     with subprocess.Popen(
         [sys.executable, "-c", code, *PYTHON, "run", "patient:numbers"], cwd=folder, env=environment(),
@@ -220,7 +221,7 @@ def test_a_hangup_that_is_ignored_stays_so(folder: Path) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.Signals[name])
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "5 succeeded" in errors
