@@ -28,7 +28,8 @@ The extra `cli` has it: `python -m pip install -e ".[cli]"`. `python -m kgas_asy
 - **Results go to standard output**, all else (progress, warnings, errors) to standard error. What is no terminal gets
   plain text, without colours and without anything that is painted anew. `NO_COLOR=1` leaves colours out everywhere.
 - **`--json`** gives one JSON object on standard output, or, where it says so, one on each line; see [below](#json).
-  With `run --json` what tools print goes to standard error, so that the object stands alone.
+  With `run --json` what tools, sources and modules print goes to standard error, so that the object stands alone; what
+  a module prints when it is imported always does with `check` and `tools`.
 - **Errors are one line**: what was wrong, where, and the mend. `--traceback`, given to `kgas-async` or to `run`,
   shows where an error came from.
 - **A reader that goes** (`| head`, a pager that is left or killed) is no error: the rest of the output is dropped, a
@@ -48,8 +49,9 @@ The extra `cli` has it: `python -m pip install -e ".[cli]"`. `python -m kgas_asy
 The first SIGINT, SIGTERM or SIGHUP of a `run` drains: no further items are begun, and those in flight have `--grace`
 seconds to end; it says which calls it waits for, and how old the oldest is. Then, or at the second signal, they are
 cancelled. The third ends the process at once. Evidence and journal are whole after the first two, and readable after
-the third and after `kill -9`: `kgas-async status` then says what was in flight. A SIGHUP that is ignored (`nohup`)
-stays ignored. Before the run has begun a signal ends the process at once.
+the third and after `kill -9`: `kgas-async status` then says what was in flight. A signal that
+is ignored (SIGHUP by `nohup`, SIGINT by a shell for what a script has in the background) stays ignored. Before the run
+has begun a signal ends the process at once.
 
 The live view changes nothing of the terminal that would have to be put right again, so it needs no care, however the
 process ends.

@@ -25,7 +25,7 @@ from ._cli_journal import add_journal
 from ._cli_report import add_report
 from ._cli_run import add_run
 from ._cli_status import add_status
-from ._cli_text import say, tells_tracebacks
+from ._cli_text import results, say, tells_tracebacks
 from ._cli_tools import add_tools
 
 __all__ = ["app"]
@@ -109,6 +109,7 @@ def _root(
     kgas-async status run.jsonl
     """
     tells_tracebacks.wanted = traceback
+    results.stream = None
 
 
 add_run(app)

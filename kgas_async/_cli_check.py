@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from ._cli_text import fail, out_raw, say
+from ._cli_text import fail, out_raw, results_alone, say
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -111,10 +111,13 @@ def _check(
     if as_json and graph is not None:
         fail("--json and --graph are two forms of one plan; choose one")
     user_code_begins()
+    end = results_alone()  # what a module prints as it is imported is no result of ours
     try:
         found, file = find_pipeline(pipeline, profile, settings)
     except KgasAsyncError as error:
         fail(str(error))
+    finally:
+        end()
     _show(found, file, pipeline if profile is None else f"{pipeline}, profile {profile}", as_json, graph, output, force)
 
 

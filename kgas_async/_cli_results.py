@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from rich.markup import escape
 from rich.table import Table
 
-from ._cli_text import ROWS_SHOWN, out, out_rich
+from ._cli_text import ROWS_SHOWN, out, out_rich, printable
 from ._errors import counted, text_of
 
 __all__ = ["as_plain", "show_result"]
@@ -35,7 +35,7 @@ def show_result(phase: str, value: Any) -> None:
         if all(row is not None for row in rows):
             _show_rows(phase, [row for row in rows if row is not None])
         else:
-            out("\n".join([f"{phase}:", *(f"  {_indented(one)}" for one in value[:ROWS_SHOWN])]))
+            out("\n".join([f"{printable(phase)}:", *(f"  {_indented(one)}" for one in value[:ROWS_SHOWN])]))
         if len(value) > ROWS_SHOWN:
             out(f"... and {counted(len(value) - ROWS_SHOWN, 'more row')}")
         return
@@ -43,18 +43,18 @@ def show_result(phase: str, value: Any) -> None:
     if fields:
         kind = "" if isinstance(value, Mapping) else f" {type(value).__name__}"
         shown = list(fields.items())[:ROWS_SHOWN]
-        lines = [f"  {name}: {_indented(one)}" for name, one in shown]
-        out("\n".join([f"{phase}:{kind}", *lines]))
+        lines = [f"  {printable(str(name))}: {_indented(one)}" for name, one in shown]
+        out("\n".join([f"{printable(phase)}:{kind}", *lines]))
         if len(fields) > len(shown):
             out(f"... and {counted(len(fields) - len(shown), 'more field')}")
     else:
-        out(f"{phase}: {_indented(value)}")
+        out(f"{printable(phase)}: {_indented(value)}")
 
 
 def _show_rows(phase: str, rows: Sequence[Mapping[Any, Any]]) -> None:
-    table = Table(title=phase, title_justify="left")
+    table = Table(title=escape(printable(phase)), title_justify="left")
     for column, value in rows[0].items():
-        table.add_column(escape(str(column)), justify="right" if isinstance(value, (int, float)) else "left")
+        table.add_column(escape(printable(str(column))), justify="right" if isinstance(value, (int, float)) else "left")
     for row in rows:
         table.add_row(*[_cell(row.get(column, "")) for column in rows[0]])
     out_rich(table)
@@ -74,11 +74,16 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.6f}" if isinstance(value, float) else escape(_text(value))  # no markup: it is the user's text
+    return f"{value:.6f}" if isinstance(value, float) else escape(_shown(value))  # no markup: it is the user's text
 
 
 def _indented(value: Any) -> str:
-    return _text(value).replace("\n", "\n    ")
+    return _shown(value).replace("\n", "\n    ")
+
+
+def _shown(value: Any) -> str:
+    """As text that no terminal acts on."""
+    return printable(_text(value).replace("\r\n", "\n"), keep="\n\t")
 
 
 def _text(value: Any) -> str:

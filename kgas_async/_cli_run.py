@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from ._cli_check import Profile, Settings, find_pipeline
-from ._cli_text import AS_JSON, fail, tell_traceback, tells_tracebacks
+from ._cli_text import AS_JSON, fail, results_alone, tell_traceback, tells_tracebacks
 from ._leaving import user_code_begins
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def _run(
         fail(str(error).replace("Journal(path)", "--journal"))
     from ._cli_running import Asked, run_pipeline
 
+    if as_json:
+        results_alone()
     user_code_begins()
     try:
         found = loaded(pipeline, profile, settings)

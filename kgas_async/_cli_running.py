@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -66,8 +62,7 @@ def run_pipeline(asked: Asked) -> int:
         typer.Exit: It could not start, which was said.
     """
     session = _Session()
-    with _stdout_for_json(asked.as_json):
-        code = _code_of(asked, session)
+    code = _code_of(asked, session)
     report = session.report
     if report is not None:
         _show(report, asked.as_json)
@@ -88,7 +83,7 @@ def _code_of(asked: Asked, session: _Session) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:  # a signal's, or a tool's own, which has ended the session
-        code = stop.code if isinstance(stop.code, int) and stop.code else 1
+        code = stop.code if isinstance(stop.code, int) and 0 < stop.code < 256 else 1  # 256 would pass for 0
         if code not in SIGNALS:
             _say_error(session, f"a tool ended the session by {stop!r}")
         return code
@@ -160,29 +155,6 @@ async def _execute(asked: Asked, session: _Session, view: View) -> None:
         except BaseException:
             session.report = manager._last_report
             raise
-
-
-@contextmanager
-def _stdout_for_json(wanted: bool) -> Iterator[None]:
-    """What tools print goes to standard error meanwhile, so that the JSON stands alone; also what processes print."""
-    if not wanted:
-        yield
-        return
-    before = sys.stdout
-    kept: int | None = None
-    sys.stdout = sys.stderr
-    if before is sys.__stdout__ and before is not None:
-        with suppress(OSError, ValueError):
-            before.flush()
-            kept = os.dup(1)
-            os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout = before
-        if kept is not None:
-            os.dup2(kept, 1)
-            os.close(kept)
 
 
 # --- what is said at the end

@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import sys
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO, Any, Final, NoReturn
 
 import typer
 
@@ -26,6 +29,8 @@ __all__ = [
     "out_raw",
     "out_rich",
     "printable",
+    "results",
+    "results_alone",
     "say",
     "tell_traceback",
     "tells_tracebacks",
@@ -45,6 +50,43 @@ class _Tracebacks:
 tells_tracebacks = _Tracebacks()  # set by --traceback
 
 
+class _Results:
+    stream: IO[str] | None = None
+
+
+results = _Results()  # where `out` writes: standard output, unless that was given to others by `results_alone`
+
+
+def results_alone() -> Callable[[], None]:
+    """From here on standard output is for `out` alone: what others print, threads that were left behind and processes
+    among them, goes to standard error.
+
+    Returns:
+        What ends that. At the end of a run it is not called: a thread that was left behind may still print.
+    """
+    before = sys.stdout
+    kept: int | None = None
+    stream = before
+    if before is sys.__stdout__ and before is not None:
+        with suppress(OSError, ValueError):
+            before.flush()
+            kept = os.dup(1)
+            os.dup2(2, 1)
+            stream = open(kept, "w", encoding=before.encoding, errors=before.errors)  # noqa: PTH123, SIM115
+    results.stream = stream
+    sys.stdout = sys.stderr
+
+    def end() -> None:
+        sys.stdout = before
+        results.stream = None
+        if kept is not None:
+            sys.stderr.flush()
+            os.dup2(kept, 1)
+            stream.close()
+
+    return end
+
+
 def printable(text: str, keep: str = "") -> str:
     """The user's text without what a terminal would act on, line ends among that, but for what is to be kept."""
     if text.isprintable():
@@ -58,6 +100,8 @@ def say(line: str) -> None:
         typer.echo(printable(line, keep="\n\t"), err=True)
     except OSError:
         hush(sys.stderr)
+    except ValueError:  # a tool has closed it
+        pass
 
 
 def out(text: str) -> bool:
@@ -66,15 +110,21 @@ def out(text: str) -> bool:
     Raises:
         typer.Exit: It cannot be written, which was said: a full disk.
     """
+    stream = results.stream or sys.stdout
     try:
-        sys.stdout.write(text + "\n")
+        stream.write(text + "\n")
+        if results.stream is not None:  # nobody else flushes it
+            stream.flush()
         return True
+    except ValueError:
+        why: str | None = "a tool has closed it"
     except OSError as error:
-        hush(sys.stdout)
+        hush(stream)
         if error.errno in _GONE:
             return False
-        say(f"error: standard output cannot be written: {error.strerror}")
-        raise typer.Exit(1) from None
+        why = error.strerror
+    say(f"error: standard output cannot be written: {why}")
+    raise typer.Exit(1)
 
 
 def out_raw(text: str) -> bool:

@@ -56,6 +56,8 @@ class View:
         self.monitor._ledger = self.board
         self._console = SteadyConsole(stderr=True) if console is None else console
         self.is_painted = self._console.is_terminal and not self._console.is_dumb_terminal
+        if console is None and not sys.stderr.isatty():  # FORCE_COLOR is of colours, and a file is no place to paint
+            self.is_painted = False
         self._live: Live | None = None
         self._manager: ServiceManager | None = None
         self._progress: Progress | None = None

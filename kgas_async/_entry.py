@@ -5,6 +5,7 @@ Imports next to nothing itself, so that Ctrl-C finds somebody to meet it while t
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -23,12 +24,17 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may
 
 def main() -> NoReturn:
     """The entry point: ends the process even where a legacy tool has left threads that would keep it."""
+    # The first is the last to be called: then the interpreter would put the signal's default in the place of a handler.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     _prepare_streams()
     code = _code_of_app()
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    is_interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if is_interruptible:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said; what is left takes a moment
     for stream in (sys.stdout, sys.stderr):
         code = _flushed(stream, code)
+    if is_interruptible:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(code))  # what libraries do at exit may hang
     threads = sys.modules.get("kgas_async._threads")  # else nothing has run that could have left any
     if threads is not None and threads.would_block_exit():
         os._exit(code)
@@ -53,17 +59,35 @@ def _code_of_app() -> int:
 
 
 def _prepare_streams() -> None:
-    for name in ("stdout", "stderr"):
+    for number in range(3):
+        _occupy(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # it was closed before we began
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+
+
+def _occupy(number: int) -> None:
+    """Have something at this file descriptor: a process that we start would take whatever comes to be there for its
+    standard stream.
+    """
+    try:
+        os.fstat(number)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+        os.set_inheritable(number, True)
 
 
 def _flushed(stream: IO[str], code: int) -> int:
     try:
         stream.flush()
+    except ValueError:  # a tool has closed it; whoever had something to say there has met that
+        return code
     except OSError as error:
         hush(stream)
         if stream is sys.stderr or error.errno in (errno.EPIPE, errno.EIO):  # nobody reads it any more
