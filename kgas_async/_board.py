@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from threading import RLock
 from typing import Any, Final, NamedTuple
 
@@ -145,7 +146,7 @@ class Board(Ledger):
             self.began_ns = at_ns
             self.session_id = fields.get("session_id", self.session_id)
         elif event == "session.signal":
-            self._signal = fields["signal"]
+            self._signal = str(fields["signal"])
         else:
             self.ended = True
 
@@ -174,9 +175,10 @@ class Board(Ledger):
             )  # fmt: skip
 
     def _breaker(self, fields: Mapping[str, Any], at_ns: int) -> None:
-        if len(self._breakers) < KINDS_KEPT or fields["breaker"] in self._breakers:
+        name = str(fields["breaker"])
+        if len(self._breakers) < KINDS_KEPT or name in self._breakers:
             state = fields["event"].partition(".")[2].replace("opened", "open")
-            self._breakers[fields["breaker"]] = state, str(fields.get("why", "")), at_ns
+            self._breakers[name] = state, str(fields.get("why", "")), at_ns
 
     def _limit(self, fields: Mapping[str, Any], at_ns: int) -> None:
         name = str(fields.get("tool") or fields["limit"])
@@ -193,24 +195,25 @@ class Board(Ledger):
 
     def _loop(self, fields: Mapping[str, Any], at_ns: int) -> None:
         seen = self._stalls
+        longest_s = max(seen.longest_s, _number(fields["stalled_us"]) / 1e6)
         if fields["event"] == "loop.stalled":
-            lasted_s = max(seen.longest_s, fields["stalled_us"] / 1e6)
-            self._stalls = StallsSeen(seen.count + 1, lasted_s, fields.get("tool"), True)
+            tool = None if fields.get("tool") is None else str(fields["tool"])
+            self._stalls = StallsSeen(seen.count + 1, longest_s, tool, True)
         else:
-            self._stalls = StallsSeen(seen.count, max(seen.longest_s, fields["stalled_us"] / 1e6), seen.latest, False)
+            self._stalls = StallsSeen(seen.count, longest_s, seen.latest, False)
 
     def _thread(self, fields: Mapping[str, Any], at_ns: int) -> None:
-        whose = fields.get("call_id") or fields.get("service") or "?"
+        whose = str(fields.get("call_id") or fields.get("service") or "?")
         if fields["event"] == "thread.abandoned":
             tool = fields.get("tool") or f"service {fields.get('service')}"
-            self._left[whose] = tool, fields.get("call_id"), at_ns
+            self._left[whose] = str(tool), fields.get("call_id"), at_ns
         else:
             self._left.pop(whose, None)
 
     def _service(self, fields: Mapping[str, Any], at_ns: int) -> None:
-        name, state = fields["service"], fields["event"].partition(".")[2]
+        name, state = str(fields["service"]), fields["event"].partition(".")[2]
         if state == "health":
-            state = fields["status"]
+            state = str(fields["status"])
         if state in ("failed", "crashed"):
             self._failed(f"service {name}", None, None, fields.get("error") or fields, at_ns)
         self._services.pop(name, None)
@@ -224,7 +227,7 @@ class Board(Ledger):
     def _resource(self, fields: Mapping[str, Any], at_ns: int) -> None:
         span_us = fields["span_us"]
         cpu = fields["cpu_us"] / span_us if span_us else 0.0
-        self._process = ProcessSeen(cpu, fields["rss_bytes"], fields.get("threads", 0))
+        self._process = ProcessSeen(cpu, fields["rss_bytes"], int(_number(fields.get("threads", 0))))
 
     # --- showing
 
@@ -356,7 +359,7 @@ def _number(value: Any) -> float:
     Raises:
         TypeError: It is none: its record was damaged.
     """
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and isfinite(value):
         return value
     raise TypeError(f"no number: {value!r}")
 

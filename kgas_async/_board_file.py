@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,8 +112,9 @@ class BoardFile(EvidenceFile):
         if event in ENDS:
             return _Recorded(self._place(record), record)
         if event == "run.started":
-            for one in record.get("plan") or ():
-                self._tools[record["run_id"], one["phase"]] = one["tool"]
+            with suppress(KeyError, TypeError):  # a plan that was damaged tells nothing
+                for one in record.get("plan") or ():
+                    self._tools[record["run_id"], one["phase"]] = one["tool"]
         return {**record, "at_ns": _ns(record)}
 
     def _place(self, record: Mapping[str, Any]) -> _Place:

@@ -107,7 +107,9 @@ def _times(record: Mapping[str, Any]) -> str:
     if isinstance(record.get("run_us"), int) and record.get("attempt", 1):
         times.append(f"ran {in_seconds(record['run_us'] / 1e6)}")
     waits = record.get("wait_us")
-    if isinstance(waits, Mapping) and (waited := sum(waits.values())):
+    if not isinstance(waits, Mapping) or not all(isinstance(one, int) for one in waits.values()):
+        waits = {}  # none, or damaged
+    if waited := sum(waits.values()):
         what = max(waits, key=lambda one: waits[one])
         times.append(f"waited {in_seconds(waited / 1e6)} ({what})")
     return ", ".join(times)

@@ -66,6 +66,7 @@ _FIELDS: Final = {
 _TEXT: Final = {str}
 _NUMBER: Final = {int}
 _AT_TIMES: Final = ("run_id", "pipeline", "phase", "item", "parent_id", "batch_id", "reused_from")
+_NO_ERROR: Final[dict[str, Any]] = {}
 CLOSE_US: Final = 1000  # so far apart may be when a call was made, and when it began
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -188,6 +189,8 @@ def record_of_line(line: bytes) -> dict[str, Any] | None:
         for name in _AT_TIMES:
             if name in found and type(found[name]) is not str:
                 return None
+        if type(found.get("error", _NO_ERROR)) is not dict:
+            return None
         is_end = event in ENDS
         if is_end:
             waits = found["wait_us"].values()

@@ -195,11 +195,40 @@ async def test_what_a_damaged_event_lacks_tells_nothing() -> None:
     assert board.picture(2).state == "running"
 
 
-def test_a_limit_whose_numbers_are_none_is_not_shown() -> None:
+def test_what_is_no_number_is_not_shown_and_what_is_no_name_is_shown_as_text() -> None:
     board = Board()
+    board.note({"event": "service.health", "at_ns": 1, "service": None, "status": "ill"})
+    board.note({"event": "breaker.opened", "at_ns": 1, "breaker": None, "why": None})
+    board.note({"event": "loop.stalled", "at_ns": 1, "tool": 7, "stalled_us": float("inf")})
+    board.note({"event": "loop.stalled", "at_ns": 1, "tool": 7, "stalled_us": 1_000_000})
+    board.note({"event": "thread.abandoned", "at_ns": 1, "tool": [1], "call_id": "c"})
     board.note({"event": "limit.paused", "at_ns": 1, "limit": "memory", "used_bytes": {"a": 1}, "max_bytes": 2})
     board.note({"event": "limit.changed", "at_ns": 1, "limit": "adaptive", "total": [3]})
-    assert board.picture(2).limits == ()
+    picture = board.picture(2)
+    assert (picture.limits, picture.stalls.longest_s, picture.stalls.count) == ((), 1.0, 1)
+    assert lines_of(picture, 80)
+    json.dumps(picture.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("event", "damage"),
+    [("call.failed", {"error": 7}), ("call.retried", {"error": 1.5}),
+     ("call.retried", {"wait_us": {"retry": []}}), ("run.started", {"plan": ["load", "parse"]}),
+     ("run.started", {"plan": [{"phase": "load"}]})],
+)  # fmt: skip
+async def test_a_record_that_was_damaged_is_no_reason_to_fail(
+    tmp_path: Path, event: str, damage: dict[str, Any]
+) -> None:
+    path = tmp_path / "run.jsonl"
+    await recorded(path)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = next(record for record in records if record["event"] == event)
+    changed |= damage
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = json.loads(status(str(path), "--json", code=1))
+    assert found["state"] == "ended"
+    shown = CliRunner().invoke(app, ["evidence", "show", str(path)])
+    assert shown.exit_code == 0, shown.output
 
 
 async def test_what_came_into_a_segment_after_it_was_read_comes_before_the_next_one(
@@ -271,7 +300,8 @@ def until_at_work(path: Path) -> dict[str, Any]:
         if path.exists() and path.stat().st_size:
             result = CliRunner().invoke(app, ["status", str(path), "--json"])
             found = json.loads(result.stdout) if result.exit_code == 0 else {}
-            if any(one["tool"] == "deaf" for one in found.get("in_flight", ())):
+            six = found and found["items"]["done"] == 6  # the others are stuck
+            if six and any(one["tool"] == "deaf" for one in found["in_flight"]):
                 return found
         time.sleep(0.05)
     raise AssertionError("it never was at work")
