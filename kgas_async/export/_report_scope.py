@@ -11,7 +11,7 @@ from kgas_async._advice import Advice, advise
 from kgas_async._derivation import cut
 from kgas_async._figures import CallFigures, Computing
 from kgas_async._metrics import Thinned
-from kgas_async._reading import CLOSE_US, ENDS, unix_us
+from kgas_async._reading import ENDS, unix_us
 from kgas_async._verify import EvidenceReport
 
 from ._report_figures import (
@@ -100,7 +100,7 @@ class Scope:
         self._runs: dict[str, str | None] = {}  # that are not over: in which call they began
         self._planned: dict[tuple[str, str], _Planned] = {}
         self._open: dict[str, tuple[str, str | None, int, int]] = {}  # where, item, attempt, since when
-        self._inside: dict[str, int] = {}  # calls with others in them: when the first of those began
+        self._fell_back: dict[str, int] = {}  # open calls: when their own attempts were over
         self._path = CriticalPath()
         self._slowest = Slowest()
         self._failures = Failures()
@@ -148,16 +148,16 @@ class Scope:
     # --- calls
 
     def _call(self, record: Mapping[str, Any], end_us: int) -> None:
-        call_id, parent = record["call_id"], record.get("parent_id")
+        call_id, status = record["call_id"], record["status"]
         opened = self._open.pop(call_id, None)
-        known_us = self._inside.pop(call_id, end_us)  # when it had begun, at the latest
-        if opened is not None:
-            known_us = min(known_us, max(opened[3] - self._begin_us, 0))
+        # In fallbacks, or waiting for another call's result, it neither runs nor waits by itself.
+        alone_until_us = self._fell_back.pop(call_id, end_us) if self._fell_back else end_us
+        if status == "reused" and opened is not None:
+            alone_until_us = opened[3] - self._begin_us
         axis = self._axis
         if end_us >= axis.width_us * BINS:
             axis.reach(end_us)
         row, root, of_many = self._place(record)
-        status = record["status"]
         if status in BAD:
             self._failures.add(row.number, row.where, record, end_us)
         if "batch_id" in record:
@@ -169,15 +169,11 @@ class Scope:
             waits = NOTHING
         if run_us + waited_us > end_us:  # it began before what is on record
             run_us, waits, waited_us = min(run_us, end_us), NOTHING, 0
-        began_us = min(end_us - run_us - waited_us, known_us)
-        if parent is not None:
-            self._inside[parent] = min(self._inside.get(parent, end_us), began_us)
         row.add(record, end_us, run_us, waits, waited_us)
         if run_us >= self._slowest.from_us:
             self._slowest.add(row.number, record, end_us, run_us, waited_us)
         if not row.nested:
-            if end_us - run_us - waited_us > began_us + CLOSE_US:  # in a fallback, say
-                run_us = end_us - waited_us - began_us
+            run_us = min(run_us + max(end_us - alone_until_us, 0), end_us - waited_us)
             self._path.add(Ended(row.number, record.get("item"), root, end_us, run_us, waits, row.in_thread, of_many))
 
     def _place(self, record: Mapping[str, Any]) -> tuple[RowBook, str | None, bool]:
@@ -242,6 +238,8 @@ class Scope:
             self._advice.append(Advice(*given))
         elif event in OF_CALLS and isinstance(record.get("tool"), str):
             self._place(record)[0].counted[event] += 1
+            if event == "call.fell_back":
+                self._fell_back.setdefault(record["call_id"], at_us)
         if event.partition(".")[0] in MOMENTS or event in ALSO_MOMENTS:
             self._moments.add(record, at_us)
 
