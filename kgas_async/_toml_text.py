@@ -22,6 +22,7 @@ __all__ = ["Document", "read"]
 
 VERSION: Final = 1  # of the format
 TOP: Final = ("version", "pipeline", "services", "limits", "phase", "profile")
+DEEPEST: Final = 64  # tables and lists in each other
 LAID_OVER: Final = ("pipeline", "services", "limits", "phase")
 _VARIABLE = re.compile(r"\$?\$\{([^}]*)(\})?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -90,17 +91,31 @@ def _text_of(path: str) -> str:
     except UnicodeDecodeError as error:
         line = file.read_bytes()[: error.start].count(b"\n") + 1
         raise LoadError(f"{path}:{line}: is not UTF-8, which TOML is; save the file as UTF-8") from None
-    except OSError as error:
-        raise LoadError(f"{path!r} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
+        why = error.strerror if isinstance(error, OSError) else error
+        raise LoadError(f"{path!r} cannot be read: {why or error}") from None
 
 
 def _parsed(path: str, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        found = tomllib.loads(text)
+        _check_depth(found)
+        return found
     except tomllib.TOMLDecodeError as error:
         raise LoadError(f"{path}:{mend_of_syntax(str(error), text)}") from None
     except RecursionError:
         raise LoadError(f"{path}: its values are nested too deeply") from None
+
+
+def _check_depth(found: Any) -> None:
+    """Dotted keys nest without recursion in the parser; what comes after it recurses."""
+    tables, depth = [found], 0
+    while tables:
+        depth += 1
+        if depth > DEEPEST:
+            raise RecursionError
+        parts = [one.values() if isinstance(one, dict) else one for one in tables]
+        tables = [one for part in parts for one in part if isinstance(one, (dict, list))]
 
 
 def _check_top(raw: Mapping[str, Any], places: Places) -> None:
@@ -215,6 +230,8 @@ class _Overlay:
         except tomllib.TOMLDecodeError:
             over = {}
         path = _only_path(over)
+        if len(path) > DEEPEST:
+            raise LoadError(f"--set {setting[:60]}...: its key is nested too deeply, in over {DEEPEST} parts")
         if not path:
             raise LoadError(f"{said}: {key!r} is no key; it is dotted, as in --set phase.embed.policy.timeout=60")
         try:
@@ -316,6 +333,10 @@ class _Variables:
         if not _NAME.fullmatch(name):
             raise self._places.error(
                 at, f"{match[0]} names no variable: it is ${{NAME}}, or ${{NAME:-what is taken where it is not set}}"
+            )
+        if "${" in default:
+            raise self._places.error(
+                at, f"{match[0]}}} has a variable in its default, which is taken as it stands; write a plain text there"
             )
         found = os.environ.get(name)
         if has_default and not found:

@@ -478,3 +478,62 @@ def test_records_that_were_damaged_make_a_page_or_an_error_that_says_so(
         return
     assert "Evidence not intact" in render_report(figures)
     assert json.dumps(figures.to_dict())
+
+
+async def test_the_time_of_a_fallback_is_its_phases_and_not_that_of_the_source() -> None:
+    @tool
+    async def careful(x: int) -> int:
+        await anyio.sleep(0.2)
+        return x
+
+    @tool(policy=Policy(fallback=[careful]))
+    async def quick(x: int) -> int:
+        raise ConnectionError(f"no {x}")
+
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        await manager.run(Pipeline("p", Phase("quick", quick), item=["x"]), [{"x": 1}, {"x": 2}])
+    figures = report_figures(sink.records)
+    pieces = figures.path.pieces
+    assert sum(one.seconds for one in pieces) == pytest.approx(figures.span_s)
+    largest = pieces[0]
+    assert (largest.row, largest.kind) == (0, "run")
+    assert largest.seconds >= 0.199
+    assert "most of it in its calls of careful" in figures.findings[0].title
+
+
+async def test_of_a_run_without_items_nothing_is_found() -> None:
+    @tool
+    async def same(x: int) -> int:
+        return x
+
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        await manager.run(Pipeline("p", Phase("same", same), item=["x"]), [])
+    assert report_figures(sink.records).findings == ()
+
+
+def test_more_threads_are_not_asked_for_by_a_tool_that_computes() -> None:
+    records = [
+        frame(1, "session.started", threads=2, cpus=4, processes=4),
+        *(call(number + 2, number, thread_us=60_000, run_us=40_000) for number in range(30)),
+        frame(40, "tool.advised", tool="burn", offload="thread", instead="process", why="computed for 20 ms a call"),
+        frame(41, "session.ended", status="succeeded"),
+    ]
+    offload, thread, *_ = report_figures(records).findings
+    assert offload.title == "Move burn: offload='process', it is 'thread' now"
+    assert thread.title.startswith("Calls wait for worker threads, and more of them would not help")
+
+
+def frame(seq: int, event: str, at_us: int | None = None, **fields: Any) -> dict[str, Any]:
+    at_us = seq * 100_000 if at_us is None else at_us
+    time = f"2026-01-02T03:04:{at_us // 1_000_000:02}.{at_us % 1_000_000:06}Z"
+    return {"schema": 2, "session_id": "s", "seq": seq, "event": event, "time": time, **fields}
+
+
+def call(seq: int, number: int, *, thread_us: int, run_us: int) -> dict[str, Any]:
+    waits = {"concurrency": 0, "rate": 0, "retry": 0, "thread": thread_us}
+    return frame(
+        seq, "call.succeeded", tool="burn", version="0", call_id=f"s-{number}", attempt=1, status="succeeded",
+        run_us=run_us, wait_us=waits,
+    )  # fmt: skip

@@ -180,3 +180,25 @@ def test_a_mistake_is_told_with_file_line_key_and_mend(
 
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 50
+
+
+@pytest.mark.parametrize("is_setting", [False, True])
+def test_dotted_keys_that_nest_without_end_are_a_mistake(tmp_path: Path, is_setting: bool) -> None:
+    key = "with.deep" + ".a" * 3000
+    text = '[pipeline]\nname = "p"\n[[phase]]\nname = "a"\ntool = "m:a"\n'
+    path = tmp_path / "deep.toml"
+    path.write_text(text if is_setting else f"{text}{key} = 1\n")
+    with pytest.raises(LoadError, match="nested too deeply"):
+        load_pipeline(path, settings=[f"phase.a.{key}=1"] if is_setting else ())
+
+
+def test_a_variable_in_the_default_of_another_is_refused_and_not_taken_apart(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('[pipeline]\nname = "${NOT_SET_AT_ALL:-${HOME}}"\n[[phase]]\nname = "a"\ntool = "m:a"\n')
+    with pytest.raises(LoadError, match=r"p\.toml:2: pipeline\.name: .* has a variable in its default"):
+        load_pipeline(path)
+
+
+def test_a_path_that_no_file_can_have_is_a_mistake() -> None:
+    with pytest.raises(LoadError, match="cannot be read: embedded null byte"):
+        load_pipeline("a\0b.toml")

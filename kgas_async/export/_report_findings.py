@@ -28,7 +28,7 @@ def findings(figures: Figures) -> tuple[Finding, ...]:
         return ()
     found = [
         finding
-        for look in (_stalls, _concurrency, _threads, _rates, _retries, _services, _runs, _between, _failed, _advice)
+        for look in (_advice, _stalls, _concurrency, _threads, _rates, _retries, _services, _runs, _between, _failed)
         for finding in look(figures)
     ]
     return tuple(sorted(found, key=lambda one: -one.share)[:SHOWN])
@@ -65,6 +65,15 @@ def _against(figures: Figures, *, threads: bool) -> tuple[str, ...]:
     if threads and ONE_INTERPRETER[0] <= cpu <= ONE_INTERPRETER[1]:
         return (f"against it: {used}, and threads share one interpreter: offload='process' for what computes",)
     return (f"{used}: there is room, unless other programs take it",)
+
+
+def _computing(figures: Figures, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What the monitor says against more threads: that these tools compute, on the one interpreter that there is."""
+    advised = {one.tool for one in figures.advice if (one.offload, one.instead) == ("thread", "process")}
+    names = list(dict.fromkeys(row.tool for row in rows if row.tool in advised))
+    if not names or len(names) < len({row.tool for row in rows}):
+        return ()
+    return (f"against it: {_listed(names)} computes, and threads share one interpreter: offload='process'",)
 
 
 def _waits(figures: Figures, kind: str) -> Iterator[tuple[int, Row, float]]:
@@ -112,7 +121,7 @@ def _threads(figures: Figures) -> Iterator[Finding]:
         f"calls of {names} waited {lasting(total_s)} in sum for a worker thread or process",
         f"{mean:.1f} ran at once in the mean" + (f", and there are {slots} threads" if slots else ""),
         f"their runs and waits for threads are {_of_path(share)}",
-        *_against(figures, threads=True),
+        *(_computing(figures, [row for _, row, _ in waiting]) or _against(figures, threads=True)),
     ]
     if share >= WORTH_A_WORD:
         now = f"there are {slots}" if slots else "now there are too few"
@@ -167,7 +176,7 @@ def _services(figures: Figures) -> Iterator[Finding]:
 def _runs(figures: Figures) -> Iterator[Finding]:
     for number, row in _outer(figures):
         share = _on_path(figures, number, "run")
-        if share < MUCH or row.waited_s >= MUCH * row.open_s:
+        if share < MUCH or (row.waited_s and row.waited_s >= MUCH * row.open_s):
             continue  # what its calls wait for is said elsewhere
         evidence = [f"its runs are {_of_path(share)}"]
         inner = max(_inner(figures, row), key=lambda one: one.open_s, default=None)
@@ -205,7 +214,7 @@ def _words(kind: str) -> str:
 
 def _between(figures: Figures) -> Iterator[Finding]:
     share = _on_path(figures, None, BETWEEN)
-    if share >= MUCH:
+    if share >= MUCH and any(_outer(figures)):
         evidence = (
             f"{lasting(share * figures.span_s)}, {_of_path(share)}, passed before first calls of items",
             "that is the source of the items, the start of services, or nothing to do",

@@ -100,6 +100,7 @@ class Scope:
         self._runs: dict[str, str | None] = {}  # that are not over: in which call they began
         self._planned: dict[tuple[str, str], _Planned] = {}
         self._open: dict[str, tuple[str, str | None, int, int]] = {}  # where, item, attempt, since when
+        self._fell_back: dict[str, int] = {}  # open calls: when their own attempts were over
         self._path = CriticalPath()
         self._slowest = Slowest()
         self._failures = Failures()
@@ -147,12 +148,16 @@ class Scope:
     # --- calls
 
     def _call(self, record: Mapping[str, Any], end_us: int) -> None:
-        self._open.pop(record["call_id"], None)
+        call_id, status = record["call_id"], record["status"]
+        opened = self._open.pop(call_id, None)
+        # In fallbacks, or waiting for another call's result, it neither runs nor waits by itself.
+        alone_until_us = self._fell_back.pop(call_id, end_us) if self._fell_back else end_us
+        if status == "reused" and opened is not None:
+            alone_until_us = opened[3] - self._begin_us
         axis = self._axis
         if end_us >= axis.width_us * BINS:
             axis.reach(end_us)
         row, root, of_many = self._place(record)
-        status = record["status"]
         if status in BAD:
             self._failures.add(row.number, row.where, record, end_us)
         if "batch_id" in record:
@@ -168,6 +173,7 @@ class Scope:
         if run_us >= self._slowest.from_us:
             self._slowest.add(row.number, record, end_us, run_us, waited_us)
         if not row.nested:
+            run_us = min(run_us + max(end_us - alone_until_us, 0), end_us - waited_us)
             self._path.add(Ended(row.number, record.get("item"), root, end_us, run_us, waits, row.in_thread, of_many))
 
     def _place(self, record: Mapping[str, Any]) -> tuple[RowBook, str | None, bool]:
@@ -232,6 +238,8 @@ class Scope:
             self._advice.append(Advice(*given))
         elif event in OF_CALLS and isinstance(record.get("tool"), str):
             self._place(record)[0].counted[event] += 1
+            if event == "call.fell_back":
+                self._fell_back.setdefault(record["call_id"], at_us)
         if event.partition(".")[0] in MOMENTS or event in ALSO_MOMENTS:
             self._moments.add(record, at_us)
 
