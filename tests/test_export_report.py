@@ -441,6 +441,22 @@ def test_what_holds_a_run_up_is_found_with_its_evidence(calls: Records, kind: st
     assert first.title in text_of(render_report(figures))
 
 
+@pytest.mark.parametrize("kind", ["thread", "concurrency"])
+def test_of_threads_that_compute_no_more_are_recommended(kind: str) -> None:
+    end = ended(9, 8 * SECOND, 0)
+    advised = {name: end[name] for name in ("schema", "seq", "session_id", "time")} | {
+        "event": "tool.advised", "tool": "t", "offload": "thread", "instead": "process", "why": "it computes",
+    }  # fmt: skip
+    # A process that others leave half a CPU: how much it used says nothing of what its threads could.
+    sampled = [{**advised, "event": "resource.sampled", "cpu_us": 500_000, "span_us": SECOND, "rss_bytes": 1}] * 2
+    figures = report_figures(list(session([*queued(kind), *sampled, advised])))
+    first, second = figures.findings
+    assert (first.kind, second.kind) == ("offload", kind)
+    assert first.title == "Move t: offload='process', it is 'thread' now"
+    assert "would not help" in second.title
+    assert second.evidence[-1].startswith("against it: t computes in threads")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Records:
     path = tmp_path_factory.mktemp("whole") / "run.jsonl"

@@ -28,7 +28,8 @@ def findings(figures: Figures) -> tuple[Finding, ...]:
         return ()
     found = [
         finding
-        for look in (_stalls, _concurrency, _threads, _rates, _retries, _services, _runs, _between, _failed, _advice)
+        # Of what matters as much, the first stands first: a tool to move before the threads that it keeps busy.
+        for look in (_stalls, _advice, _concurrency, _threads, _rates, _retries, _services, _runs, _between, _failed)
         for finding in look(figures)
     ]
     return tuple(sorted(found, key=lambda one: -one.share)[:SHOWN])
@@ -54,8 +55,13 @@ def _cpu(figures: Figures) -> float | None:
     return sum(one.cpu for one in samples) / len(samples) if samples else None
 
 
-def _against(figures: Figures, *, threads: bool) -> tuple[str, ...]:
-    """What says that more at once will not help, or that nobody can tell."""
+def _against(figures: Figures, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What says that more of these at once will not help, or that nobody can tell."""
+    computing = {one.tool for one in figures.advice if (one.offload, one.instead) == ("thread", "process")}
+    if rows and computing.issuperset(row.tool for row in rows):
+        tools = _listed(sorted({row.tool for row in rows}))
+        return (f"against it: {tools} computes in threads, which share one interpreter: offload='process'",)
+    threads = any(row.offload == "thread" or "thread" in row.waits_s for row in rows)
     cpu, cpus = _cpu(figures), figures.allowed.get("cpus")
     if cpu is None:
         return ("whether the CPU has room for more is not on record: run with monitor=PerformanceMonitor()",)
@@ -91,11 +97,12 @@ def _concurrency(figures: Figures) -> Iterator[Finding]:
         if row.full_s:
             evidence.append(f"its places were taken for {lasting(row.full_s)} while calls waited")
         evidence.append(f"its runs and waits are {_of_path(share)}")
-        evidence += _against(figures, threads=row.offload == "thread" or "thread" in row.waits_s)
+        evidence += _against(figures, [row])
         limit = f"concurrency={row.limit}" if row.limit else f"{row.peak} at once"
-        yield Finding(
-            "concurrency", f"Raise the concurrency of {row.name}: {limit} holds it up", tuple(evidence), share
-        )
+        title = f"Raise the concurrency of {row.name}: {limit} holds it up"
+        if evidence[-1].startswith("against it"):
+            title = f"Calls of {row.name} wait for a place, and more at once would not help: see what speaks against it"
+        yield Finding("concurrency", title, tuple(evidence), share)
 
 
 def _threads(figures: Figures) -> Iterator[Finding]:
@@ -112,7 +119,7 @@ def _threads(figures: Figures) -> Iterator[Finding]:
         f"calls of {names} waited {lasting(total_s)} in sum for a worker thread or process",
         f"{mean:.1f} ran at once in the mean" + (f", and there are {slots} threads" if slots else ""),
         f"their runs and waits for threads are {_of_path(share)}",
-        *_against(figures, threads=True),
+        *_against(figures, [row for _, row, _ in waiting]),
     ]
     if share >= WORTH_A_WORD:
         now = f"there are {slots}" if slots else "now there are too few"
@@ -188,7 +195,7 @@ def _runs(figures: Figures) -> Iterator[Finding]:
                 f"its calls waited for {lasting(row.waited_s)} of {lasting(row.open_s)}: no limit holds it up"
             )
             evidence.append(f"{row.run_total_s / figures.span_s:.1f} ran at once in the mean")
-            evidence += _against(figures, threads=row.offload == "thread" or "thread" in row.waits_s)
+            evidence += _against(figures, [row])
         yield Finding("run", title, tuple(evidence), share)
 
 
@@ -251,7 +258,7 @@ def _failed(figures: Figures) -> Iterator[Finding]:
 def _advice(figures: Figures) -> Iterator[Finding]:
     for advice in figures.advice:
         rows = [number for number, row in enumerate(figures.rows) if row.tool == advice.tool]
-        share = sum(_on_path(figures, number, "run", "thread") for number in rows)
+        share = sum(_on_path(figures, number, "run", "thread", "concurrency") for number in rows)
         source = "measured by the monitor" if figures.advised_by_monitor else "told from the records"
         title = f"Move {advice.tool}: offload={advice.instead!r}, it is {advice.offload!r} now"
         yield Finding("offload", title, (advice.why, source), min(share, 1.0))
