@@ -26,6 +26,8 @@ DEEPEST: Final = 64  # tables and lists in each other
 LAID_OVER: Final = ("pipeline", "services", "limits", "phase")
 _VARIABLE = re.compile(r"\$?\$\{([^}]*)(\})?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TOO_LONG = re.compile(r"\b\d[\d_]{4300,}")  # for Python's int
+_TOO_LONG_SAID: Final = "holds a number of thousands of digits, more than can be read; write a smaller one, or a text"
 _REFERENCE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -105,6 +107,10 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
         raise LoadError(f"{path}:{mend_of_syntax(str(error), text)}") from None
     except RecursionError:
         raise LoadError(f"{path}: its values are nested too deeply") from None
+    except ValueError:  # it tells of no place; the digits are more than Python reads
+        digits = _TOO_LONG.search(text)
+        line = f":{text.count(chr(10), 0, digits.start()) + 1}" if digits is not None else ""
+        raise LoadError(f"{path}{line}: {_TOO_LONG_SAID}") from None
 
 
 def _check_depth(found: Any) -> None:
@@ -238,6 +244,8 @@ class _Overlay:
             value = tomllib.loads(f"value = {text}") if "\n" not in text else {"value": text}
         except tomllib.TOMLDecodeError:
             value = {"value": text}  # a bare string
+        except ValueError:
+            raise LoadError(f"--set {key}: {_TOO_LONG_SAID}") from None
         nested: Any = value["value"]
         for part in reversed(path):
             nested = {part: nested}

@@ -280,7 +280,10 @@ def size(value: Any) -> int:
     found = _SIZE.fullmatch(plain.strip()) if isinstance(plain, str) else None
     if found is None:
         raise wrong('a number of bytes, or a text such as "4 GiB"', plain)
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    many = float(found[1]) * _UNITS[found[2].lower()]
+    if many == float("inf"):
+        raise wrong("a number of bytes that there can be", plain)
+    return int(many)
 
 
 def is_number(value: Any) -> bool:

@@ -459,6 +459,16 @@ def test_a_file_that_is_no_pipeline(file: Path, content: bytes, said: str) -> No
         load_pipeline(file)
 
 
+def test_numbers_too_large_to_be_read_are_mistakes_too(file: Path) -> None:
+    digits = "1" * 5000
+    with pytest.raises(LoadError, match=r"mine\.toml:\d+: holds a number of thousands of digits"):
+        load_pipeline(written(file, f"policy.concurrency = {digits}\n"))
+    with pytest.raises(LoadError, match=r"--set phase\.twice\.batch: holds a number of thousands of digits"):
+        load_pipeline(written(file, ""), settings=[f"phase.twice.batch={digits}"])
+    with pytest.raises(LoadError, match=r"limits\.much\.memory: is a number of bytes that there can be"):
+        load_pipeline(written(file, f'[limits.much]\nmemory = "{"9" * 400} GiB"\n'))
+
+
 def test_files_of_other_editors_are_read(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + HEAD.replace("\n", "\r\n").encode())
     assert load_pipeline(str(file)).name == "p"
