@@ -88,7 +88,7 @@ def _code_of(asked: Asked, session: _Session) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:  # a signal's, or a tool's own, which has ended the session
-        code = stop.code if isinstance(stop.code, int) and stop.code else 1
+        code = stop.code if isinstance(stop.code, int) and stop.code & 0xFF else 1  # all that a parent sees of it
         if code not in SIGNALS:
             _say_error(session, f"a tool ended the session by {stop!r}")
         return code

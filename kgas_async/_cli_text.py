@@ -58,6 +58,9 @@ def say(line: str) -> None:
         typer.echo(printable(line, keep="\n\t"), err=True)
     except OSError:
         hush(sys.stderr)
+    except ValueError:  # a tool has closed it
+        if sys.stderr is not None and not sys.stderr.closed:
+            raise
 
 
 def out(text: str) -> bool:
@@ -66,6 +69,8 @@ def out(text: str) -> bool:
     Raises:
         typer.Exit: It cannot be written, which was said: a full disk.
     """
+    if sys.stdout is None or sys.stdout.closed:  # by a tool
+        return False
     try:
         sys.stdout.write(text + "\n")
         return True
@@ -92,6 +97,8 @@ def out_rich(renderable: Any, *, width: int | None = None) -> None:
     from rich.console import Console
 
     shown = sys.stdout
+    if shown is None or shown.closed:  # by a tool
+        return
     console = Console(width=width or (None if shown.isatty() else WIDTH_ELSEWHERE))
     target = console.file = io.StringIO()  # what is terminal and what is wide was found out on the real one
     console.print(renderable, highlight=False)

@@ -54,8 +54,11 @@ class View:
         self.board = Board()
         self.monitor = PerformanceMonitor()
         self.monitor._ledger = self.board
+        is_ours = console is None
         self._console = SteadyConsole(stderr=True) if console is None else console
-        self.is_painted = self._console.is_terminal and not self._console.is_dumb_terminal
+        # FORCE_COLOR makes rich take a file for a terminal: in colours it may be, but not painted anew.
+        is_terminal = sys.stderr.isatty() if is_ours else self._console.is_terminal
+        self.is_painted = is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._manager: ServiceManager | None = None
         self._progress: Progress | None = None

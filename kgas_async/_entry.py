@@ -61,7 +61,9 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
 
 
-def _flushed(stream: IO[str], code: int) -> int:
+def _flushed(stream: IO[str] | None, code: int) -> int:
+    if stream is None or stream.closed:  # by a tool, which has nothing to be told of it
+        return code
     try:
         stream.flush()
     except OSError as error:
