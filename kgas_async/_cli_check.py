@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from enum import StrEnum
@@ -144,8 +145,10 @@ def _show(
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+        shown = console.file = io.StringIO()  # what cannot be written is for `out` to say
         for line in _lines(view, where):
             console.print(line, soft_wrap=True)
+        out_raw(shown.getvalue())
 
 
 def _write(text: str, output: Path | None, force: bool) -> None:

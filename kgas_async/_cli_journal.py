@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from ._cli_text import AS_JSON, fail, out, out_json
+from ._cli_text import AS_JSON, fail, out, out_json, printable
 
 if TYPE_CHECKING:
     from ._journal_inspect import Summary
@@ -54,7 +54,7 @@ def _show(journal: str = JOURNAL, as_json: bool = AS_JSON) -> None:
         out_json(asdict(found))
         return
     for line in _lines(found):
-        out(line)
+        out(printable(line))
 
 
 def _lines(found: Summary) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ._cli_text import AS_JSON, ROWS_SHOWN, fail, out, out_json, out_rich, say
+from ._cli_text import AS_JSON, ROWS_SHOWN, fail, out, out_json, out_rich, printable, say
 
 if TYPE_CHECKING:
     from ._lineage import Lineage, Traced
@@ -96,19 +96,19 @@ def _show(found: Lineage) -> None:
 
     what = " of ".join(filter(None, (found.phase, found.item)))
     verb = "came from" if found.direction == "upstream" else "has reached"
-    out(f"run {found.run_id} of {found.pipeline}: {what} {verb}")
+    out(printable(f"run {found.run_id} of {found.pipeline}: {what} {verb}"))
     for one in found.lacks:
         out(f"there may be more: {one}")
     for key, fields in list(found.items.items())[:ROWS_SHOWN]:
-        out(f"item {key}: {', '.join(fields)}")
+        out(printable(f"item {key}: {', '.join(fields)}"))
     if len(found.items) > ROWS_SHOWN:
         out(f"... and {counted(len(found.items) - ROWS_SHOWN, 'more item')} (--json has all)")
     table = Table()
     for name in ("phase", "item", "tool", "status", "call", "took"):
         table.add_column(name)
     for call in found.calls[:ROWS_SHOWN]:
-        table.add_row(*map(Text, (call.phase, call.item or "", f"{call.tool} {call.version}", call.status)),
-                      Text(call.call_id), Text(_taken(call)))  # fmt: skip
+        cells = call.phase, call.item or "", f"{call.tool} {call.version}", call.status, call.call_id, _taken(call)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     out_rich(table, width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
     if len(found.calls) > ROWS_SHOWN:
         out(f"... and {counted(len(found.calls) - ROWS_SHOWN, 'more call')} (--json has all)")

@@ -63,7 +63,7 @@ def _status(
         raise typer.Exit(130) from None
     if as_json:
         out_json(picture.to_dict(), indent=None if follow else 2)
-    elif not (follow and sys.stdout.isatty()):
+    elif not (follow and _is_painted()):
         _print(picture)
     raise typer.Exit(_code_of(picture))
 
@@ -85,6 +85,10 @@ def _print(picture: Picture) -> bool:
     return all(out(line.plain.rstrip()) for line in lines_of(picture, WIDTH_ELSEWHERE))
 
 
+def _is_painted() -> bool:
+    return sys.stdout.isatty() and not _console().is_dumb_terminal
+
+
 def _console() -> Any:
     from ._cli_picture import SteadyConsole
 
@@ -93,7 +97,7 @@ def _console() -> Any:
 
 def _followed(file: BoardFile, as_json: bool) -> Picture:
     """The last picture, once the session has ended; those before are shown as they come."""
-    if sys.stdout.isatty() and not as_json:
+    if _is_painted() and not as_json:
         return _painted(file)
     while (picture := file.picture()).state in ("running", "draining"):
         shown = out_json(picture.to_dict(), indent=None) if as_json else _print(picture) and out("")

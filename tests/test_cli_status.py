@@ -341,6 +341,17 @@ def test_it_follows_a_run_to_its_end(tmp_path: Path, painted: bool) -> None:
                 assert other.code() == 3
 
 
+def test_a_dumb_terminal_follows_by_lines(tmp_path: Path) -> None:
+    with started(tmp_path) as program:
+        until_at_work(tmp_path / "run.jsonl")
+        with Terminal(["-m", "kgas_async", "status", "run.jsonl", "--follow"], cwd=tmp_path, TERM="dumb") as terminal:
+            terminal.until("stuck running")
+            program.kill(signal.SIGKILL)
+            assert terminal.code() == 3
+            assert b"\x1b" not in terminal.shown.replace(b"\x1b[999;1H", b"")
+            assert b"stuck was killed" in terminal.shown
+
+
 def test_ctrl_c_ends_the_following_and_leaves_the_terminal_and_the_run_alone(tmp_path: Path) -> None:
     with started(tmp_path) as program:
         until_at_work(tmp_path / "run.jsonl")

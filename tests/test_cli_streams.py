@@ -165,7 +165,7 @@ def test_streams_that_were_closed_before_are_none(folder: Path) -> None:
     assert subprocess.run(command, cwd=folder, env=environment(), timeout=60).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["status", "run.jsonl"], ["run", "mine:numbers"]])
+@pytest.mark.parametrize("arguments", [["status", "run.jsonl"], ["run", "mine:numbers"], ["check", "mine:numbers"]])
 def test_a_full_disk_is_said(folder: Path, arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
@@ -242,3 +242,43 @@ def test_a_terminal_that_is_closed_hangs_up_and_the_evidence_is_whole(folder: Pa
     )  # fmt: skip
     assert ended.stdout == "129\n", ended.stderr
     assert verify_evidence(folder / "hung.jsonl").ok
+
+
+@pytest.mark.parametrize("line", ["sys.stdout.close()", "sys.stderr.close()", "sys.stdout = sys.stderr = None"])
+def test_a_tool_that_closes_a_stream_costs_nothing_but_what_would_be_there(folder: Path, line: str) -> None:
+    name = f"closes{sum(line.encode())}"
+    (folder / f"{name}.py").write_text("import sys\n" + MINE.replace("    return 2 * x", f"    {line}; return x"))
+    found = piped(folder, "run", f"{name}:numbers", "--evidence", f"{name}.jsonl")
+    assert (found.returncode, "Traceback" in found.stderr, "lost sys" in found.stderr) == (0, False, False)
+    assert verify_evidence(folder / f"{name}.jsonl").ok
+
+
+def test_an_exit_code_that_a_parent_would_see_as_0_is_1(folder: Path) -> None:
+    (folder / "leaves.py").write_text(MINE.replace("    return 2 * x", "    raise SystemExit(256)"))
+    found = piped(folder, "run", "leaves:numbers")
+    assert found.returncode == 1
+    assert "error: a tool ended the session by SystemExit(256)\n" in found.stderr
+
+
+def test_a_forced_colour_paints_nothing_anew_in_a_file(folder: Path) -> None:
+    command = [*PYTHON, "run", "mine:numbers"]
+    found = subprocess.run(
+        command, cwd=folder, env={**environment(), "FORCE_COLOR": "1"}, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0
+    assert "\x1b" not in found.stderr
+
+
+def test_keys_and_names_cannot_act_on_the_terminal(folder: Path) -> None:
+    pipeline = Pipeline("ev\x1b[2Jil", Phase("doubled", double), item=["x", "k"], key="k")
+
+    async def record() -> None:
+        async with ServiceManager(evidence=folder / "evil.jsonl", log=None, lineage=True) as manager:
+            await manager.run(pipeline, [{"x": 1, "k": "k\x1b[31m\r\n"}], journal=Journal(folder / "evil.db"))
+
+    anyio.run(record)
+    for arguments in (["evidence", "lineage", "evil.jsonl", "--phase", "doubled"], ["journal", "show", "evil.db"]):
+        found = piped(folder, *arguments)
+        assert found.returncode == 0
+        assert "\x1b" not in found.stdout
+        assert "ev\\x1b[2Jil" in found.stdout
