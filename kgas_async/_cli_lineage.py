@@ -118,13 +118,12 @@ def _show(found: Lineage) -> None:
 
 def _taken(call: Traced) -> str:
     """What it took, each source once, and how it hangs together with other calls."""
-    from ._errors import counted
 
     by_input: dict[str, list[str]] = {}
     for source in call.sources:
         by_input.setdefault(source.input, []).append(source.call_id or f"{source.field} of {source.item}")
     parts = [
-        f"{name}: {found[0]}" + (f" and {counted(len(found) - 1, 'more')}" if len(found) > 1 else "")
+        f"{name}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
         for name, found in by_input.items()
     ]
     if call.parent_id is not None:

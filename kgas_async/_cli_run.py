@@ -194,11 +194,16 @@ def _items_of(found: Pipeline, name: str, given: str | None) -> Any:
     import inspect
     from collections.abc import AsyncIterable, Iterable
 
+    from ._convert import as_first_argument
     from ._errors import text_of
 
     assert found.source is not None
     try:
-        items = found.source() if given is None else found.source(given)
+        argument = None if given is None else as_first_argument(found.source, given)
+    except ValueError as error:
+        fail(f"--input {given!r} is nothing that the source of {name!r} takes: {_first_of(error)}")
+    try:
+        items = found.source() if given is None else found.source(argument)
     except Exception as error:  # noqa: BLE001  (the user's function)
         with_what = "" if given is None else f" with --input {given!r}"
         mend = "; give --input" if given is None and _needs_argument(found.source) else ""
@@ -214,6 +219,12 @@ def _items_of(found: Pipeline, name: str, given: str | None) -> Any:
             f"returns an iterable, or a generator function, also an async one"
         )
     return items
+
+
+def _first_of(error: ValueError) -> str:
+    """What pydantic has to say of a single value."""
+    told: Any = getattr(error, "errors", None)
+    return str(told(include_url=False)[0]["msg"]) if callable(told) else str(error)
 
 
 def _needs_argument(source: Any) -> bool:

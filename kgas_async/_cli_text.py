@@ -24,6 +24,7 @@ __all__ = [
     "ROWS_SHOWN",
     "WIDTH_ELSEWHERE",
     "fail",
+    "is_open",
     "out",
     "out_json",
     "out_raw",
@@ -111,13 +112,13 @@ def out(text: str) -> bool:
         typer.Exit: It cannot be written, which was said: a full disk.
     """
     stream = results.stream or sys.stdout
+    why: str | None = "a tool has closed it"
     try:
-        stream.write(text + "\n")
-        if results.stream is not None:  # nobody else flushes it
-            stream.flush()
-        return True
-    except ValueError:
-        why: str | None = "a tool has closed it"
+        if is_open(stream):
+            stream.write(text + "\n")
+            if results.stream is not None:  # nobody else flushes it
+                stream.flush()
+            return True
     except OSError as error:
         hush(stream)
         if error.errno in _GONE:
@@ -125,6 +126,11 @@ def out(text: str) -> bool:
         why = error.strerror
     say(f"error: standard output cannot be written: {why}")
     raise typer.Exit(1)
+
+
+def is_open(stream: IO[str] | None) -> bool:
+    """Whether one of the standard streams is still there: tools close them, or put None in their place."""
+    return stream is not None and not stream.closed
 
 
 def out_raw(text: str) -> bool:
@@ -141,8 +147,8 @@ def out_rich(renderable: Any, *, width: int | None = None) -> None:
     """Something of rich's, to standard output: in colours on a terminal, if NO_COLOR is not set."""
     from rich.console import Console
 
-    shown = sys.stdout
-    console = Console(width=width or (None if shown.isatty() else WIDTH_ELSEWHERE))
+    is_terminal = is_open(sys.stdout) and sys.stdout.isatty()
+    console = Console(width=width or (None if is_terminal else WIDTH_ELSEWHERE))
     target = console.file = io.StringIO()  # what is terminal and what is wide was found out on the real one
     console.print(renderable, highlight=False)
     out(target.getvalue().rstrip("\n"))

@@ -83,11 +83,11 @@ def _occupy(number: int) -> None:
         os.set_inheritable(number, True)
 
 
-def _flushed(stream: IO[str], code: int) -> int:
+def _flushed(stream: IO[str] | None, code: int) -> int:
+    if stream is None or stream.closed:  # by a tool; whoever had something to say there has met that
+        return code
     try:
         stream.flush()
-    except ValueError:  # a tool has closed it; whoever had something to say there has met that
-        return code
     except OSError as error:
         hush(stream)
         if stream is sys.stderr or error.errno in (errno.EPIPE, errno.EIO):  # nobody reads it any more

@@ -166,7 +166,10 @@ def _source(objects: Objects, target: str, source: Callable[..., Any], given: Ma
         over = dict(zip(names, positional, strict=False))
         return source(*positional, **{key: value for key, value in arguments.items() if key not in over})
 
-    # Its name in messages, but not its signature: what is missing may stand in the file.
+    # Its name in messages, and whose annotations count; but not its signature: what is missing may stand in the file.
+    own = inspect.signature(with_arguments)
     for name in ("__module__", "__name__", "__qualname__"):
         setattr(with_arguments, name, getattr(source, name, target))
+    setattr(with_arguments, "__wrapped__", source)  # noqa: B010  (functions have no such attribute, for mypy)
+    setattr(with_arguments, "__signature__", own)  # noqa: B010
     return with_arguments

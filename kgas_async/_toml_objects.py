@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from . import _errors
 from ._adaptive import AdaptiveLimit
@@ -21,6 +21,7 @@ from ._admission import Limit
 from ._breaker import CircuitBreaker
 from ._budget import RetryBudget
 from ._cache import Cache, MemoryStore
+from ._convert import converted
 from ._errors import KgasAsyncError, shown, text_of
 from ._limits import ConcurrencyLimit
 from ._loading import load
@@ -363,7 +364,7 @@ class _Arguments:
         for key, value in given.items():
             if key in self._hints and not references_in(value) and not _has_load(value):
                 try:
-                    arguments[key] = _converted(arguments[key], self._hints[key])
+                    arguments[key] = converted(arguments[key], self._hints[key])
                 except ValidationError as error:
                     first = error.errors(include_url=False)[0]
                     raise objects.places.error(
@@ -374,15 +375,3 @@ class _Arguments:
 def _has_load(value: Any) -> bool:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (isinstance(value, dict) and LOAD in value) or any(map(_has_load, parts))
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    """As pydantic makes it of what a file has; what has no schema is left to whoever takes it."""
-    for config in (ConfigDict(arbitrary_types_allowed=True), None):
-        try:
-            adapter = TypeAdapter(hint, config=config)
-        except Exception:  # noqa: BLE001  (a type without a schema, or one that has a config of its own)
-            continue
-        made = adapter.validate_python(value)
-        return value if type(made).__name__ == "ValidatorIterator" else made  # an Iterable: read but once
-    return value

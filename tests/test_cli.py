@@ -127,6 +127,58 @@ def test_the_input_is_given_to_the_source(run: Run) -> None:
     assert "0 items" in report_of(result)
 
 
+TYPED = """
+    from pathlib import Path
+
+    def files(folder: Path, most: int = 9):
+        return [{"x": len(one.name)} for one in sorted(folder.glob("*.txt"))][:most]
+
+    def first(count: int):
+        return [{"x": x} for x in range(count)]
+
+    filed = Pipeline("filed", Phase("sum", total, collect=True, bind={"xs": "twice"}), Phase("twice", double),
+                     item=["x"], source=files)
+    firsts = Pipeline("firsts", Phase("twice", double), item=["x"], source=first)
+    """
+FILED = """
+[pipeline]
+name = "filed"
+source = "mine:files"
+item = ["x"]
+with = { folder = "elsewhere", most = 1 }
+[[phase]]
+name = "twice"
+tool = "mine:double"
+[[phase]]
+name = "sum"
+tool = "mine:total"
+collect = true
+bind = { xs = "twice" }
+"""
+
+
+@pytest.mark.parametrize("given", ["mine:filed", "filed.toml", "bare.toml"])
+def test_the_input_becomes_what_the_source_says_that_it_takes(run: Run, folder: Path, given: str) -> None:
+    Path("notes").mkdir()
+    for name in ("a.txt", "bb.txt"):
+        Path("notes", name).touch()
+    Path("filed.toml").write_text(FILED)
+    Path("bare.toml").write_text("".join(line for line in FILED.splitlines(True) if not line.startswith("with")))
+    result = run(given, "--input", "notes", more=TYPED)
+    assert (result.exit_code, result.stdout) == (0, "sum: 10\n" if given == "filed.toml" else "sum: 22\n"), (
+        result.output
+    )
+
+
+def test_an_input_that_the_source_cannot_take_is_told(run: Run) -> None:
+    result = run("mine:firsts", "--input", "many", more=TYPED)
+    assert result.exit_code == 2
+    assert (
+        "error: --input 'many' is nothing that the source of 'mine:firsts' takes: Input should be a valid integer"
+        in (result.stderr)
+    )
+
+
 def test_an_async_source_is_taken(run: Run) -> None:
     result = run("mine:streamed")
     assert (result.exit_code, report_of(result)[:17]) == (0, "streamed: 3 items")

@@ -39,6 +39,28 @@ async def double(x: int) -> int:
     return 2 * x
 
 
+CLOSING = """
+from kgas_async import Phase, Pipeline, tool
+
+@tool
+async def closing(x: int) -> int:
+    LINE; return x
+
+@tool
+async def rows(xs: list[int]) -> list[dict]:
+    return [{"x": x, "double": 2 * x} for x in xs]
+
+@tool
+async def total(xs: list[int]) -> int:
+    return sum(xs)
+
+def of(*phases):
+    return Pipeline("p", Phase("xs", closing), *phases, item=["x"], source=lambda: [{"x": 1}])
+
+numbers, tabled = of(Phase("sum", total, collect=True)), of(Phase("rows", rows, collect=True))
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With evidence, a journal and a pipeline."""
@@ -244,12 +266,16 @@ def test_a_terminal_that_is_closed_hangs_up_and_the_evidence_is_whole(folder: Pa
     assert verify_evidence(folder / "hung.jsonl").ok
 
 
-@pytest.mark.parametrize("line", ["sys.stdout.close()", "sys.stderr.close()", "sys.stdout = sys.stderr = None"])
-def test_a_tool_that_closes_a_stream_costs_nothing_but_what_would_be_there(folder: Path, line: str) -> None:
+@pytest.mark.parametrize("line", ["sys.stdout.close()", "sys.stdout = None", "sys.stdout = sys.stderr = None"])
+@pytest.mark.parametrize("pipeline", ["numbers", "tabled"])
+def test_results_that_a_tool_leaves_no_stream_for_are_missed(folder: Path, line: str, pipeline: str) -> None:
     name = f"closes{sum(line.encode())}"
-    (folder / f"{name}.py").write_text("import sys\n" + MINE.replace("    return 2 * x", f"    {line}; return x"))
-    found = piped(folder, "run", f"{name}:numbers", "--evidence", f"{name}.jsonl")
-    assert (found.returncode, "Traceback" in found.stderr, "lost sys" in found.stderr) == (0, False, False)
+    (folder / f"{name}.py").write_text("import sys\n" + CLOSING.replace("LINE", line))
+    found = piped(folder, "run", f"{name}:{pipeline}", "--evidence", f"{name}.jsonl")
+    assert (found.returncode, found.stdout, "Traceback" in found.stderr) == (1, "", False)
+    assert "lost sys" not in found.stderr
+    if "stderr" not in line:
+        assert "error: standard output cannot be written: a tool has closed it" in found.stderr
     assert verify_evidence(folder / f"{name}.jsonl").ok
 
 

@@ -42,7 +42,7 @@ LAYERS: list[tuple[str, str]] = [
         "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
         "_advice _figures _ledger _picture _board_run _board _board_file "
         "_derivation _lineage _monitor _watchdog _phase _plan _planner _resolve _pipeline "
-        "_report _every _toml_objects _toml_build _pipeline_file _plan_view _plan_graph _plan_drawing",
+        "_report _every _convert _toml_objects _toml_build _pipeline_file _plan_view _plan_graph _plan_drawing",
     ),
     (
         "L4",
