@@ -223,8 +223,9 @@ def _items_of(found: Pipeline, name: str, given: str | None) -> Any:
 
 def _first_of(error: ValueError) -> str:
     """What pydantic has to say of a single value."""
-    told: Any = getattr(error, "errors", None)
-    return str(told(include_url=False)[0]["msg"]) if callable(told) else str(error)
+    from pydantic import ValidationError
+
+    return str(error.errors(include_url=False)[0]["msg"]) if isinstance(error, ValidationError) else str(error)
 
 
 def _needs_argument(source: Any) -> bool:
