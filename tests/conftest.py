@@ -47,10 +47,13 @@ def one_end_each(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def pytest_configure() -> None:
     one_end.watch()
-    # A shell without job control starts what runs in the background with SIGINT ignored, which would go on to the
-    # children that the tests send real signals to.
+    # A shell without job control starts what runs in the background with SIGINT ignored, and nohup with SIGHUP, which
+    # would go on to the children that the tests send real signals to.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _is_loopless(item: pytest.Item) -> bool:
