@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -136,3 +137,8 @@ def test_a_run_that_is_to_stop_at_failures_stops(folder: Path, given: str) -> No
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[0]
+    if given == "raise":
+        assert re.match(r"error: --on-error raise has stopped the run: item '\d+' in phase 'doubled': tool 'do", line)
+    else:
+        assert re.search(r"; the last: item '\d+' in phase 'doubled': tool 'double' failed: LookupError: \d+", line)
