@@ -81,8 +81,8 @@ Of `status`, and of each line of `status --follow --json`:
 |---|---|
 | `state` | `running`, `draining`, `ended`, `killed` |
 | `session_id`, `run_id`, `pipeline`, `elapsed_s` | null where there is no run |
-| `items` | `done, failed, skipped, total, rate, eta_s`; `is_exact` is false where they were counted from calls |
-| `phases` | of each `name, tool, level, done, failed, skipped, reused, total, in_flight, running, rate, eta_s, p50_s, p95_s, waits, run_s, retries` |
+| `items` | `done, failed, cancelled, skipped, total, rate, eta_s`; `is_exact` is false where they were counted from calls |
+| `phases` | of each `name, tool, level, done, failed, cancelled, skipped, reused, total, in_flight, running, rate, eta_s, p50_s, p95_s, waits, run_s, retries` |
 | `in_flight` | by tool: `tool, count, oldest_s` |
 | `limits`, `breakers`, `services` | those that have changed their state |
 | `stalls`, `abandoned`, `retries` | stalls of the event loop; threads that were left behind; attempts that were repeated |

@@ -32,18 +32,18 @@ COLUMNS = 96
 def picture() -> Picture:
     """A run of the kind that the README has, in the middle."""
     phases = (
-        PhaseSeen("text", "load", "item", 812, 3, 0, 0, 1200, 8, 8, 41.2, 9.4, 0.011, 0.064, {"thread": 4.2}, 21.4, 0),
-        PhaseSeen("chunks", "split", "item", 809, 0, 0, 0, 1197, 0, 0, 41.0, 9.5, 0.001, 0.003, {}, 1.6, 0),
+        PhaseSeen("text", "load", "item", 812, 3, 0, 0, 0, 1200, 8, 8, 41.2, 9.4, 0.011, 0.064, {"thread": 4.2}, 21.4, 0),
+        PhaseSeen("chunks", "split", "item", 809, 0, 0, 0, 0, 1197, 0, 0, 41.0, 9.5, 0.001, 0.003, {}, 1.6, 0),
         PhaseSeen(
-            "entities", "ner", "item/chunk", 6214, 0, 0, 0, None, 46, 4, 316.0, None, 0.012, 0.031,
+            "entities", "ner", "item/chunk", 6214, 0, 0, 0, 0, None, 46, 4, 316.0, None, 0.012, 0.031,
             {"concurrency": 211.0, "thread": 3.0}, 92.0, 0,
         ),
-        PhaseSeen("merged", "merge", "item", 771, 0, 0, 0, 1197, 0, 0, 39.1, 10.9, 0.001, 0.002, {}, 0.9, 0),
+        PhaseSeen("merged", "merge", "item", 771, 0, 0, 0, 0, 1197, 0, 0, 39.1, 10.9, 0.001, 0.002, {}, 0.9, 0),
         PhaseSeen(
-            "links", "Link", "item", 764, 5, 0, 0, 1197, 7, 5, 38.4, 11.3, 0.044, 0.182, {"rate": 18.0, "retry": 6.0},
+            "links", "Link", "item", 764, 5, 0, 0, 0, 1197, 7, 5, 38.4, 11.3, 0.044, 0.182, {"rate": 18.0, "retry": 6.0},
             41.0, 17,
         ),
-        PhaseSeen("rank", "PageRank", "run", 0, 0, 0, 0, 1, 0, 0, None, None, 0.0, 0.0, {}, 0.0, 0),
+        PhaseSeen("rank", "PageRank", "run", 0, 0, 0, 0, 0, 1, 0, 0, None, None, 0.0, 0.0, {}, 0.0, 0),
     )  # fmt: skip
     return Picture(
         state="running",

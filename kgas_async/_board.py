@@ -319,9 +319,9 @@ def _seen(
     name: str, tool: str, level: str | None, figures: CallFigures, done: int, at_work: int, is_live: bool,
     pace: Progress | None,
 ) -> PhaseSeen:  # fmt: skip
-    lost = figures.failed + figures.timed_out + figures.rejected + figures.cancelled
+    lost = figures.failed + figures.timed_out + figures.rejected
     return PhaseSeen(
-        name, tool, level, done, lost, figures.skipped, figures.reused,
+        name, tool, level, done, lost, figures.cancelled, figures.skipped, figures.reused,
         total=None if pace is None else pace.total,
         in_flight=at_work,
         running=figures.running if is_live else None,

@@ -58,19 +58,21 @@ class RunSeen:
             done, failed = self.ended["items"], self.ended["failed"]
             elapsed_s = (self.ended_ns - self.began_ns) / _NS
             rate = done / elapsed_s if elapsed_s else None
-            return ItemsSeen(done, failed, self.ended["skipped"], self.total, rate)
+            cancelled = self.ended.get("cancelled", 0)
+            cancelled = cancelled if isinstance(cancelled, int) else 0  # of an older version, or damaged
+            return ItemsSeen(done, failed, self.ended["skipped"], self.total, rate, cancelled=cancelled)
         if told is not None:
             self._is_told = True
             at = self._pace.progress(told.done, told.failed)  # as of now, where its own is of its latest item
-            return ItemsSeen(told.done, told.failed, 0, self.total, at.rate, at.eta_s)
+            return ItemsSeen(told.done, told.failed, 0, self.total, at.rate, at.eta_s, cancelled=told.cancelled)
         counted = self._counted(board)
         if counted is None:
             return ItemsSeen(total=self.total, is_exact=False)
         at = self._pace.progress(*counted)
-        return ItemsSeen(at.done, at.failed, 0, self.total, at.rate, at.eta_s, is_exact=False)
+        return ItemsSeen(at.done, at.failed, 0, self.total, at.rate, at.eta_s, False, at.cancelled)
 
-    def _counted(self, board: Any) -> tuple[int, int] | None:
-        """Items that have ended and those that failed, by the calls on record; None where calls do not tell it.
+    def _counted(self, board: Any) -> tuple[int, int, int] | None:
+        """Items that have ended, failed, were cancelled, by the calls on record; None where calls do not tell it.
 
         An item has ended where its call in the last phase has, or one in a phase before that did not succeed.
         """
@@ -81,12 +83,14 @@ class RunSeen:
         if not leaves:
             return None
         lost = {name: self._lost_in(board, name) for name in per_item}
+        cancelled = sum(self._lost_in(board, name, "cancelled") for name in per_item)
         ended = []
         for leaf in leaves:
             before = self._before(leaf) & set(per_item)
             ended.append(board.ended_in(f"{self.pipeline}/{leaf}") + sum(lost[name] for name in before))
         done = min(ended) + self.at_fault
-        return done, min(sum(lost.values()) + self.at_fault, done)
+        failed = min(sum(lost.values()) - cancelled + self.at_fault, done)
+        return done, failed, min(cancelled, done - failed)
 
     def _before(self, phase: str) -> set[str]:
         found: set[str] = set()
@@ -98,6 +102,6 @@ class RunSeen:
                 waiting += self._needs.get(name, ())
         return found
 
-    def _lost_in(self, board: Any, phase: str) -> int:
+    def _lost_in(self, board: Any, phase: str, *statuses: str) -> int:
         stats = board.phases.get(f"{self.pipeline}/{phase}")
-        return 0 if stats is None else stats.ended("failed", "timed_out", "rejected", "cancelled")
+        return 0 if stats is None else stats.ended(*(statuses or ("failed", "timed_out", "rejected", "cancelled")))

@@ -55,10 +55,14 @@ def find_pipeline(pipeline: str, profile: str | None = None, settings: list[str]
         LoadError: With what is wrong, where, and the mend.
     """
     from ._errors import LoadError
-    from ._loading import load
+    from ._loading import give_of, load
     from ._pipeline import Pipeline
     from ._pipeline_file import built
 
+    if ":" not in pipeline and pipeline.endswith(".py"):
+        if not Path(pipeline).is_file():
+            raise LoadError(f"there is no file {pipeline!r}; give a TOML file, or Python's module:attribute")
+        raise LoadError(f"{pipeline!r} is a Python file; {give_of(pipeline)}")
     if _is_file(pipeline):
         found = built(pipeline, profile, settings or ())
         return found.pipeline, found
@@ -69,6 +73,8 @@ def find_pipeline(pipeline: str, profile: str | None = None, settings: list[str]
             )
     if ":" not in pipeline and Path(f"{pipeline}.toml").is_file():
         raise LoadError(f"{pipeline!r} is not of the form module:attribute; did you mean '{pipeline}.toml'?")
+    if ":" not in pipeline and Path(f"{pipeline}.py").is_file():
+        raise LoadError(f"{pipeline!r} is not of the form module:attribute; {give_of(f'{pipeline}.py')}")
     if ".toml:" in pipeline:
         raise LoadError(f"{pipeline!r}: a TOML file is one pipeline: give {pipeline.partition('.toml:')[0]}.toml")
     loaded = load(pipeline)

@@ -43,6 +43,7 @@ def items_text(items: ItemsSeen, elapsed_s: float) -> str:
     about = "" if items.is_exact else "about "
     of = counted(items.done, "item") if items.total is None else f"{items.done} of {counted(items.total, 'item')}"
     failed = f", {items.failed} failed" if items.failed else ""
+    failed += f", {items.cancelled} cancelled" if items.cancelled else ""
     rate = f", {_number(items.rate)}/s" if items.rate else ""
     left = f", {_span(items.eta_s)} left" if items.eta_s else ""
     return f"{about}{of}{failed}{rate}, {_span(elapsed_s)}{left}"
@@ -79,14 +80,17 @@ def _head(picture: Picture, width: int) -> Iterator[Text]:
         yield Text(text)
     total = picture.items.total
     if total and width >= 20:
-        yield _bar(picture.items.done / total, min(width - 1, 78), failed=picture.items.failed / total)
+        yield _bar(picture.items, total, min(width - 1, 78))
 
 
-def _bar(share: float, width: int, failed: float = 0.0) -> Text:
-    share = min(max(share, 0.0), 1.0)
-    done = int(share * width)
-    lost = min(done, max(int(failed * width), 1 if failed else 0))
-    return Text.assemble(("━" * (done - lost), "green"), ("━" * lost, "red"), ("─" * (width - done), "dim"))
+def _bar(items: ItemsSeen, total: int, width: int) -> Text:
+    done = int(min(max(items.done / total, 0.0), 1.0) * width)
+    failed = min(done, max(int(items.failed / total * width), 1 if items.failed else 0))
+    cancelled = min(done - failed, max(int(items.cancelled / total * width), 1 if items.cancelled else 0))
+    return Text.assemble(
+        ("━" * (done - failed - cancelled), "green"), ("━" * cancelled, "yellow"), ("━" * failed, "red"),
+        ("─" * (width - done), "dim"),
+    )  # fmt: skip
 
 
 # --- the phases
@@ -101,6 +105,7 @@ class _Column(NamedTuple):
 _COLUMNS: Final = (
     _Column("done", 0, lambda one: f"{one.done}/{one.total}" if one.total is not None else str(one.done)),
     _Column("failed", 1, lambda one: str(one.failed) if one.failed else ""),
+    _Column("cancelled", 5, lambda one: str(one.cancelled) if one.cancelled else ""),
     _Column("in flight", 2, lambda one: str(one.in_flight) if one.in_flight else ""),
     _Column("running", 7, lambda one: str(one.running) if one.running else ""),
     _Column("/s", 4, lambda one: _number(one.rate) if one.rate and one.level != "run" else ""),
@@ -108,6 +113,7 @@ _COLUMNS: Final = (
     _Column("retries", 8, lambda one: str(one.retries) if one.retries else ""),
     _Column("left", 6, lambda one: _span(one.eta_s) if one.eta_s else ""),
 )
+_STYLES: Final = {"failed": "red", "cancelled": "yellow"}
 _NAME_MOST: Final = 24
 _WAITS_LEAST: Final = 16  # columns for what is waited for
 _GAP: Final = "  "
@@ -136,7 +142,7 @@ def _phases(picture: Picture, width: int) -> Iterator[Text]:
         line = Text(set_cell_size(printable(one.name), name))
         for at in shown:
             line.append(_GAP)
-            line.append(row[at].rjust(sizes[at]), style="red" if _COLUMNS[at].title == "failed" else "")
+            line.append(row[at].rjust(sizes[at]), style=_STYLES.get(_COLUMNS[at].title, ""))
         if wanted and waited:
             line.append(_GAP + waited, style="yellow")
         yield line

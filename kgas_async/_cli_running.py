@@ -15,6 +15,7 @@ from ._errors import JournalError, KgasAsyncError, text_of
 from ._journal import Journal
 from ._jsonl import JsonlSink
 from ._manager import ServiceManager
+from ._outcome import place_of
 from ._pipeline import Pipeline
 from ._records import error_fields
 from ._report import RunReport
@@ -100,7 +101,7 @@ def _code_of(asked: Asked, session: _Session) -> int:
         session.report = session.report or getattr(error, "report", None)
         if not session.opened or (isinstance(error, JournalError) and session.report is None):
             fail(_in_our_words(str(error), asked))
-        _say_error(session, _in_our_words(str(error), asked))
+        _say_error(session, _in_our_words(f"{_place(session.report, error)}{error}", asked))
         return 1
     except Exception as error:  # noqa: BLE001  (of the user's code, on the way to which nobody else has met it)
         return _broke_off(session, error)
@@ -115,6 +116,12 @@ def _run_in_view(asked: Asked, session: _Session) -> None:
         anyio.run(partial(_execute, asked, session, view), backend=name, backend_options=options)
     finally:
         view.close()
+
+
+def _place(report: RunReport | None, error: BaseException) -> str:
+    """Whose error it is, of one that ``--on-error raise`` has stopped the run for."""
+    found = next((one for one in report.failures if one.error is error), None) if report is not None else None
+    return "" if found is None else f"--on-error raise has stopped the run: {place_of(found)}: "
 
 
 def _broke_off(session: _Session, error: BaseException) -> int:
@@ -164,10 +171,11 @@ def _show(report: RunReport, as_json: bool) -> None:
     if not as_json:
         for phase, result in report.results.items():
             show_result(phase, result)
-    for outcome in report.failures[:FAILURES_SHOWN]:
+    failures = [one for one in report.failures if one.status != "cancelled"]  # those are counted below, and all alike
+    for outcome in failures[:FAILURES_SHOWN]:
         where = f" in phase {outcome.failed_phase}" if outcome.failed_phase else ""
         say(printable(f"{outcome.status}: {outcome.key}{where}: {outcome.error}"))
-    more = len(report.failures) + report.more_failures - FAILURES_SHOWN
+    more = report.failed + report.timed_out + report.rejected - min(len(failures), FAILURES_SHOWN)
     if more > 0:
         say(f"... and {more} more that did not succeed")
     say(printable(str(report)))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import typer
 
 from ._cli_lineage import say_lacks
 from ._cli_text import AS_JSON, fail, out, out_json, printable, say
+from ._suggest import nearest
 
 __all__ = ["add_show"]
+
+NAMES_KEPT: Final = 10_000  # of a kind, to look for the nearest among them
+NAMES_SHOWN: Final = 20
+_BELOW: Final = {"event": ".", "item": "/"}  # what is below a name of this kind begins with it and that
 
 # What a line has elsewhere, or what tells nothing to people.
 _NOT_SHOWN = frozenset(
@@ -40,7 +45,8 @@ def _show(
 ) -> None:
     """Show records, a line each: when, what, where, how long, why.
 
-    With --json each line is the record itself, as JSON.
+    With --json each line is the record itself, as JSON. Names that nothing on
+    record has are told, with the nearest one that there is.
 
     Exit codes: 0 they were shown, if there are any; 2 the evidence cannot be
     read.
@@ -57,11 +63,8 @@ def _show(
     from ._reading import EvidenceFile
 
     evidence = EvidenceFile(path)
-    found: Iterable[Mapping[str, Any]] = (
-        record
-        for record in evidence
-        if _is_wanted(record, event, item, failed=failed, tool=tool, phase=phase, run_id=run)
-    )
+    wanted = _Wanted(failed, event=event, tool=tool, phase=phase, item=item, run=run)
+    found: Iterable[Mapping[str, Any]] = filter(wanted.takes, evidence)
     shown = 0
     try:
         for record in deque(found, maxlen=last) if last is not None else found:
@@ -72,19 +75,57 @@ def _show(
         fail(str(error))
     say_lacks(path, evidence.lacks)
     if not shown:
-        say("no such records" if any((event, tool, phase, item, run, failed)) else f"{path} has no records")
+        wanted.say_nothing_found(path)
 
 
-def _is_wanted(
-    record: Mapping[str, Any], event: str | None, item: str | None, *, failed: bool, **wanted: str | None
-) -> bool:
-    key = str(record.get("item", ""))
-    return (
-        (event is None or record["event"] == event or record["event"].startswith(f"{event}."))
-        and all(value is None or record.get(name) == value for name, value in wanted.items())
-        and (item is None or key == item or key.startswith(f"{item}/"))
-        and (not failed or "error" in record)
-    )
+class _Wanted:
+    """The records that the options ask for, and what names there are of the kinds that they name.
+
+    Args:
+        failed: Only those that have an error.
+        names: Only those with these; None where that option was not given.
+    """
+
+    def __init__(self, failed: bool, **names: str | None) -> None:
+        self._failed = failed
+        self._names = {kind: name for kind, name in names.items() if name is not None}
+        self._there: dict[str, dict[str, None]] = {kind: {} for kind in self._names}  # on record, in order
+        self._met: set[str] = set()  # kinds whose name is on record
+
+    def takes(self, record: Mapping[str, Any]) -> bool:
+        """Whether it is one of them."""
+        takes = not self._failed or "error" in record
+        for kind, name in self._names.items():
+            own = record.get("run_id" if kind == "run" else kind)
+            if own is None:
+                takes = False
+                continue
+            if own == name or (kind in _BELOW and str(own).startswith(name + _BELOW[kind])):
+                self._met.add(kind)
+                continue
+            takes = False
+            there = self._there[kind]
+            if len(there) < NAMES_KEPT:
+                there[str(own)] = None
+        return takes
+
+    def say_nothing_found(self, path: str) -> None:
+        """Say what it is that no record has."""
+        from ._reading import ENDS
+
+        unmet = [kind for kind in self._names if kind not in self._met]
+        for kind in unmet:
+            there = list(self._there[kind])
+            known = there if kind != "event" else [*there, *ENDS, *{one.partition(".")[0] for one in there}]
+            names = "" if kind == "item" else f"; there are {_listed(there)}"
+            say(f"no {kind} {self._names[kind]!r} is on record in {path}{names}{nearest(self._names[kind], known)}")
+        if not unmet:
+            say("no such records" if self._names or self._failed else f"{path} has no records")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return (", ".join(names[:NAMES_SHOWN]) or "none") + more
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -37,9 +37,9 @@ def _status(
 
     With --json one JSON object; with --follow one each second, a line each.
 
-    Exit codes: 0 it runs, or all has succeeded; 1 some items or calls failed;
-    2 the evidence cannot be read; 3 it was killed; 130 --follow was ended by
-    Ctrl-C, which leaves the run alone.
+    Exit codes: 0 it runs, or all has succeeded; 1 some items or calls failed or
+    were cancelled; 2 the evidence cannot be read; 3 it was killed; 130 --follow
+    was ended by Ctrl-C, which leaves the run alone.
 
     Examples:
 
@@ -71,7 +71,9 @@ def _status(
 def _code_of(picture: Picture) -> int:
     if picture.state == "killed":
         return 3
-    return 1 if picture.items.failed or any(one.failed for one in picture.phases) else 0
+    if picture.items.failed or picture.items.cancelled:
+        return 1
+    return 1 if any(one.failed or one.cancelled for one in picture.phases) else 0
 
 
 def _print(picture: Picture) -> bool:

@@ -1,7 +1,8 @@
-"""Finding what a ``module:attribute`` names."""
+"""Finding what a ``module:attribute`` names, and how what a file has would be named so."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 from ._errors import LoadError
 from ._suggest import nearest
 
-__all__ = ["load"]
+__all__ = ["give_of", "load"]
+
+PIPELINES_TOLD = 5
 
 
 def _nearest_module(missing: str) -> str:
@@ -19,6 +22,32 @@ def _nearest_module(missing: str) -> str:
     package, _, _ = missing.rpartition(".")
     paths = sys.modules[package].__path__ if package else [str(Path.cwd())]
     return nearest(missing, [f"{package}.{one.name}".lstrip(".") for one in pkgutil.iter_modules(paths)])
+
+
+def give_of(file: str) -> str:
+    """How to name what a Python file has: ``"give the pipeline in it as words:pipeline"``. Nothing of it is run."""
+    path = Path(file).resolve()
+    here = Path.cwd()
+    is_below = path.is_relative_to(here)
+    module = ".".join((path.relative_to(here) if is_below else Path(path.name)).with_suffix("").parts)
+    names = _assigned_pipelines(path)
+    given = " or ".join(f"{module}:{name}" for name in names[:PIPELINES_TOLD] or ["pipeline"])
+    where = "" if is_below else f", in the folder {path.parent}"
+    return f"give the pipeline in it{'' if names else ' by its name,'} as {given}{where}"
+
+
+def _assigned_pipelines(path: Path) -> list[str]:
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    found = []
+    for one in body:
+        targets = one.targets if isinstance(one, ast.Assign) else [one.target] if isinstance(one, ast.AnnAssign) else []
+        made = one.value.func if targets and isinstance(one.value, ast.Call) else None  # type: ignore[attr-defined]
+        if getattr(made, "attr", getattr(made, "id", "")) == "Pipeline":
+            found += [target.id for target in targets if isinstance(target, ast.Name)]
+    return found
 
 
 def load(name: str) -> Any:

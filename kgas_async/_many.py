@@ -13,8 +13,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-import anyio
-
 from ._errors import JournalError, PipelineError
 from ._journal import Journal, as_journal
 from ._map import MapCrew
@@ -196,9 +194,11 @@ class ManyCalls(ABC):
                 report = RunReport(pipeline.name, crew.run_id)
                 await _fill(report, crew, keep_all=keep == "all")
         except BaseException as error:
-            if report is not None and isinstance(error, anyio.get_cancelled_exc_class()):
+            if report is not None:
                 for outcome in not_taken(crew):  # what was cut off has its outcomes by now
                     report.add(outcome, keep_all=keep == "all")
+                if isinstance(error, (PipelineError, JournalError)):
+                    error.report = report
             self._last_report = report
             raise
         return report
@@ -283,11 +283,6 @@ async def _fill(report: RunReport, crew: Any, *, keep_all: bool) -> None:
     try:
         with suppress(StopAsyncIteration):
             await crew.next()
-    except (PipelineError, JournalError) as error:
-        for outcome in not_taken(crew):
-            report.add(outcome, keep_all=keep_all)
-        error.report = report
-        raise
     finally:
         report.elapsed_s = perf_counter() - began
         crew.on_outcome = None  # else all that the report keeps is left to the garbage collector, with the crew

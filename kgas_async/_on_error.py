@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ._errors import CallError, PipelineError
-from ._outcome import Outcome
+from ._outcome import Outcome, place_of
 from ._report import Progress
 
 __all__ = ["OnError"]
@@ -30,14 +30,16 @@ class OnError:
         self._last: Outcome[Any] | None = None
 
     def verdict(self, outcome: Outcome[Any], done: int, failed: int) -> BaseException | None:
-        """The error that ends the whole after this failed item, None to go on."""
-        self._last = outcome
+        """The error that ends the whole after this failed or cancelled item, None to go on."""
+        if outcome.status != "cancelled":
+            self._last = outcome
         if self._on_error == "raise":
             return outcome.error or CallError(f"item {outcome.key} was {outcome.status}")
         if isinstance(self._on_error, float) and done >= SHARE_FROM and failed / done > self._on_error:
+            last = self._last or outcome
             return PipelineError(
                 f"{failed} of {done} items have failed, more than on_error={self._on_error} allows; the last: "
-                f"{outcome.error}"
+                f"{place_of(last)}: {last.error}"
             )
         return None
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from ._errors import CallCancelled, PipelineError, shown
 
-__all__ = ["SUCCESSES", "Outcome", "lost_outcome"]
+__all__ = ["SUCCESSES", "Outcome", "lost_outcome", "place_of"]
 
 R = TypeVar("R")
 
@@ -119,6 +119,12 @@ class Outcome(Generic[R]):
             what = what[:117] + "..."
         where = f" {self.key!r}" if self.key else ""
         return f"<Outcome{where} {self.status} {what}>"
+
+
+def place_of(outcome: Outcome[Any]) -> str:
+    """``"item 'a.txt' in phase 'text'"``."""
+    phase = "" if outcome.failed_phase is None else f" in phase {outcome.failed_phase!r}"
+    return f"item {outcome.key!r}{phase}"
 
 
 def lost_outcome(key: str, index: int, error: BaseException) -> Outcome[Any]:

@@ -27,7 +27,7 @@ class ItemsSeen:
     """The source items of a run.
 
     Attributes:
-        done, failed, skipped: How many have ended, and of those how.
+        done, failed, cancelled, skipped: How many have ended, and of those how.
         total: How many there are; None where nobody knows.
         rate: Items per second, lately.
         eta_s: Seconds that the rest will take at that rate.
@@ -41,6 +41,7 @@ class ItemsSeen:
     rate: float | None = None
     eta_s: float | None = None
     is_exact: bool = True
+    cancelled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class PhaseSeen:
         name: The phase's, else the tool's.
         tool: The tool's.
         level: ``item``, ``item/chunk`` and so on, ``run``; None of a tool outside of phases.
-        done, failed: Ended calls; those that failed, timed out, were rejected or cancelled.
-        skipped, reused: As their calls ended.
+        done, failed: Ended calls; those that failed, timed out or were rejected.
+        cancelled, skipped, reused: As their calls ended.
         total: How many calls there will be; None where nobody knows.
         in_flight: Calls that have not ended.
         running: Of those, how many run; None where that is not known.
@@ -69,6 +70,7 @@ class PhaseSeen:
     level: str | None
     done: int
     failed: int
+    cancelled: int
     skipped: int
     reused: int
     total: int | None

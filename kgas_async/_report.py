@@ -10,7 +10,7 @@ from typing import Any
 
 from ._errors import PipelineError, counted, text_of
 from ._figures import CallFigures
-from ._outcome import Outcome
+from ._outcome import Outcome, place_of
 
 __all__ = ["ManagerStatistics", "Pace", "Progress", "RunReport", "ToolStatistics"]
 
@@ -23,11 +23,12 @@ class Progress:
 
     Attributes:
         done: Items that have their outcome.
-        failed: Those of them that did not succeed.
+        failed: Those of them that failed, timed out or were rejected.
         total: How many there are, None where the source does not say.
         elapsed_s: Seconds since the start.
         rate: Items per second, over the last half of the time; None where nothing can be said yet.
         eta_s: Seconds that what is left will take at that rate; None where the total is not known, or the rate.
+        cancelled: Those of them that were cancelled, which is no failure.
     """
 
     done: int
@@ -36,6 +37,7 @@ class Progress:
     elapsed_s: float
     rate: float | None = None
     eta_s: float | None = None
+    cancelled: int = 0
 
 
 class Pace:
@@ -57,7 +59,7 @@ class Pace:
         self._began = clock()
         self._marks = deque([(self._began, 0)])  # when so many were done; the first is not after the half
 
-    def progress(self, done: int, failed: int) -> Progress:
+    def progress(self, done: int, failed: int, cancelled: int = 0) -> Progress:
         """So many are done now."""
         now = self._clock()
         elapsed = now - self._began
@@ -72,7 +74,7 @@ class Pace:
         if self._total is not None:
             left = max(self._total - done, 0)
             eta = 0.0 if not left else None if rate is None else left / rate
-        return Progress(done, failed, self._total, elapsed, rate, eta)
+        return Progress(done, failed, self._total, elapsed, rate, eta, cancelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +203,7 @@ class RunReport:
         """
         if self.ok:
             return
-        found: list[tuple[str, BaseException | None]] = []
-        for outcome in self.failures:
-            phase = "" if outcome.failed_phase is None else f" in phase {outcome.failed_phase!r}"
-            found.append((f"item {outcome.key!r}{phase}", outcome.error))
+        found: list[tuple[str, BaseException | None]] = [(place_of(one), one.error) for one in self.failures]
         found += [(f"phase {name!r}", error) for name, error in self.errors.items()]
         place, first = next((one for one in found if one[1] is not None), ("", None))
         said = "" if first is None else f"; the first error: {place}: {text_of(first)}"

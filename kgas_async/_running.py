@@ -64,5 +64,5 @@ async def running(
             if session.log is not None:
                 session.log.emit(
                     "run.ended", run_id=run_id, pipeline=pipeline.name, items=crew.done, failed=crew.failed,
-                    skipped=crew.skipped,
+                    cancelled=crew.cancelled, skipped=crew.skipped,
                 )  # fmt: skip

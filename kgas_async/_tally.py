@@ -31,7 +31,7 @@ class Tally(ABC):
         self._on_progress = on_progress
         self.total = total
         self._pace = Pace(total)
-        self.done = self.failed = self.skipped = 0
+        self.done = self.failed = self.cancelled = self.skipped = 0
         self.stopped = False  # told to stop
         self.has_cancelled = False  # an outcome is that of a cancelled call
 
@@ -48,22 +48,24 @@ class Tally(ABC):
         if outcome.status in ("reused", "skipped"):
             self.skipped += outcome.status == "skipped"
             return
-        self.failed += 1
+        is_cancelled = outcome.status == "cancelled"
+        self.cancelled += is_cancelled
+        self.failed += not is_cancelled
         if self.stopped:
             return
-        if outcome.status == "cancelled":
+        if is_cancelled:
             self.has_cancelled = True
         error = self._on_error.verdict(outcome, self.done, self.failed)
         if error is not None:
             self.fail(error)
-        elif self._on_error.is_early(self.done, self.failed):
+        elif not is_cancelled and self._on_error.is_early(self.done, self.failed):
             self._on_progress = self._on_error.watched(self._on_progress, lambda: self.stopped)
 
     def tell_progress(self) -> None:
         """An item has ended."""
         assert self._on_progress is not None
         try:
-            said = self._on_progress(self._pace.progress(self.done, self.failed))
+            said = self._on_progress(self._pace.progress(self.done, self.failed, self.cancelled))
             refuse_coroutine(said, self._on_progress, "use a plain function")
         except Exception as error:  # noqa: BLE001
             self.fail(error)

@@ -53,6 +53,16 @@ def endless():
 phases = [Phase("load", load), Phase("parse", parse), Phase("total", total, collect=True)]
 papers = Pipeline("papers", *phases, item=["x"], key="x", source=some)
 steady = Pipeline("steady", *phases, item=["x"], key="x", source=endless)
+@tool
+async def forever(x: int) -> int:
+    if x == 7:
+        raise LookupError("seven")
+    if x == 4:
+        print("taken", flush=True)
+    await anyio.sleep_forever()
+
+sleeping = Pipeline("sleeping", Phase("forever", forever), item=["x"], key="x",
+                    source=lambda count="5": [{"x": x} for x in range(int(count))])
 stuck = Pipeline("stuck", Phase("deaf", deaf), item=["x"], source=lambda: [{"x": 1}])
 talking = Pipeline("talking", Phase("chatty", chatty), item=["x"], source=some)
 """
@@ -147,6 +157,28 @@ def test_it_says_what_a_drain_waits_for_then_what_a_cancellation_does(folder: Pa
         terminal.kill()
         assert terminal.code() == 130
         assert is_as_it_was(terminal)
+
+
+@pytest.mark.parametrize("ended_by", ["Ctrl-C", "--on-error raise"])
+def test_what_was_cancelled_is_not_shown_as_failed(folder: Path, ended_by: str) -> None:
+    more = ["--grace", "0"] if ended_by == "Ctrl-C" else ["--on-error", "raise", "--input", "8"]
+    with Terminal(command("sleeping", *more), cwd=folder, columns=120) as terminal:
+        terminal.until("taken")
+        if ended_by == "Ctrl-C":
+            terminal.kill()
+        assert terminal.code() == (130 if ended_by == "Ctrl-C" else 1)
+        end = terminal.screen()
+        failed = "" if ended_by == "Ctrl-C" else "1 failed, "
+        counts = next(line for line in end if line.startswith("sleeping ended"))
+        assert f"{failed}{5 if not failed else 7} cancelled" in counts
+        assert "failed" in counts or not failed
+        heading = next(number for number, line in enumerate(end) if line.startswith("phase "))
+        titles, values = end[heading].split(), end[heading + 1].split()
+        assert ("failed" in titles) == bool(failed)
+        assert values[titles.index("cancelled")] == ("7" if failed else "5")
+        assert not any(line.startswith("cancelled: ") for line in end)
+        report = next(line for line in end if line.startswith("sleeping: "))
+        assert report.endswith(f"0 succeeded, {failed}{7 if failed else 5} cancelled")
 
 
 def test_it_needs_nothing_to_be_put_right_after_a_kill(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -64,7 +65,13 @@ MISUSE = [
     ("journal prune run.db", "say what to forget: --phase, --item, --failed, --unseen or --stale"),
     ("evidence lineage run.jsonl", "say whose lineage: --item KEY, --phase NAME or both"),
     # Pipelines that are none.
-    ("run mine", "'mine' is not of the form module:attribute"),
+    ("run mine.py", "'mine.py' is a Python file; give the pipeline in it as mine:numbers or mine:exits"),
+    ("check mine.py", "'mine.py' is a Python file; give the pipeline in it as mine:numbers or mine:exi"),
+    ("run mine", "'mine' is not of the form module:attribute; give the pipeline in it as mine:numbers"),
+    ("run ./sub/broken.py", "is a Python file; give the pipeline in it by its name, as sub.broken:pip"),
+    ("check sub/many.py", "the pipeline in it as sub.many:p0 or sub.many:p1 or sub.many:p2 or sub.many:p3 or sub.many"),
+    ("run ../aside.py", "'../aside.py' is a Python file; give the pipeline in it as aside:one, in the"),
+    ("run nowhere.py", "there is no file 'nowhere.py'; give a TOML file, or Python's module:attribute"),
     ("run mine.py:numbers", "'mine.py' is a path; give the module's name, without ./ and .py: mine:numbers"),
     ("run mnie:numbers", "there is no module 'mnie' in"),
     ("run mine:nubmers", "module 'mine' has no 'nubmers'; did you mean 'numbers'?"),
@@ -93,9 +100,16 @@ MISUSE = [
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "aside.py").write_text("one = Pipeline()\n")
+    tmp_path = tmp_path / "here"
+    tmp_path.mkdir()
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "broken.py").write_text("raise SystemExit('it was run')\nnothing(\n")
+    many = "".join(f"p{number}: object = kgas_async.Pipeline()\n" for number in range(9))
+    (tmp_path / "sub" / "many.py").write_text(f"raise SystemExit('it was run')\n{many}")
     (tmp_path / "notes.txt").write_text("not for you\n" * 1000)
     (tmp_path / "other.txt").symlink_to("notes.txt")
     yield tmp_path
@@ -136,3 +150,8 @@ def test_a_run_that_is_to_stop_at_failures_stops(folder: Path, given: str) -> No
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[0]
+    if given == "raise":
+        assert re.match(r"error: --on-error raise has stopped the run: item '\d+' in phase 'doubled': tool 'do", line)
+    else:
+        assert re.search(r"; the last: item '\d+' in phase 'doubled': tool 'double' failed: LookupError: \d+", line)

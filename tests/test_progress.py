@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kgas_async import Phase, Pipeline, Progress, ServiceManager, tool
+from kgas_async import CallCancelled, CallFailed, MemorySink, Outcome, Phase, Pipeline, Progress, ServiceManager, tool
+from kgas_async._on_error import OnError
 from kgas_async._report import Pace
 
 
@@ -89,3 +91,57 @@ async def test_maps_and_runs_tell_it() -> None:
     assert all(progress.rate is None or progress.rate > 0 for progress in told)
     assert [progress.eta_s is None for progress in told[10:]] == [False] * 40 + [True] * 20
     assert told[49].eta_s == 0
+
+
+@tool
+async def odd_ones_wait(x: int) -> int:
+    if x % 2:
+        await anyio.sleep_forever()
+    return x
+
+
+@tool
+async def last_one_fails(x: int) -> int:
+    if x < 9:
+        await anyio.sleep_forever()
+    raise LookupError(x)
+
+
+async def test_a_cancelled_call_of_a_map_is_no_failed_one() -> None:
+    told: list[Progress] = []
+    async with (
+        ServiceManager(log=None) as manager,
+        manager.map(odd_ones_wait, range(40), arg="x", on_error=0.0, on_progress=told.append) as outcomes,
+    ):
+        await anyio.wait_all_tasks_blocked()
+        await manager.cancel(reason="enough")
+        assert len([outcome async for outcome in outcomes if outcome.ok]) == 20  # no share of failures stops it
+    assert (told[-1].done, told[-1].failed, told[-1].cancelled) == (40, 0, 20)
+
+
+async def test_what_the_first_failure_of_a_run_cancels_has_not_failed_and_is_counted() -> None:
+    sink = MemorySink()
+    told: list[Progress] = []
+    pipeline = Pipeline("p", Phase("only", last_one_fails), item=["x"], key="x")
+    async with ServiceManager(evidence=sink, log=None) as manager:
+        with pytest.raises(CallFailed):
+            items = [{"x": x} for x in range(10)]
+            await manager.run(pipeline, items, on_error="raise", on_progress=told.append)
+        report = manager._last_report
+        assert report is not None
+        assert (report.total, report.failed, report.cancelled) == (10, 1, 9)
+    assert (told[-1].done, told[-1].failed, told[-1].cancelled) == (10, 1, 9)
+    (ended,) = [record for record in sink.records if record["event"] == "run.ended"]
+    assert [ended[name] for name in ("items", "failed", "cancelled", "skipped")] == [10, 1, 9, 0]
+
+
+def test_a_share_is_of_failures_and_tells_of_the_last_of_them_where_the_twentieth_item_was_cancelled() -> None:
+    decision = OnError(0.5)
+    for index in range(18):
+        failed = Outcome("failed", None, LookupError(index), f"k{index}", index, failed_phase="only")
+        assert decision.verdict(failed, index + 1, index + 1) is None
+    cancelled = Outcome("cancelled", None, CallCancelled("enough"), "k18", 18)
+    assert decision.verdict(cancelled, 19, 18) is None
+    assert str(decision.verdict(cancelled, 20, 18)).endswith("the last: item 'k17' in phase 'only': 17")
+    assert OnError(0.0).verdict(cancelled, 20, 0) is None
+    assert OnError("raise").verdict(cancelled, 1, 0) is cancelled.error  # who wants all values is told

@@ -125,6 +125,7 @@ class RunFigures:
     items: int | None = None
     failed: int | None = None
     skipped: int | None = None
+    cancelled: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

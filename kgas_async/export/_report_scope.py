@@ -70,6 +70,7 @@ class Session:
             self.runs[run_id] = RunFigures(run_id, record["pipeline"], self.session_id, record["time"])
         elif event == "run.ended" and record["run_id"] in self.runs:
             counts = {name: record[name] for name in ("items", "failed", "skipped")}
+            counts |= _numbers(record, "cancelled")
             self.runs[record["run_id"]] = replace(self.runs[record["run_id"]], ended=record["time"], **counts)
 
     def figures(self) -> SessionFigures:

@@ -94,13 +94,17 @@ def _outcome(figures: Figures) -> tuple[str, str, str]:
     runs = [figures.run] if figures.run is not None else list(figures.session.runs)
     items, failed = sum(run.items or 0 for run in runs), sum(run.failed or 0 for run in runs)
     skipped = sum(run.skipped or 0 for run in runs)
+    cancelled = sum(run.cancelled or 0 for run in runs)
     counts = f"{items:,} items, {failed:,} failed" + (f", {skipped:,} skipped" if skipped else "")
+    counts += f", {cancelled:,} cancelled" if cancelled else ""
     if not runs:
         counts = f"{sum(figures.calls.values()):,} calls, {figures.failures_in_all:,} failed"
     if figures.session.status in ("cancelled", "failed"):
         return "warning", "Ended early", f"The session was {figures.session.status} before it was done: {counts}."
     if failed or (not runs and figures.failures_in_all):
         return "warning", "Complete, with failures", f"The {what} came to its end: {counts}."
+    if cancelled:
+        return "warning", "Complete, but for what was cancelled", f"The {what} came to its end: {counts}."
     return "good", "Complete", f"The {what} came to its end: {counts}."
 
 
@@ -136,6 +140,7 @@ def _tiles(figures: Figures) -> list[tuple[str, str, str]]:
     tiles = [("Duration", lasting(figures.span_s), "" if figures.is_complete else "up to the last record")]
     if items is not None and figures.run is not None:
         failed = f"{figures.run.failed:,} failed, {figures.run.skipped:,} skipped"
+        failed += f", {figures.run.cancelled:,} cancelled" if figures.run.cancelled else ""
         per_s = items / figures.span_s if figures.span_s else 0.0
         tiles.append(("Items", f"{items:,}", f"{failed}, {per_s:.4g} a second"))
     bad = sum(calls.get(status, 0) for status in ("failed", "timed_out", "rejected"))

@@ -127,7 +127,7 @@ class OtelSink:
         session = end["session_id"]
         own = end.get("run_id", session)
         began = self._began.pop(own, end)
-        names = ("pipeline", "items", "failed", "skipped", "calls", "status", "run_id")
+        names = ("pipeline", "items", "failed", "cancelled", "skipped", "calls", "status", "run_id")
         is_run = "run_id" in end
         return self._span(
             end["pipeline"] if is_run else "session",

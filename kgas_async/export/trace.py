@@ -132,7 +132,7 @@ class _Session:
             at += length
 
     def _run(self, started: Mapping[str, Any], until: int, end: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        args = {name: end[name] for name in ("items", "failed", "skipped") if name in end}
+        args = {name: end[name] for name in ("items", "failed", "cancelled", "skipped") if name in end}
         begin = unix_us(started["time"])
         yield from self._slice("run", started["pipeline"], begin, until, {"run_id": started["run_id"], **args})
 
