@@ -13,16 +13,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
-
 from . import _errors
 from ._adaptive import AdaptiveLimit
 from ._admission import Limit
 from ._breaker import CircuitBreaker
 from ._budget import RetryBudget
 from ._cache import Cache, MemoryStore
-from ._convert import converted
-from ._errors import KgasAsyncError, shown, text_of
+from ._errors import KgasAsyncError, LoadError, shown, text_of
 from ._limits import ConcurrencyLimit
 from ._loading import load
 from ._memory_limit import MemoryLimit
@@ -31,19 +28,19 @@ from ._priority import Priority
 from ._rate import RateLimit
 from ._resilience import Retry, exponential, linear
 from ._service import Service
-from ._signature import hints_of
 from ._suggest import nearest
+from ._toml_arguments import LOAD, Arguments, references_in
 from ._toml_lines import KeyPath
+from ._toml_mistakes import Follows
 from ._toml_tables import BudgetTable, FileTables, LimitTable, PolicyTable, RetryTable, Table, WaitTable
 from ._toml_text import Document
-from ._toml_words import Reference, as_toml
+from ._toml_words import Reference, Unset
 from ._tool import KGASTool
 
-__all__ = ["Objects", "references_in"]
+__all__ = ["Objects"]
 
 T = TypeVar("T")
 
-LOAD: Final = "$load"  # {"$load" = "module:attribute"} among arguments: the object of that name
 _ERRORS: Final = {
     **{name: one for name, one in vars(builtins).items() if isinstance(one, type) and issubclass(one, Exception)},
     **{name: getattr(_errors, name) for name in _errors.__all__ if name[0].isupper()},
@@ -66,25 +63,45 @@ class Objects:
 
     def __init__(self, document: Document, tables: FileTables) -> None:
         self.places = document.places
+        self.mistakes = document.mistakes
         self.services: dict[str, Any] = {}
         self.limits: dict[str, Any] = {}
         self._tables = tables
         self._declared: Mapping[str, Any] = document.values.get("services", {})
+        self._refused: set[str] = set()  # services that cannot be made
         for name, table in tables.limits.items():
-            if name in self._declared:
-                raise self.places.error(("limits", name), "is the name of a service too; rename one")
-            self.limits[name] = self._limit(table, ("limits", name))
+            with self.mistakes.telling():
+                if name in self._declared:
+                    raise self.places.error(("limits", name), "is the name of a service too; rename one")
+                self.limits[name] = self._limit(table, ("limits", name))
         for name in self._declared:
-            self._service(name)
+            with self.mistakes.telling():
+                self._service(name)
 
     # --- names and calls
 
     def load(self, target: str, at: KeyPath) -> Any:
         """What ``module:attribute`` names."""
+        if isinstance(target, Unset):
+            raise Follows(target)
         return self.at(at, load, target)
 
+    def load_with(self, target: str, at: KeyPath, given: Mapping[str, Any], at_given: KeyPath) -> Any:
+        """The same of what has arguments; where it cannot be found, what they refer to is looked up all the same."""
+        try:
+            return self.load(target, at)
+        except LoadError as error:
+            self.mistakes.tell(error)
+            self._arguments_in(dict(given), at_given)
+            raise Follows(target) from None
+
     def at(self, place: KeyPath, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        """Call what says itself what is wrong, and add where; at the key of the argument, if it names one."""
+        """Call what says itself what is wrong, and add where; at the key of the argument, if it names one.
+
+        Raises:
+            LoadError: What is wrong; `Follows`, where its arguments were.
+        """
+        self.mistakes.refuse(place)
         try:
             return function(*args, **kwargs)
         except (TypeError, ValueError, KgasAsyncError) as error:
@@ -97,6 +114,9 @@ class Objects:
     def made(self, what: str, function: Any, given: Mapping[str, Any], at: KeyPath) -> Any:
         """Call a class or function of the user's with what the file gives."""
         arguments = self.checked_arguments(what, function, given, at)
+        self.mistakes.refuse(at)
+        if arguments.keys() != given.keys():
+            raise Follows(what)
         try:
             return function(**arguments)
         except Exception as error:
@@ -108,22 +128,42 @@ class Objects:
         self, what: str, function: Any, given: Mapping[str, Any], at: KeyPath, *, is_all: bool = True
     ) -> dict[str, Any]:
         """What the file gives, with references looked up, as the function takes it."""
-        arguments = {key: self._argument(value, (*at, key)) for key, value in given.items()}
-        _Arguments(what, function).check(self, arguments, given, at, is_all=is_all)
+        arguments: dict[str, Any] = {}
+        for key, value in given.items():
+            with self.mistakes.telling():
+                arguments[key] = self._argument(value, (*at, key))
+        Arguments(what, function).check(
+            arguments, given, at, self.places, self.mistakes, self.meant, is_all=is_all
+        )  # fmt: skip
         return arguments
 
     def _argument(self, value: Any, at: KeyPath) -> Any:
+        if isinstance(value, Unset):
+            raise Follows(value)
         if isinstance(value, Reference):
             return self.referred(value, at)
         if isinstance(value, str):
             return str(value)
-        if isinstance(value, list):
-            return [self._argument(one, (*at, index)) for index, one in enumerate(value)]
-        if isinstance(value, dict):
-            if set(value) == {LOAD} and isinstance(value[LOAD], str):
-                return self.load(value[LOAD], at)
-            return {key: self._argument(one, (*at, key)) for key, one in value.items()}
+        if isinstance(value, dict) and set(value) == {LOAD} and isinstance(value[LOAD], str):
+            return self.load(value[LOAD], at)
+        if isinstance(value, (dict, list)):
+            return self._arguments_in(value, at)
         return value
+
+    def _arguments_in(self, value: dict[str, Any] | list[Any], at: KeyPath) -> Any:
+        """Each of them, so that all that is wrong is told."""
+        parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
+        found: dict[Any, Any] = {}
+        is_whole = True
+        for key, part in parts:
+            is_made = False
+            with self.mistakes.telling():
+                found[key] = self._argument(part, (*at, key))
+                is_made = True
+            is_whole = is_whole and is_made
+        if not is_whole:
+            raise Follows("a part of it is wrong")
+        return found if isinstance(value, dict) else list(found.values())
 
     def referred(self, reference: Reference, at: KeyPath) -> Any:
         """The service or limit of this name."""
@@ -132,6 +172,8 @@ class Objects:
             return self.limits[name]
         if name in self._declared:
             return self._service(name)
+        if name in self._tables.limits or name in self.mistakes.elsewhere:
+            raise Follows(name)
         known = [f"${one}" for one in (*self._declared, *self.limits)]
         there = f"; there are {', '.join(known)}" if known else ""
         close = nearest(reference, known)
@@ -153,12 +195,15 @@ class Objects:
     def _service(self, name: str) -> Any:
         if name in self.services:
             return self.services[name]
+        if name in self._refused:
+            raise Follows(name)
+        self._refused.add(name)  # unless all goes well
         place: KeyPath = ("services", name)
         table = self._declared[name]
         self._refuse_circle(name, (), set())
-        target = str(table["use"])
-        found = self.load(target, (*place, "use"))
+        target = table["use"]
         given = {key: value for key, value in table.items() if key != "use"}
+        found = self.load_with(target, (*place, "use"), given, place)
         if callable(found) and not isinstance(found, (Service, AbstractAsyncContextManager)):
             service = self.made(target, found, given, place)
         elif given:
@@ -174,12 +219,15 @@ class Objects:
                 (*place, "use"), f"{target} gives {shown(service)}, which is no service (a Service, or an async "
                 f"context manager)"
             )  # fmt: skip
+        self._refused.remove(name)
         self.services[name] = service
         return service
 
     def _refuse_circle(self, name: str, above: tuple[str, ...], done: set[str]) -> None:
         if name in above:
-            circle = " -> ".join([*above[above.index(name) :], name])
+            members = above[above.index(name) :]
+            self._refused.update(members)
+            circle = " -> ".join([*members, name])
             raise self.places.error(
                 ("services", name), f"services need each other in a circle: {circle}; take one of the references out"
             )
@@ -194,7 +242,8 @@ class Objects:
         given = table.given()
         for key in ("cost", "key"):
             if ":" in given.get(key, ""):
-                given[key] = self.load(given[key], (*at, key))
+                with self.mistakes.telling():
+                    given[key] = self.load(given[key], (*at, key))
         if "rate" in given:
             return self.at(at, RateLimit, **given)
         if "concurrency" in given:
@@ -211,7 +260,12 @@ class Objects:
         """The keys of a table as arguments, errors and functions looked up."""
         options = table.given()
         if "on" in options:
-            found = [self._error(one, (*at, "on")) for one in options["on"]]
+            place: KeyPath = (*at, "on")
+            found = []
+            for index, one in enumerate(options["on"]):
+                inner: KeyPath = (*place, index)
+                with self.mistakes.telling():
+                    found.append(self._error(one, inner if inner in self.places.lines else place))
             options["on"] = found[0] if len(found) == 1 else tuple(found)
         return options
 
@@ -249,11 +303,18 @@ class Objects:
         raise self.places.error(at, f"takes {wanted}, but {reference} is {is_what}{mend}")
 
     def policy(self, table: PolicyTable, at: KeyPath) -> Policy:
-        """The policy of a table; each field is checked by itself, so that the error is at its key."""
+        """The policy of a table; each field is checked by itself, so that the error is at its key.
+
+        Without those that are wrong, which is told.
+        """
         given = {}
         for key, value in table.given().items():
-            given[key] = self._policy_value(key, value, (*at, key))
-            self.at((*at, key), Policy, **{key: given[key]})
+            if isinstance(value, Unset):
+                continue
+            with self.mistakes.telling():
+                made = self._policy_value(key, value, (*at, key))
+                self.at((*at, key), Policy, **{key: made})
+                given[key] = made
         return Policy(**given)
 
     def _policy_value(self, key: str, value: Any, at: KeyPath) -> Any:
@@ -278,16 +339,20 @@ class Objects:
         assert isinstance(table, RetryTable)
         options = self._options(table, at)
         wait = options.get("wait")
-        if isinstance(wait, str):
-            options["wait"] = self.load(wait, (*at, "wait"))
-        elif isinstance(wait, WaitTable):
-            given = wait.given()
-            kind: Any = linear if given.pop("kind", None) == "linear" else exponential
-            options["wait"] = self.at((*at, "wait"), kind, **given)
+        telling = self.mistakes.telling
+        with telling():
+            if isinstance(wait, str):
+                options["wait"] = self.load(wait, (*at, "wait"))
+            elif isinstance(wait, WaitTable):
+                given = wait.given()
+                kind: Any = linear if given.pop("kind", None) == "linear" else exponential
+                options["wait"] = self.at((*at, "wait"), kind, **given)
         if "after" in options:
-            options["after"] = self.load(options["after"], (*at, "after"))
+            with telling():
+                options["after"] = self.load(options["after"], (*at, "after"))
         if "budget" in options:
-            options["budget"] = self._budget(options["budget"], (*at, "budget"))
+            with telling():
+                options["budget"] = self._budget(options["budget"], (*at, "budget"))
         return self.at(at, Retry, **options)
 
     def _cache(self, table: Table, at: KeyPath) -> Cache:
@@ -302,7 +367,7 @@ class Objects:
 
     def tool(self, target: str, given: Mapping[str, Any], at: KeyPath, at_given: KeyPath) -> KGASTool:
         """A tool: an object, or a class with its arguments."""
-        found = self.load(target, at)
+        found = self.load_with(target, at, given, at_given)
         if isinstance(found, type) and issubclass(found, KGASTool):
             tool = self.made(target, found, given, at_given)
             assert isinstance(tool, KGASTool)
@@ -317,61 +382,3 @@ class Objects:
         what = "a function" if is_function else f"a {type(found).__name__}"
         mend = "put @tool above it" if is_function else "wrap it in Python: tool(...) or ToolAdapter(...)"
         raise self.places.error(at, f"{target} is {what} and no tool; {mend}")
-
-
-def references_in(value: Any) -> list[str]:
-    """The names of all references in there."""
-    if isinstance(value, Reference):
-        return [value.name]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [name for part in parts for name in references_in(part)]
-
-
-class _Arguments:
-    """The arguments that something takes, by name."""
-
-    def __init__(self, what: str, function: Any) -> None:
-        self._what = what
-        # Their __new__ takes anything.
-        is_ours = isinstance(function, type) and issubclass(function, (KGASTool, Service))
-        kind: Any = function
-        called = kind.__init__ if is_ours else function
-        try:
-            parameters = list(inspect.signature(called).parameters.values())
-        except (TypeError, ValueError):  # a builtin, say: it tells by itself
-            self.known, self.required, self.takes_any = [], [], True
-        else:
-            own = parameters[1:] if called is not function else parameters
-            named = [one for one in own if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-            self.known = [one.name for one in named]
-            self.required = [one.name for one in named if one.default is one.empty]
-            self.takes_any = called is not object.__init__ and any(one.kind is one.VAR_KEYWORD for one in own)
-        self._hints = hints_of(function)
-
-    def check(
-        self, objects: Objects, arguments: dict[str, Any], given: Mapping[str, Any], at: KeyPath, *, is_all: bool
-    ) -> None:
-        """Refuse what it does not take, and make of texts and lists what it does."""
-        for key in given:
-            if key not in self.known and not self.takes_any:
-                known = f"which takes {', '.join(self.known) or 'none'}"
-                raise objects.places.error(
-                    (*at, key), f"is no argument of {self._what}, {known}{nearest(key, self.known)}"
-                )
-        for key in self.required:
-            if is_all and key not in given:
-                raise objects.places.error(at, f"{self._what} needs {key}, which is missing; add {key} = ...")
-        for key, value in given.items():
-            if key in self._hints and not references_in(value) and not _has_load(value):
-                try:
-                    arguments[key] = converted(arguments[key], self._hints[key])
-                except ValidationError as error:
-                    first = error.errors(include_url=False)[0]
-                    raise objects.places.error(
-                        (*at, key), f"{self._what}: {first['msg']}, not {as_toml(first['input'])}{objects.meant(value)}"
-                    ) from None
-
-
-def _has_load(value: Any) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (isinstance(value, dict) and LOAD in value) or any(map(_has_load, parts))

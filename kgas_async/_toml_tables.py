@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ._suggest import nearest
-from ._toml_text import VERSION
+from ._toml_top import LIMIT_KINDS, VERSION
 from ._toml_values import (
     COUNT,
     FLAG,
@@ -46,13 +46,13 @@ from ._toml_values import (
 from ._toml_words import Reference, as_toml
 
 __all__ = [
-    "AT_KEY", "LIMIT_KINDS", "AdaptiveTable", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable",
+    "AT_KEYS", "AdaptiveTable", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable",
     "PhaseTable", "PipelineTable", "PolicyTable", "RetryTable", "Table", "WaitTable",
 ]  # fmt: skip
 
 PRIORITIES: Final = ("low", "normal", "high", "critical")
 NOT_GIVEN: Final[Any] = None
-AT_KEY: Final = "at_key"  # an error of a table that is about one of its keys
+AT_KEYS: Final = "at_keys"  # an error of a table that is about some of its keys
 
 # What several tables have.
 TEXT_FIELD: TypeAlias = Annotated[Any, Value(text, TEXT)]
@@ -74,7 +74,11 @@ def _budget_or(value: Any) -> Reference:
 
 
 def _at_key(key: str, said: str) -> PydanticCustomError:
-    return PydanticCustomError(AT_KEY, "{said}", {"said": said, "key": key})
+    return _at_keys({key: said})
+
+
+def _at_keys(said: Mapping[str, str]) -> PydanticCustomError:
+    return PydanticCustomError(AT_KEYS, "{said}", {"said": said})
 
 
 class Table(BaseModel):
@@ -91,15 +95,18 @@ class Table(BaseModel):
         if not isinstance(value, dict):
             raise ValueError(f"is a table of keys, not {as_toml(value)}")
         known = [one.alias or name for name, one in cls.model_fields.items()]
+        said: dict[str, str] = {}
         if cls.model_config.get("extra") == "forbid":
             for key in value:
                 if key not in known:
                     meant = f"; did you mean {cls.elsewhere[key]!r}?" if key in cls.elsewhere else nearest(key, known)
-                    raise _at_key(key, f"is no key of a {cls.what}, which has {', '.join(known)}{meant}{cls.hint}")
+                    said[key] = f"is no key of a {cls.what}, which has {', '.join(known)}{meant}{cls.hint}"
         for name, one in cls.model_fields.items():
             key = one.alias or name
             if one.is_required() and key not in value:
-                raise _at_key(key, f"is missing: {one.description}")
+                said[key] = f"is missing: {one.description}"
+        if said:
+            raise _at_keys(said)
         return value
 
     def given(self) -> dict[str, Any]:
@@ -169,10 +176,6 @@ def _whole_or_share(value: Any) -> Any:
 
 
 _BREAKER: TypeAlias = Annotated[Any, TableOr(BreakerTable, _whole_or_share, NUMBER)]
-LIMIT_KINDS: Final = {
-    "rate": ("per", "burst", "cost", "key"), "concurrency": ("key", "per_key", "max_queue"), "adaptive": (),
-    "memory": (), "breaker": (), "budget": (),
-}  # fmt: skip
 
 
 class LimitTable(Table):

@@ -55,7 +55,7 @@ CASES = [
     case("version_as_text", 'version = "1" #!\n' + HEAD, "version", 'the number of the format, 1, not "1"'),
     case("misspelt_table", "[limit.openai] #!\nrate = 5\n", "limit", "no key of a pipeline's file", "did you mean 'limits'?"),
     case("other_file", '[project] #!\nname = "x"\n' + HEAD, "project", "no key of a pipeline's file, which has version, pipeline"),
-    case("pipeline_is_a_list", '[[pipeline]] #!\nname = "p"\n', "pipeline", "one pipeline: write [pipeline], with single brackets"),
+    case("pipeline_is_a_list", '[[pipeline]] #!\nname = "p"\n[[phase]]\nname = "a"\ntool = "P:double"\n', "pipeline", "one pipeline: write [pipeline], with single brackets"),
     case("phase_is_a_table", '[pipeline]\nname = "p"\n[phase.twice] #!\ntool = "P:double"\n', "phase", "write [[phase]], with double brackets"),
     case("services_are_a_text", 'services = "graph" #!\n' + HEAD, "services", "is a table: write [services.NAME], not \"graph\""),
     # --- [pipeline]
@@ -202,3 +202,140 @@ def test_a_variable_in_the_default_of_another_is_refused_and_not_taken_apart(tmp
 def test_a_path_that_no_file_can_have_is_a_mistake() -> None:
     with pytest.raises(LoadError, match="cannot be read: embedded null byte"):
         load_pipeline("a\0b.toml")
+
+
+WRONG = """\
+[pipeline]
+name = "p"
+item = ["x"]
+sorce = "P:numbers"                           #! pipeline.sorce
+key = "y"                                     #! pipeline.key
+
+[limit.elsewhere]                             #! limit
+rate = 5
+
+[services.store]
+use = "P:Store"
+pth = "a"                                     #! services.store.pth
+size = "${KGAS_NOT_SET}"                      #! services.store.size
+
+[services.other]
+use = "P:Stor"                                #! services.other.use
+path = "$nobody"                              #! services.other.path
+
+[services.user]
+use = "P:User"
+store = "$store"
+
+[services.a]                                  #! services.a
+use = "P:Store"
+path = "a"
+other = "$b"
+[services.b]
+use = "P:Store"
+path = "b"
+other = "$a"
+
+[limits.calls]
+rate = "5"                                    #! limits.calls.rate
+brust = 3                                     #! limits.calls.brust
+cost = "P:cost_off"                           #! limits.calls.cost
+
+[limits.both]
+rate = 5
+memory = 5                                    #! limits.both.memory
+
+[[phase]]
+name = "twice"
+tool = "P:duoble"                             #! phase.twice.tool
+bind = { x = "z" }                            #! phase.twice.bind.x
+policy.timout = 3                             #! phase.twice.policy.timout
+policy.deadline = "soon"                      #! phase.twice.policy.deadline
+policy.rate = ["$calls", "$elsewhere"]
+policy.concurrency = "$cals"                  #! phase.twice.policy.concurrency
+
+[[phase]]
+name = "add"
+tool = "P:Add"
+bind = { x = "twice" }
+after = "twise"                               #! phase.add.after
+when = "P:is_od"                              #! phase.add.when
+batch_wait = 1.0                              #! phase.add.batch_wait
+[phase.with]
+store = "$store"
+amount = "many"                               #! phase.add.with.amount
+sorce = 3                                     #! phase.add.with.sorce
+[phase.policy.retry]
+on = ["ConectionError", "OSError"]            #! phase.add.policy.retry.on[0]
+wait = "P:wait_off"                           #! phase.add.policy.retry.wait
+after = "P:delay_off"                         #! phase.add.policy.retry.after
+
+[[phase]]
+name = "sums"
+tool = "P:total"
+bind = { xs = "add" }
+colect = true                                 #! phase.sums.colect
+batch = 1.5                                   #! phase.sums.batch
+batch_wait = 1.0
+
+[[phase]]
+name = "halves"
+tool = "P:halve"
+bind.x = "w"                                  #! phase.halves.bind.x
+bind.y = "twice"                              #! phase.halves.bind.y
+collect = "prt"                               #! phase.halves.collect
+
+[[phase]]
+name = "b"
+tool = "P:double"
+bind = { x = "c" }
+policy.hedge_after = 1                        #! phase.b.policy.hedge_after
+after = "c"
+
+[[phase]]
+name = "many"
+tool = "P:upto"
+policy.timeout = -1                           #! phase.many.policy.timeout
+expand = "part"
+
+[[phase]]
+name = "wrong"
+tool = "P:negated"
+bind = { ys = "part" }                        #! phase.wrong.bind.ys
+
+[[phase]]
+name = "lost"
+tool = "P:double"
+bind = { x = "w" }                            #! phase.lost.bind.x
+
+[[phase]]
+name = "c"
+tool = "P:halve"
+bind = { x = "b" }
+
+[profile.prod.phase.twise]                    #! profile.prod.phase.twise
+[profile.prod.phase.many.policy]
+timout = 3                                    #! profile.prod.phase.many.policy.timout
+[profile.test.limit.calls]                    #! profile.test.limit
+"""
+NOWHERE = ("phase.b",)  # a circle, told at the first of its phases
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_and_none_that_follows_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KGAS_NOT_SET", raising=False)
+    text = WRONG.replace("P:", f"{P}:")
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    marked = {(number, line.partition("#! ")[2]) for number, line in enumerate(text.splitlines(), 1) if "#! " in line}
+    with pytest.raises(LoadError) as caught:
+        load_pipeline(file, settings=["phase.add.policy.timout=3", "services.stor.path=x"])
+    told = str(caught.value).splitlines()
+    assert "--set phase.add.policy.timout: is no key of a policy" in told[-1] + told[-2]
+    assert "services.stor.path=x: there is no service 'stor'" in told[-1] + told[-2]
+    places = [line.removeprefix(f"{file}:").split(": ")[:2] for line in told[:-2]]
+    found = [(int(number), key) for number, key in places]
+    assert found == sorted(found, key=lambda one: one[0])
+    assert {one for one in found if one[1] not in NOWHERE} == marked
+    assert len(found) == len(marked) + len(NOWHERE)
