@@ -82,7 +82,7 @@ def _phase(objects: Objects, table: PhaseTable, at: KeyPath) -> tuple[Phase, boo
     telling, is_told = objects.mistakes.telling, objects.mistakes.is_told
     found: KGASTool | None = None
     with telling():
-        found = objects.tool(table.tool, table.with_, (*at, "tool"), (*at, "with"))
+        found = objects.tool(table.tool, table.with_, table.adapter, at)
     name = table.name if table.name.isidentifier() else f"phase_{at[-1]}"
     phase = Phase(name, found or _unknown_tool(table))
     given = table.given()

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ._toml_lines import KeyPath
-from ._toml_tables import AT_KEYS, FileTables
+from ._toml_table import AT_KEYS
+from ._toml_tables import FileTables
 from ._toml_text import Document
 from ._toml_top import LIMIT_KINDS
 from ._toml_values import TAGS

@@ -1,38 +1,31 @@
-"""What a TOML pipeline names, made: services in order, limits, policies, tools with their arguments.
-
-Knows how a name is looked up and called; each error is told with the file, the line and the key that led to it.
-"""
+"""What a TOML pipeline declares, made: limits, policies, tools with their arguments."""
 
 from __future__ import annotations
 
 import builtins
 import inspect
-import os
-import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from . import _errors
+from ._adapter import ToolAdapter
 from ._adaptive import AdaptiveLimit
 from ._admission import Limit
 from ._breaker import CircuitBreaker
 from ._budget import RetryBudget
 from ._cache import Cache, MemoryStore
-from ._errors import KgasAsyncError, LoadError, shown, text_of
 from ._limits import ConcurrencyLimit
-from ._loading import load
 from ._memory_limit import MemoryLimit
 from ._policy import Policy
 from ._priority import Priority
 from ._rate import RateLimit
 from ._resilience import Retry, exponential, linear
-from ._service import Service
 from ._suggest import nearest
-from ._toml_arguments import LOAD, Arguments, references_in
 from ._toml_lines import KeyPath
-from ._toml_mistakes import Follows
-from ._toml_tables import BudgetTable, FileTables, LimitTable, PolicyTable, RetryTable, Table, WaitTable
+from ._toml_named import Named
+from ._toml_table import Table
+from ._toml_tables import AdapterTable, BudgetTable, FileTables, LimitTable, PolicyTable, RetryTable, WaitTable
 from ._toml_text import Document
 from ._toml_words import Reference, Unset
 from ._tool import KGASTool
@@ -45,196 +38,25 @@ _ERRORS: Final = {
     **{name: one for name, one in vars(builtins).items() if isinstance(one, type) and issubclass(one, Exception)},
     **{name: getattr(_errors, name) for name in _errors.__all__ if name[0].isupper()},
 }
-_OF_ARGUMENT: Final = re.compile(r"\w+\((\w+)[)=]")
-_AS_KEY: Final = {"total": "concurrency", "max_bytes": "memory"}
 _KINDS: Final = {
     RateLimit: "a rate", ConcurrencyLimit: "a concurrency", AdaptiveLimit: "an adaptive limit",
     MemoryLimit: "a memory limit", CircuitBreaker: "a breaker", RetryBudget: "a budget",
 }  # fmt: skip
 
 
-class Objects:
-    """The objects of one file.
-
-    Attributes:
-        services: By name.
-        limits: By name: limits, breakers and budgets.
-    """
+class Objects(Named):
+    """The objects of one file, all of them."""
 
     def __init__(self, document: Document, tables: FileTables) -> None:
-        self.places = document.places
-        self.mistakes = document.mistakes
-        self.services: dict[str, Any] = {}
-        self.limits: dict[str, Any] = {}
-        self._tables = tables
-        self._declared: Mapping[str, Any] = document.values.get("services", {})
-        self._refused: set[str] = set()  # services that cannot be made
+        super().__init__(document, tables)
         for name, table in tables.limits.items():
             with self.mistakes.telling():
-                if name in self._declared:
+                if name in self.declared:
                     raise self.places.error(("limits", name), "is the name of a service too; rename one")
                 self.limits[name] = self._limit(table, ("limits", name))
-        for name in self._declared:
+        for name in self.declared:
             with self.mistakes.telling():
-                self._service(name)
-
-    # --- names and calls
-
-    def load(self, target: str, at: KeyPath) -> Any:
-        """What ``module:attribute`` names."""
-        if isinstance(target, Unset):
-            raise Follows(target)
-        return self.at(at, load, target)
-
-    def load_with(self, target: str, at: KeyPath, given: Mapping[str, Any], at_given: KeyPath) -> Any:
-        """The same of what has arguments; where it cannot be found, what they refer to is looked up all the same."""
-        try:
-            return self.load(target, at)
-        except LoadError as error:
-            self.mistakes.tell(error)
-            self._arguments_in(dict(given), at_given)
-            raise Follows(target) from None
-
-    def at(self, place: KeyPath, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        """Call what says itself what is wrong, and add where; at the key of the argument, if it names one.
-
-        Raises:
-            LoadError: What is wrong; `Follows`, where its arguments were.
-        """
-        self.mistakes.refuse(place)
-        try:
-            return function(*args, **kwargs)
-        except (TypeError, ValueError, KgasAsyncError) as error:
-            found = _OF_ARGUMENT.match(text_of(error))
-            key = _AS_KEY.get(found[1], found[1]) if found is not None else ""
-            is_there = (*place, key) in self.places.lines or (*place, key) in self.places.laid_over
-            said = text_of(error).replace("; None is no limit", '; "none" is no limit')  # as the file says it
-            raise self.places.error((*place, key) if is_there else place, said) from error
-
-    def made(self, what: str, function: Any, given: Mapping[str, Any], at: KeyPath) -> Any:
-        """Call a class or function of the user's with what the file gives."""
-        arguments = self.checked_arguments(what, function, given, at)
-        self.mistakes.refuse(at)
-        if arguments.keys() != given.keys():
-            raise Follows(what)
-        try:
-            return function(**arguments)
-        except Exception as error:
-            raise self.places.error(
-                at, f"{what} could not be made: {type(error).__name__}: {text_of(error)}"
-            ) from error
-
-    def checked_arguments(
-        self, what: str, function: Any, given: Mapping[str, Any], at: KeyPath, *, is_all: bool = True
-    ) -> dict[str, Any]:
-        """What the file gives, with references looked up, as the function takes it."""
-        arguments: dict[str, Any] = {}
-        for key, value in given.items():
-            with self.mistakes.telling():
-                arguments[key] = self._argument(value, (*at, key))
-        Arguments(what, function).check(
-            arguments, given, at, self.places, self.mistakes, self.meant, is_all=is_all
-        )  # fmt: skip
-        return arguments
-
-    def _argument(self, value: Any, at: KeyPath) -> Any:
-        if isinstance(value, Unset):
-            raise Follows(value)
-        if isinstance(value, Reference):
-            return self.referred(value, at)
-        if isinstance(value, str):
-            return str(value)
-        if isinstance(value, dict) and set(value) == {LOAD} and isinstance(value[LOAD], str):
-            return self.load(value[LOAD], at)
-        if isinstance(value, (dict, list)):
-            return self._arguments_in(value, at)
-        return value
-
-    def _arguments_in(self, value: dict[str, Any] | list[Any], at: KeyPath) -> Any:
-        """Each of them, so that all that is wrong is told."""
-        parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
-        found: dict[Any, Any] = {}
-        is_whole = True
-        for key, part in parts:
-            is_made = False
-            with self.mistakes.telling():
-                found[key] = self._argument(part, (*at, key))
-                is_made = True
-            is_whole = is_whole and is_made
-        if not is_whole:
-            raise Follows("a part of it is wrong")
-        return found if isinstance(value, dict) else list(found.values())
-
-    def referred(self, reference: Reference, at: KeyPath) -> Any:
-        """The service or limit of this name."""
-        name = reference.name
-        if name in self.limits:
-            return self.limits[name]
-        if name in self._declared:
-            return self._service(name)
-        if name in self._tables.limits or name in self.mistakes.elsewhere:
-            raise Follows(name)
-        known = [f"${one}" for one in (*self._declared, *self.limits)]
-        there = f"; there are {', '.join(known)}" if known else ""
-        close = nearest(reference, known)
-        if name in os.environ:
-            raise self.places.error(at, f'there is no service or limit {name!r}; the variable is written "${{{name}}}"')
-        text = f'{" Or is it a text: write" if close else "; for the text itself write"} "${reference}"'
-        raise self.places.error(at, f"there is no service or limit {name!r}{there}{close}{text}")
-
-    def meant(self, text: object) -> str:
-        """The mend where a text stands for an object."""
-        if isinstance(text, str) and (text in self.limits or text in self._declared):
-            return f'; did you mean "${text}"?'
-        if isinstance(text, str) and re.fullmatch(r"[\w.]+:[\w.]+", text):
-            return f'; the object of that name is {{ "{LOAD}" = "{text}" }}'
-        return ""
-
-    # --- services
-
-    def _service(self, name: str) -> Any:
-        if name in self.services:
-            return self.services[name]
-        if name in self._refused:
-            raise Follows(name)
-        self._refused.add(name)  # unless all goes well
-        place: KeyPath = ("services", name)
-        table = self._declared[name]
-        self._refuse_circle(name, (), set())
-        target = table["use"]
-        given = {key: value for key, value in table.items() if key != "use"}
-        found = self.load_with(target, (*place, "use"), given, place)
-        if callable(found) and not isinstance(found, (Service, AbstractAsyncContextManager)):
-            service = self.made(target, found, given, place)
-        elif given:
-            raise self.places.error(
-                (*place, next(iter(given))), f"{target} is an object, which takes no arguments; name its class"
-            )
-        else:
-            service = found
-        if not isinstance(service, (Service, AbstractAsyncContextManager)):
-            if inspect.iscoroutine(service):
-                service.close()
-            raise self.places.error(
-                (*place, "use"), f"{target} gives {shown(service)}, which is no service (a Service, or an async "
-                f"context manager)"
-            )  # fmt: skip
-        self._refused.remove(name)
-        self.services[name] = service
-        return service
-
-    def _refuse_circle(self, name: str, above: tuple[str, ...], done: set[str]) -> None:
-        if name in above:
-            members = above[above.index(name) :]
-            self._refused.update(members)
-            circle = " -> ".join([*members, name])
-            raise self.places.error(
-                ("services", name), f"services need each other in a circle: {circle}; take one of the references out"
-            )
-        for reference in references_in(self._declared[name]):
-            if reference in self._declared and reference not in done:
-                self._refuse_circle(reference, (*above, name), done)
-        done.add(name)
+                self.service(name)
 
     # --- limits and policies
 
@@ -330,7 +152,7 @@ class Objects:
         if key == "priority" and isinstance(value, str):
             return Priority[value.upper()]
         if key == "fallback":
-            return [self.tool(one, {}, at, at) for one in value]
+            return [self.tool(one, {}, None, at[:-1], key) for one in value]
         if key == "cache" and isinstance(value, Table):
             return self._cache(value, at)
         return value
@@ -365,20 +187,47 @@ class Objects:
 
     # --- tools
 
-    def tool(self, target: str, given: Mapping[str, Any], at: KeyPath, at_given: KeyPath) -> KGASTool:
-        """A tool: an object, or a class with its arguments."""
-        found = self.load_with(target, at, given, at_given)
-        if isinstance(found, type) and issubclass(found, KGASTool):
-            tool = self.made(target, found, given, at_given)
-            assert isinstance(tool, KGASTool)
-            return tool
-        if isinstance(found, KGASTool):
-            if given:
-                raise self.places.error(
-                    at_given, f"{target} is a tool already, which takes no arguments; name a class, or remove with"
-                )
-            return found
-        is_function = inspect.isroutine(found)
-        what = "a function" if is_function else f"a {type(found).__name__}"
-        mend = "put @tool above it" if is_function else "wrap it in Python: tool(...) or ToolAdapter(...)"
-        raise self.places.error(at, f"{target} is {what} and no tool; {mend}")
+    def tool(
+        self, target: str, given: Mapping[str, Any], adapter: AdapterTable | None, at: KeyPath, key: str = "tool"
+    ) -> KGASTool:
+        """A tool: an object, a class with its arguments, or what is wrapped: a function, or what an adapter is for.
+
+        Args:
+            target: What it is.
+            given: The arguments of a class.
+            adapter: How it is called.
+            at: The table in which it stands.
+            key: And there its key.
+        """
+        place: KeyPath = (*at, key)
+        at_given: KeyPath = (*at, "with")
+        found = self.load_with(target, place, given, at_given)
+        is_tool_class = isinstance(found, type) and issubclass(found, KGASTool)
+        if given and not isinstance(found, type):
+            is_tool = isinstance(found, KGASTool)
+            what = "a tool already" if is_tool else "a function" if inspect.isroutine(found) else "an object"
+            said = f"{target} is {what}, which takes no arguments; name a class, or remove with"
+            self.mistakes.tell(self.places.error(at_given, said))
+        if not is_tool_class and adapter is None and not isinstance(found, KGASTool) and not inspect.isroutine(found):
+            what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+            raise self.places.error(
+                place, f"{target} is {what} and no tool; for one with .execute add adapter = {{}}, for another method "
+                f'adapter.method = "...", which wraps it as ToolAdapter does'
+            )  # fmt: skip
+        if is_tool_class:
+            found = self.made(target, found, given, at_given)
+        elif isinstance(found, type):
+            arguments = self.checked_arguments(target, found, given, at_given)
+            self.mistakes.refuse(at_given)
+            return self._adapted(None, adapter, at, factory=partial(found, **arguments) if arguments else found)
+        self.mistakes.refuse(at_given)
+        return found if isinstance(found, KGASTool) and adapter is None else self._adapted(found, adapter, at)
+
+    def _adapted(self, wrapped: Any, adapter: AdapterTable | None, at: KeyPath, **more: Any) -> KGASTool:
+        place: KeyPath = (*at, "adapter")
+        options = {} if adapter is None else adapter.given()
+        for key in ("inputs", "returns", "error_when"):
+            if key in options:
+                with self.mistakes.telling():
+                    options[key] = self.load(options[key], (*place, key))
+        return self.at(place if adapter is not None else (*at, "tool"), ToolAdapter, wrapped, **more, **options)

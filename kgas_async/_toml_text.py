@@ -197,6 +197,7 @@ class _Overlay:
         for key in ("tool", "source"):
             if base.get(key, over.get(key)) != over.get(key, base.get(key)):
                 base.pop("with", None)
+                base.pop("adapter", None)
         self._merge(base, over, at, where)
 
     def _merge(
