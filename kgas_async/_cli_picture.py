@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ._cli_text import printable
 from ._errors import counted
-from ._metrics import in_seconds
+from ._metrics import in_digits, in_seconds
 from ._picture import FailureSeen, InFlight, ItemsSeen, LimitSeen, PhaseSeen, Picture
 
 __all__ = ["SteadyConsole", "flight_text", "items_text", "lines_of"]
@@ -199,7 +199,7 @@ def _rest(picture: Picture) -> Iterator[Text]:
 def _limit(limit: LimitSeen) -> str:
     name = printable(limit.name)
     if limit.kind == "rate":
-        used = f"{limit.total:g}/s"
+        used = f"{in_digits(limit.total, 6)}/s"
     elif limit.kind == "memory":
         used = f"{(limit.used or 0) / 2**20:.0f}/{limit.total / 2**20:.0f} MiB"
     else:
@@ -231,4 +231,4 @@ def _span(seconds: float | None) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.2g}" if value < 9.95 else f"{value:.0f}"
+    return in_digits(value, 2) if value < 9.95 else f"{value:.0f}"

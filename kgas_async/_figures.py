@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ._advice import Advice
-from ._metrics import Distribution, in_seconds
+from ._metrics import Distribution, in_digits, in_seconds
 
 __all__ = [
     "ActiveCall",
@@ -258,7 +258,7 @@ def _row(one: CallFigures) -> list[str]:
     rate = "-" if one.success_rate is None else f"{100 * one.success_rate:.1f}%"
     run = (one.run_s.p50, one.run_s.p95, one.run_s.p99, one.run_s.max)
     failed = one.failed + one.timed_out + one.rejected
-    counts = [str(one.calls), rate, str(failed), str(one.retries), f"{one.per_s:.3g}"]
+    counts = [str(one.calls), rate, str(failed), str(one.retries), in_digits(one.per_s)]
     return [*counts, *map(in_seconds, run), in_seconds(one.wait_s.p95), str(one.peak)]
 
 
@@ -270,7 +270,7 @@ def _numbers(report: PerformanceReport) -> list[str]:
             lines += ["", *_table([title, ""], [[name, f"{value:.12g}"] for name, value in values.items()])]
     if report.histograms:
         rows = [
-            [name, str(one.count), *(f"{figure:.4g}" for figure in (one.mean, one.p50, one.p95, one.p99, one.max))]
+            [name, str(one.count), *(in_digits(figure, 4) for figure in (one.mean, one.p50, one.p95, one.p99, one.max))]
             for name, one in report.histograms.items()
         ]
         lines += ["", *_table(["histograms", "count", "mean", "p50", "p95", "p99", "max"], rows)]

@@ -23,6 +23,7 @@ __all__ = [
     "Histogram",
     "Running",
     "Thinned",
+    "in_digits",
     "in_seconds",
     "one_less",
     "one_more",
@@ -296,9 +297,18 @@ class Thinned(Generic[T]):
         return tuple(self._kept)
 
 
+def in_digits(number: float, digits: int = 3) -> str:
+    """With so many digits, rounded, and never with an exponent: ``0.00123``, ``12.3``, ``12,345``."""
+    text = f"{number:.{digits}g}"
+    if "e+" in text:
+        return f"{number:,.0f}"
+    return text if "e-" not in text else f"{number:.{digits - 1 - int(text.partition('e')[2])}f}"
+
+
 def in_seconds(seconds: float) -> str:
-    """With three digits and a unit that fits."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:.0f} {unit}"
-    return f"{seconds * 1e6:.3g} us" if seconds else "0"
+    """With three digits and a unit that fits the rounded figure: 999.6 us are 1 ms."""
+    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
+        text = f"{seconds / size:.3g}"
+        if "e+" not in text:
+            return f"{in_digits(seconds / size)} {unit}" if seconds else "0"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:.0f} s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -19,7 +19,7 @@ from ._policy_checks import services_of
 from ._service import Service
 from ._suggest import nearest
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "pipeline_mistakes"]
 
 
 class Pipeline:
@@ -67,12 +67,10 @@ class Pipeline:
         self.key = key
         self.source = source
         self._services = _checked_services(name, services)
-        if isinstance(key, str) and self.fields is not None and key not in self.fields:
-            raise ValueError(
-                f"pipeline {name!r}: key {key!r} is no item field; there are {', '.join(self.fields)}"
-                f"{nearest(key, self.fields)}"
-            )
-        _check_tools(name, phases)
+        _check_key(name, key, self.fields)
+        first: dict[str, Phase] = {}
+        for phase in phases:
+            _check_tool(name, phase, first)
         self.plan = Planner(name, self.fields, phases).plan()
 
     def __repr__(self) -> str:
@@ -102,27 +100,66 @@ def _checked_services(pipeline: str, services: Any) -> tuple[Any, ...]:
     return given
 
 
-def _check_tools(pipeline: str, phases: Sequence[Phase]) -> None:
-    """What would go wrong at a tool's first call: types without a schema, two tools of one name."""
+def pipeline_mistakes(
+    name: str, phases: Sequence[Phase], unknown: Container[str], item: Any, key: Any
+) -> Iterator[Exception]:
+    """What a `Pipeline` of these would refuse, not only the first of it; but nothing that follows from other mistakes.
+
+    Args:
+        name: The pipeline's.
+        phases: Its phases.
+        unknown: The names of those of which only the names are known.
+        item: As of a pipeline.
+        key: As of a pipeline.
+    """
+    fields = None
+    try:
+        fields = _fields(name, item)
+        _check_key(name, key, fields)
+    except (TypeError, ValueError) as error:
+        yield error
     first: dict[str, Phase] = {}
     for phase in phases:
-        tool = phase.tool
-        try:
-            tool.signature.checker()
-        except TypeError as error:
-            raise TypeError(f"pipeline {pipeline!r}, phase {phase.name!r}: {error}") from error
-        except Exception as error:  # a class of the user's that makes its schema itself
-            raise TypeError(
-                f"pipeline {pipeline!r}, phase {phase.name!r}: no schema can be made of the inputs of tool "
-                f"{tool.name!r}: {shown(error)}"
-            ) from error
-        other = first.setdefault(tool.name, phase)
-        one, another = tool._origin(), other.tool._origin()
-        if one is not another and one != another:
-            raise ValueError(
-                f"pipeline {pipeline!r}, phase {phase.name!r}: its tool and another one, of phase {other.name!r}, are "
-                f"both named {tool.name!r}; limits, statistics and evidence go by name: tool.using(name=...)"
-            )
+        if phase.name not in unknown:
+            try:
+                _check_tool(name, phase, first)
+            except (TypeError, ValueError) as error:
+                yield error
+    yield from Planner(name, fields, phases).mistakes(unknown)
+
+
+def _check_key(pipeline: str, key: Any, fields: Mapping[str, Any] | None) -> None:
+    if isinstance(key, str) and fields is not None and key not in fields:
+        raise ValueError(
+            f"pipeline {pipeline!r}: key {key!r} is no item field; there are {', '.join(fields)}{nearest(key, fields)}"
+        )
+
+
+def _check_tool(pipeline: str, phase: Phase, first: dict[str, Phase]) -> None:
+    """What would go wrong at a tool's first call: types without a schema, two tools of one name.
+
+    Args:
+        pipeline: Its name.
+        phase: Whose tool it is.
+        first: The first phase with a tool of each name, to be added to.
+    """
+    tool = phase.tool
+    try:
+        tool.signature.checker()
+    except TypeError as error:
+        raise TypeError(f"pipeline {pipeline!r}, phase {phase.name!r}: {error}") from error
+    except Exception as error:  # a class of the user's that makes its schema itself
+        raise TypeError(
+            f"pipeline {pipeline!r}, phase {phase.name!r}: no schema can be made of the inputs of tool "
+            f"{tool.name!r}: {shown(error)}"
+        ) from error
+    other = first.setdefault(tool.name, phase)
+    one, another = tool._origin(), other.tool._origin()
+    if one is not another and one != another:
+        raise ValueError(
+            f"pipeline {pipeline!r}, phase {phase.name!r}: its tool and another one, of phase {other.name!r}, are "
+            f"both named {tool.name!r}; limits, statistics and evidence go by name: tool.using(name=...)"
+        )
 
 
 def _fields(pipeline: str, item: Any) -> dict[str, Any] | None:

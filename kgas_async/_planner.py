@@ -5,7 +5,7 @@ Names are resolved one phase at a time by `_resolve`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from ._phase import Phase
@@ -30,8 +30,9 @@ class Planner:
             ValueError, TypeError: What does not fit.
         """
         resolver = self.resolver
-        self._check_names()
-        for phase in self._in_order():
+        for error in self._taken_names():
+            raise error
+        for phase in self._in_order(self._refuse_round):
             resolver.add(phase)
         resolver.check_assumed()
         phases = {phase.name: resolver.planned[phase.name] for phase in self.declared}
@@ -50,10 +51,35 @@ class Planner:
             by_level[ITEM], by_level[RUN], tuple(resolver.assumed), self._leaves(phases), phases, tuple(batches), taken
         )
 
+    def mistakes(self, unknown: Container[str]) -> Iterator[Exception]:
+        """What does not fit, as far as it can be told at once: nothing of what needs a phase that does not fit itself.
+
+        Args:
+            unknown: Phases of which only the names are known; their tools stand for others.
+        """
+        yield from self._taken_names()
+        rounds: list[Exception] = []
+        in_a_round: set[str] = set()
+
+        def note(names: list[str]) -> None:
+            in_a_round.update(names)
+            try:
+                self._refuse_round(names)
+            except ValueError as error:
+                rounds.append(error)
+
+        order = self._in_order(note)
+        yield from rounds
+        for name in in_a_round:
+            self.resolver.leave_out(next(phase for phase in self.declared if phase.name == name))
+        for phase in order:
+            if phase.name not in in_a_round:
+                yield from self.resolver.mistakes_of(phase, is_known=phase.name not in unknown)
+
     def _at(self, phase: Phase, what: str) -> str:
         return f"pipeline {self.name!r}, phase {phase.name!r}: {what}"
 
-    def _check_names(self) -> None:
+    def _taken_names(self) -> Iterator[ValueError]:
         fields = self.resolver.fields
         taken: set[str] = set()
         for phase in self.declared:
@@ -62,13 +88,17 @@ class Planner:
                 names.append((phase.expand, f"the element that phase {phase.name!r} expands into"))
             for name, what in names:
                 if name in taken:
-                    raise ValueError(f"pipeline {self.name!r}: {what} has a name that is taken: {name!r}")
-                if fields is not None and name in fields:
-                    raise ValueError(f"pipeline {self.name!r}: {what} has the name of an item field: {name!r}")
+                    yield ValueError(f"pipeline {self.name!r}: {what} has a name that is taken: {name!r}")
+                elif fields is not None and name in fields:
+                    yield ValueError(f"pipeline {self.name!r}: {what} has the name of an item field: {name!r}")
                 taken.add(name)
 
-    def _in_order(self) -> list[Phase]:
-        """As declared, but for phases that name later ones."""
+    def _refuse_round(self, names: list[str]) -> None:
+        circle = " -> ".join([*names, names[0]])
+        raise ValueError(f"pipeline {self.name!r}: phases need each other in a circle: {circle}")
+
+    def _in_order(self, refuse: Callable[[list[str]], None]) -> list[Phase]:
+        """As declared, but for phases that name later ones; ``refuse`` is told those that go round in a circle."""
         owner = {phase.name: phase for phase in self.declared}
         owner |= {phase.expand: phase for phase in self.declared if phase.expand is not None}
         done: dict[str, Phase] = {}
@@ -78,8 +108,8 @@ class Planner:
             if phase.name in done:
                 return
             if phase.name in on_the_way:
-                circle = " -> ".join([*on_the_way[on_the_way.index(phase.name) :], phase.name])
-                raise ValueError(f"pipeline {self.name!r}: phases need each other in a circle: {circle}")
+                refuse(on_the_way[on_the_way.index(phase.name) :])
+                return
             on_the_way.append(phase.name)
             for name in self.resolver.names_of(phase):
                 if name in owner and owner[name] is not phase:

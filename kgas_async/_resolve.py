@@ -6,6 +6,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ._fit import bare, cannot_expand, cannot_fit, element_type, is_made_whole, list_of, outcome_type, stream_type
@@ -35,6 +36,7 @@ class Resolver:
         self.planned: dict[str, PlannedPhase] = {}
         self.expansions: dict[str, PlannedPhase] = {}
         self.assumed: list[str] = []
+        self._left_out: set[str] = set()  # phases and elements that are there but do not fit
 
     def names_of(self, phase: Phase) -> list[str]:
         """The names by which a phase may mean others."""
@@ -69,6 +71,29 @@ class Resolver:
                 )  # fmt: skip
             self.expansions[phase.expand] = planned
 
+    def leave_out(self, phase: Phase) -> None:
+        """Take its names for known, whatever they mean."""
+        self._left_out.update(name for name in (phase.name, phase.expand) if name is not None)
+
+    def mistakes_of(self, phase: Phase, *, is_known: bool) -> list[Exception]:
+        """What does not fit of a phase whose sources were all added or left out; it is added, or left out.
+
+        Args:
+            phase: The phase.
+            is_known: False where only its names count.
+        """
+        steps: list[Callable[[], object]] = [partial(self._check_after, phase, name) for name in phase.after]
+        steps.append(partial(self._check_collect, phase))
+        inputs = [*phase.tool.signature.types] if is_known else [*phase.bind]
+        left_out = [one for one in inputs if phase.bind.get(one, one).split(".")[0] in self._left_out]
+        steps += [partial(self._bind, phase, one) for one in inputs if one not in left_out]
+        found = _raised_by(steps)
+        if not found and is_known and self._left_out.isdisjoint(self.names_of(phase)):
+            found = _raised_by([partial(self.add, phase)])
+        if phase.name not in self.planned or (phase.expand is not None and phase.expand not in self.expansions):
+            self.leave_out(phase)
+        return found
+
     def check_assumed(self) -> None:
         """No name may be both a field that is taken for granted and a phase."""
         for name in self.assumed:
@@ -85,7 +110,7 @@ class Resolver:
         return f"pipeline {self.name!r}, phase {phase.name!r}: {what}"
 
     def _known(self) -> list[str]:
-        return [*(self.fields or ()), *self.planned, *self.expansions]
+        return [*(self.fields or ()), *self.planned, *self.expansions, *self._left_out]
 
     def _resolve(self, phase: Phase) -> PlannedPhase:
         self._check_collect(phase)
@@ -95,9 +120,7 @@ class Resolver:
         bindings = [self._collected(phase, binding, kinds[binding.parameter]) for binding in given]
         needs = []
         for name in phase.after:
-            if name not in self.planned:
-                known = f"{', '.join(self.places)}{nearest(name, self.places)}"
-                raise ValueError(self._at(phase, f"after={name!r} is no other phase; there are {known}"))
+            self._check_after(phase, name)
         level = self._level(phase, bindings)
         # What runs per element is after its expansion already: how that ends, nobody knows as it begins.
         needs += [name for name in phase.after if self.planned[name].phase.expand not in level]
@@ -161,8 +184,14 @@ class Resolver:
             f"another")
         )  # fmt: skip
 
+    def _check_after(self, phase: Phase, name: str) -> None:
+        if name not in self.planned and name not in self._left_out:
+            known = f"{', '.join(self.places)}{nearest(name, self.places)}"
+            raise ValueError(self._at(phase, f"after={name!r} is no other phase; there are {known}"))
+
     def _check_collect(self, phase: Phase) -> None:
-        if isinstance(phase.collect, str) and phase.collect not in self.expansions:
+        known = (*self.expansions, *self._left_out)
+        if isinstance(phase.collect, str) and phase.collect not in known:
             raise ValueError(
                 self._at(phase, f"collect={phase.collect!r} is no expansion of another phase; there are "
                 f"{', '.join(self.expansions) or 'none'}{nearest(phase.collect, self.expansions)}")
@@ -332,6 +361,16 @@ class Resolver:
                     f"{', '.join(bound) or 'none'}{nearest(one.name, bound)}")
                 )  # fmt: skip
         return lambda inputs: _said(when, {name: inputs[name] for name in names if name in inputs})
+
+
+def _raised_by(steps: Sequence[Callable[[], object]]) -> list[Exception]:
+    found: list[Exception] = []
+    for step in steps:
+        try:
+            step()
+        except (TypeError, ValueError) as error:
+            found.append(error)
+    return found
 
 
 def _said(when: Callable[..., object], inputs: Mapping[str, Any]) -> bool:

@@ -8,15 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ._adapter import ToolAdapter
 from ._errors import KgasAsyncError, text_of
 from ._phase import Phase
-from ._pipeline import Pipeline
+from ._pipeline import Pipeline, pipeline_mistakes
+from ._toml_arguments import references_in
 from ._toml_checked import checked
 from ._toml_lines import KeyPath
-from ._toml_objects import Objects, references_in
+from ._toml_objects import Objects
 from ._toml_tables import FileTables, PhaseTable
 from ._toml_text import Document
 from ._toml_words import Place
+from ._tool import KGASTool
 
 __all__ = ["Built", "build"]
 
@@ -24,6 +27,8 @@ __all__ = ["Built", "build"]
 _PHASE_KEYS: Final = (
     "bind", "after", "expand", "collect", "missing", "when", "batch", "batch_wait", "policy", "journal",
 )  # fmt: skip
+_NEEDS: Final = {"batch_wait": "batch", "missing": "collect"}  # the first says nothing without the second
+_PLANNED: Final = ("bind", "after", "expand", "collect", "when", "batch")  # what says where a phase stands in a plan
 _PIPELINE: Final = r"""pipeline (?:'[^']*'|"[^"]*")"""
 _INPUT: Final = re.compile(r"\binput '(\w+)'")
 
@@ -51,11 +56,12 @@ def build(document: Document) -> Built:
     """Make what the file declares.
 
     Raises:
-        LoadError: With file, line, key and mend.
+        LoadError: Each mistake on a line of its own, with file, line, key and mend.
     """
     tables = checked(document)
     objects = Objects(document, tables)
     phases = [_phase(objects, table, ("phase", index)) for index, table in enumerate(tables.phase)]
+    pipeline = _pipeline(objects, tables, phases)
     places = {
         (table.name, field): objects.places.place(("phase", index, "policy", field))
         for index, table in enumerate(tables.phase)
@@ -68,67 +74,124 @@ def build(document: Document) -> Built:
     for user, table in named:
         for name in dict.fromkeys(references_in(table)):
             users.setdefault(name, []).append(user)
-    return Built(_pipeline(objects, tables, phases), objects.services, objects.limits, places, users)
+    return Built(pipeline, objects.services, objects.limits, places, users)
 
 
-def _phase(objects: Objects, table: PhaseTable, at: KeyPath) -> Phase:
-    """A phase, key by key: the first with which it cannot be made is the one that is told."""
-    tool = objects.tool(table.tool, table.with_, (*at, "tool"), (*at, "with"))
+def _phase(objects: Objects, table: PhaseTable, at: KeyPath) -> tuple[Phase, bool]:
+    """A phase, made key by key without those that are wrong; and whether it can be put into a plan like that."""
+    telling, is_told = objects.mistakes.telling, objects.mistakes.is_told
+    found: KGASTool | None = None
+    with telling():
+        found = objects.tool(table.tool, table.with_, table.adapter, at)
+    name = table.name if table.name.isidentifier() else f"phase_{at[-1]}"
+    phase = Phase(name, found or _unknown_tool(table))
     given = table.given()
     options: dict[str, Any] = {}
-    phase = objects.at((*at, "name"), Phase, table.name, tool)
     for key in _PHASE_KEYS:
-        if key not in given:
+        place: KeyPath = (*at, key)
+        if key not in given or (key in _NEEDS and is_told((*at, _NEEDS[key]))):
             continue
-        value, place = given[key], (*at, key)
-        if key == "when" or (key == "journal" and isinstance(value, str) and ":" in value):
-            value = objects.load(value, place)
-        elif key == "policy":
-            value = objects.policy(table.policy, place)
-        options[key] = value
-        place = _place_of(objects, tool, key, value, place)
-        phase = objects.at(place, Phase, table.name, tool, **options)
-    return phase
+        with telling():
+            option = _option(objects, phase, key, given[key], place, is_known=found is not None)
+            if found is None and key in ("when", "policy"):
+                continue
+            if not is_told(place):
+                objects.at(place, Phase, name, phase.tool, **options, **{key: option})
+            elif key != "bind":
+                continue
+            options[key] = option
+    is_known = found is not None and not any(is_told((*at, key)) for key in _PLANNED)
+    return Phase(name, phase.tool, **options), is_known
 
 
-def _place_of(objects: Objects, tool: Any, key: str, value: Any, place: KeyPath) -> KeyPath:
-    """Deeper where it is clear: at the input that the tool does not have."""
+def _unknown_tool(table: PhaseTable) -> KGASTool:
+    """What stands for a tool that cannot be had, so that the phase's other keys can be checked."""
+
+    def unknown(**inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def unknown_alone() -> Any:
+        raise NotImplementedError
+
+    names = [one for one in table.bind if one.isidentifier()]
+    name = table.tool.rpartition(":")[2] or "unknown"
+    return ToolAdapter(unknown, params=names, name=name) if names else ToolAdapter(unknown_alone, name=name)
+
+
+def _option(objects: Objects, phase: Phase, key: str, value: Any, place: KeyPath, *, is_known: bool) -> Any:
+    """What a phase takes for a key; each input that is bound, and each field of a policy, is told by itself."""
+    if key == "when" or (key == "journal" and ":" in str(value)):
+        return objects.load(value, place)
     if key == "bind":
-        wrong = [one for one in value if one not in tool.signature.types]
-        return (*place, wrong[0]) if wrong else place
+        kept = {}
+        for one, source in value.items():
+            with objects.mistakes.telling():
+                objects.at((*place, one), Phase, phase.name, phase.tool, bind={one: source})
+                kept[one] = source
+        return kept
     if key == "policy":
-        for field in value.given:
-            try:
-                Phase("alone", tool, policy=type(value)(**{field: value.given[field]}))
-            except (TypeError, ValueError):
-                return (*place, field)
-    return place
+        policy = objects.policy(value, place)
+        for field in policy.given if is_known else ():
+            with objects.mistakes.telling():
+                alone = type(policy)(**{field: policy.given[field]})
+                objects.at((*place, field), Phase, phase.name, phase.tool, policy=alone)
+        return policy
+    return value
 
 
-def _pipeline(objects: Objects, tables: FileTables, phases: list[Phase]) -> Pipeline:
-    table = tables.pipeline
+def _pipeline(objects: Objects, tables: FileTables, made: list[tuple[Phase, bool]]) -> Pipeline:
+    """The pipeline, or all that is wrong with the file."""
+    table, mistakes = tables.pipeline, objects.mistakes
+    phases = [phase for phase, _ in made]
+    options = _pipeline_options(objects, tables)
+    refused: Exception | None = None
+    if not mistakes:
+        try:
+            return Pipeline(table.name, *phases, services=tuple(objects.services.values()), **options)
+        except (TypeError, ValueError, KgasAsyncError) as error:
+            refused = error
+    if all(one.name for one in tables.phase):  # else nobody knows what names mean
+        unknown = {phase.name for phase, is_known in made if not is_known}
+        for one in pipeline_mistakes(table.name, phases, unknown, options.get("item"), options.get("key")):
+            _tell(objects, tables, one)
+    if refused is not None and not mistakes:
+        _tell(objects, tables, refused)
+    mistakes.raise_all()
+    raise AssertionError("there was a mistake")
+
+
+def _tell(objects: Objects, tables: FileTables, error: Exception) -> None:
+    said = text_of(error)
+    told = objects.places.error(_place(tables, said), said)
+    told.__cause__ = error
+    objects.mistakes.tell(told)
+
+
+def _pipeline_options(objects: Objects, tables: FileTables) -> dict[str, Any]:
+    table, telling = tables.pipeline, objects.mistakes.telling
     at: KeyPath = ("pipeline",)
     options: dict[str, Any] = {}
     if table.item is not None:
-        options["item"] = table.item if isinstance(table.item, list) else objects.load(table.item, (*at, "item"))
+        with telling():
+            is_list = isinstance(table.item, list)
+            options["item"] = table.item if is_list else objects.load(table.item, (*at, "item"))
     if table.key is not None:
-        options["key"] = objects.load(table.key, (*at, "key")) if ":" in table.key else table.key
+        with telling():
+            options["key"] = objects.load(table.key, (*at, "key")) if ":" in table.key else table.key
     if table.source is not None:
-        source = objects.load(table.source, (*at, "source"))
-        if not callable(source):
-            raise objects.places.error((*at, "source"), f"{table.source} is no function but {type(source).__name__}")
-        options["source"] = (
-            _source(objects, table.source, source, table.with_, (*at, "with")) if table.with_ else source
-        )
-    elif table.with_:
-        raise objects.places.error(
-            (*at, "with"), 'holds the arguments of a source, and there is none; add source = "..."'
-        )
-    try:
-        return Pipeline(table.name, *phases, services=tuple(objects.services.values()), **options)
-    except (TypeError, ValueError, KgasAsyncError) as error:
-        said = text_of(error)
-        raise objects.places.error(_place(tables, said), said) from error
+        with telling():
+            source = objects.load_with(table.source, (*at, "source"), table.with_, (*at, "with"))
+            if not callable(source):
+                said = f"{table.source} is no function but {type(source).__name__}"
+                raise objects.places.error((*at, "source"), said)
+            has_arguments = bool(table.with_)
+            options["source"] = (
+                _source(objects, table.source, source, table.with_, (*at, "with")) if has_arguments else source
+            )
+    elif table.with_ and not objects.mistakes.is_told((*at, "source")):
+        said = 'holds the arguments of a source, and there is none; add source = "..."'
+        objects.mistakes.tell(objects.places.error((*at, "with"), said))
+    return options
 
 
 def _place(tables: FileTables, said: str) -> KeyPath:

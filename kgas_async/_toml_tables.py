@@ -8,11 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, model_validator
 
 from ._suggest import nearest
-from ._toml_text import VERSION
+from ._toml_table import (
+    AMOUNT,
+    COUNT_FIELD,
+    ERRORS,
+    FLAG_FIELD,
+    KEY,
+    NOT_GIVEN,
+    SECONDS,
+    TARGET_FIELD,
+    TEXT_FIELD,
+    Table,
+    at_key,
+)  # fmt: skip
+from ._toml_top import LIMIT_KINDS, VERSION
 from ._toml_values import (
     COUNT,
     FLAG,
@@ -39,73 +51,29 @@ from ._toml_values import (
     size,
     target,
     targets,
-    text,
-    words_or_targets,
     wrong,
 )  # fmt: skip
-from ._toml_words import Reference, as_toml
+from ._toml_words import Reference
 
 __all__ = [
-    "AT_KEY", "LIMIT_KINDS", "AdaptiveTable", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable",
+    "AdapterTable", "AdaptiveTable", "BreakerTable", "BudgetTable", "CacheTable", "FileTables", "LimitTable",
     "PhaseTable", "PipelineTable", "PolicyTable", "RetryTable", "Table", "WaitTable",
 ]  # fmt: skip
 
 PRIORITIES: Final = ("low", "normal", "high", "critical")
-NOT_GIVEN: Final[Any] = None
-AT_KEY: Final = "at_key"  # an error of a table that is about one of its keys
 
-# What several tables have.
-TEXT_FIELD: TypeAlias = Annotated[Any, Value(text, TEXT)]
-SECONDS: TypeAlias = Annotated[Any, Value(number(), NUMBER)]
-AMOUNT: TypeAlias = Annotated[Any, Value(number("a number"), NUMBER)]
-COUNT_FIELD: TypeAlias = Annotated[Any, Value(count, COUNT)]
-FLAG_FIELD: TypeAlias = Annotated[Any, Value(flag, FLAG)]
-TARGET_FIELD: TypeAlias = Annotated[Any, Value(target, TARGET)]
-ERRORS: TypeAlias = Annotated[Any, Value(words_or_targets, several(TEXT))]  # by name or module:Class
-KEY: TypeAlias = Annotated[
-    Any, Value(either(target, text, lambda value: is_text(value) and ":" in value), TEXT)
-]  # an input, or a function
+
+_SIZE: Final = Value(size, {"anyOf": [COUNT, TEXT]})
+
+
+def _words(*words: str) -> Value:
+    return Value(one_of(*words), {"enum": [*words]})
 
 
 def _budget_or(value: Any) -> Reference:
     if not isinstance(value, Reference):
         raise wrong('a table, or "$name" of a budget in [limits]', value)
     return value
-
-
-def _at_key(key: str, said: str) -> PydanticCustomError:
-    return PydanticCustomError(AT_KEY, "{said}", {"said": said, "key": key})
-
-
-class Table(BaseModel):
-    """A table whose keys are known."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=False)
-    what: ClassVar[str] = "table"
-    elsewhere: ClassVar[Mapping[str, str]] = {}  # keys that are looked for here, and where they are
-    hint: ClassVar[str] = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError(f"is a table of keys, not {as_toml(value)}")
-        known = [one.alias or name for name, one in cls.model_fields.items()]
-        if cls.model_config.get("extra") == "forbid":
-            for key in value:
-                if key not in known:
-                    meant = f"; did you mean {cls.elsewhere[key]!r}?" if key in cls.elsewhere else nearest(key, known)
-                    raise _at_key(key, f"is no key of a {cls.what}, which has {', '.join(known)}{meant}{cls.hint}")
-        for name, one in cls.model_fields.items():
-            key = one.alias or name
-            if one.is_required() and key not in value:
-                raise _at_key(key, f"is missing: {one.description}")
-        return value
-
-    def given(self) -> dict[str, Any]:
-        """The keys that were given, as they are written."""
-        fields = type(self).model_fields
-        return {fields[name].alias or name: getattr(self, name) for name in fields if name in self.model_fields_set}
 
 
 class PipelineTable(Table):
@@ -169,10 +137,6 @@ def _whole_or_share(value: Any) -> Any:
 
 
 _BREAKER: TypeAlias = Annotated[Any, TableOr(BreakerTable, _whole_or_share, NUMBER)]
-LIMIT_KINDS: Final = {
-    "rate": ("per", "burst", "cost", "key"), "concurrency": ("key", "per_key", "max_queue"), "adaptive": (),
-    "memory": (), "breaker": (), "budget": (),
-}  # fmt: skip
 
 
 class LimitTable(Table):
@@ -188,7 +152,7 @@ class LimitTable(Table):
     per_key: COUNT_FIELD = Field(None, description="Calls at once of each key.")
     max_queue: COUNT_FIELD = Field(None, description="How many calls may wait.")
     adaptive: AdaptiveTable = Field(NOT_GIVEN, description="Calls at once, found out: an AdaptiveLimit.")
-    memory: Annotated[Any, Value(size, {"anyOf": [COUNT, TEXT]})] = Field(
+    memory: Annotated[Any, _SIZE] = Field(
         None, description='Bytes, or "4 GiB", above which no call begins: a MemoryLimit.'
     )
     breaker: _BREAKER = Field(None, description="Failures that open it, or a table: a CircuitBreaker.")
@@ -201,13 +165,13 @@ class LimitTable(Table):
             known = ", ".join(LIMIT_KINDS)
             if not kinds:
                 raise ValueError(f"says not what it limits; give one of {known}, as in rate = 50")
-            raise _at_key(
+            raise at_key(
                 kinds[1], f"is one limit too many beside {kinds[0]}; each has a table of its own: [limits.NAME]"
             )
         for key in self.given():
             if key != kinds[0] and key not in LIMIT_KINDS[kinds[0]]:
                 of = [kind for kind, keys in LIMIT_KINDS.items() if key in keys]
-                raise _at_key(key, f"belongs to {' or '.join(of)}, not to {kinds[0]}; remove it")
+                raise at_key(key, f"belongs to {' or '.join(of)}, not to {kinds[0]}; remove it")
         return self
 
 
@@ -215,9 +179,7 @@ class WaitTable(Table):
     """Waits that grow: `exponential` or `linear`."""
 
     what = "wait"
-    kind: Annotated[Any, Value(one_of("exponential", "linear"), {"enum": ["exponential", "linear"]})] = Field(
-        "exponential", description="How they grow."
-    )
+    kind: Annotated[Any, _words("exponential", "linear")] = Field("exponential", description="How they grow.")
     first: SECONDS = Field(None, description="Seconds before the first retry.")
     factor: AMOUNT = Field(None, description="exponential: by what each next one is longer.")
     step: SECONDS = Field(None, description="linear: seconds by which each next one is longer.")
@@ -229,7 +191,7 @@ class WaitTable(Table):
         other = "step" if self.kind == "exponential" else "factor"
         if other in self.model_fields_set:
             kind = "linear" if other == "step" else "exponential"
-            raise _at_key(other, f'belongs to kind = "{kind}"')
+            raise at_key(other, f'belongs to kind = "{kind}"')
         return self
 
 
@@ -291,7 +253,7 @@ class PolicyTable(Table):
     """How a phase's calls are bounded and repeated, laid over the tool's own policy; `"none"` is none."""
 
     what = "policy"
-    elsewhere = {name: f"retry.{name}" for name in RetryTable.model_fields}
+    elsewhere: ClassVar[Mapping[str, str]] = {name: f"retry.{name}" for name in RetryTable.model_fields}
     timeout: _NUMBER_OR_NONE = Field(None, description="Seconds per attempt.")
     deadline: _NUMBER_OR_NONE = Field(None, description="Seconds for a whole call.")
     retry: Annotated[Any, TableOr(RetryTable, lambda v: None if v == NONE else count(v), {"anyOf": [COUNT, _NONE]})] = (
@@ -345,14 +307,46 @@ def _journal(value: Any) -> Any:
     raise wrong('true, false, "json", "pickle" or "module:codec"', value, nearest(value, ("json", "pickle")))
 
 
+class AdapterTable(Table):
+    """How a `ToolAdapter` calls what is no tool: a function, an object, or a class of which it makes objects."""
+
+    what = "adapter"
+    hint = "; a class's arguments stand in with = { ... }"
+    elsewhere: ClassVar[Mapping[str, str]] = {name: f"policy.{name}" for name in PolicyTable.model_fields}
+    method: TEXT_FIELD = Field(None, description="Which method is called; execute unless given.")
+    params: Annotated[Any, Value(name_or_names, several(TEXT))] = Field(
+        None, description="The names of the inputs, of what takes **kwargs."
+    )
+    inputs: TARGET_FIELD = Field(None, description="A pydantic model: the method gets one object of it.")
+    returns: TARGET_FIELD = Field(None, description="A function of the result that gives the value.")
+    error_when: TARGET_FIELD = Field(None, description="A function of the result that gives an error, or none.")
+    offload: Annotated[Any, _words("thread", "process", "inline")] = Field(None, description="Where it runs.")
+    on_cancel: Annotated[Any, _words("wait", "abandon", "kill")] = Field(
+        None,
+        description="What becomes of a cancelled call: wait or abandon in threads, kill or wait in processes.",
+    )
+    max_memory: Annotated[Any, _SIZE] = Field(None, description='Of a call in a process: bytes, or "4 GiB".')
+    instances: Annotated[Any, _words("shared", "serial", "per_thread", "dedicated")] = Field(
+        None, description="How many objects there are, and who calls them."
+    )
+    name: TEXT_FIELD = Field(None, description="The tool's name; that of the function or class unless given.")
+    version: TEXT_FIELD = Field(None, description="The tool's version.")
+    description: TEXT_FIELD = Field(None, description="What it does.")
+    idempotent: FLAG_FIELD = Field(None, description="Whether two calls do no more than one.")
+    backend: Annotated[Any, _words("asyncio", "trio")] = Field(None, description="Where it runs if it is called alone.")
+
+
 class PhaseTable(Table):
     """One step: `[[phase]]`."""
 
     what = "phase"
-    elsewhere = {name: f"policy.{name}" for name in PolicyTable.model_fields}
+    elsewhere: ClassVar[Mapping[str, str]] = {name: f"adapter.{name}" for name in AdapterTable.model_fields} | {
+        name: f"policy.{name}" for name in PolicyTable.model_fields
+    }
     name: TEXT_FIELD = Field(description="its name; other phases bind its result by it")
     tool: TARGET_FIELD = Field(description='what runs, as in tool = "module:attribute"')
-    with_: dict[str, Any] = Field({}, alias="with", description="The arguments of a tool that is a class.")
+    with_: dict[str, Any] = Field({}, alias="with", description="The arguments of what is a class.")
+    adapter: AdapterTable = Field(NOT_GIVEN, description="How what is no tool is called: a ToolAdapter's options.")
     bind: dict[str, TEXT_FIELD] = Field({}, description="Inputs whose source has another name.")
     after: Annotated[Any, Value(name_or_names, several(TEXT))] = Field(
         None, description="Phases that must have ended before."
@@ -361,7 +355,7 @@ class PhaseTable(Table):
     collect: Annotated[Any, Value(_collect, {"anyOf": [TEXT, {"const": True}]})] = Field(
         None, description="An expansion's name: once per parent; true: once per run."
     )
-    missing: Annotated[Any, Value(one_of("skip", "ignore"), {"enum": ["skip", "ignore"]})] = Field(
+    missing: Annotated[Any, _words("skip", "ignore")] = Field(
         None, description="What a collect does about failed inputs."
     )
     when: TARGET_FIELD = Field(None, description="A function of the inputs: whether it runs.")

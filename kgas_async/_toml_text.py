@@ -16,14 +16,13 @@ from typing import Any, Final, NamedTuple
 from ._errors import LoadError
 from ._suggest import nearest
 from ._toml_lines import KeyPath, lines_of
+from ._toml_mistakes import Mistakes
+from ._toml_top import check_laid_over, check_profiles, check_top
 from ._toml_words import Place, Places, Reference, Unset, Variable, as_toml, dotted, mend_of_syntax
 
 __all__ = ["Document", "read"]
 
-VERSION: Final = 1  # of the format
-TOP: Final = ("version", "pipeline", "services", "limits", "phase", "profile")
 DEEPEST: Final = 64  # tables and lists in each other
-LAID_OVER: Final = ("pipeline", "services", "limits", "phase")
 _VARIABLE = re.compile(r"\$?\$\{([^}]*)(\})?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOO_LONG = re.compile(r"\b\d[\d_]{4300,}")  # for Python's int
@@ -38,12 +37,14 @@ class Document(NamedTuple):
         values: With variables put in; references and what came from variables are strings of types of their own.
         places: Where each value is from.
         profile: Its name, if one was chosen.
+        mistakes: What is wrong with it so far; the values are without that.
         others: The file under each of the profiles that were not chosen, with what is not known left open.
     """
 
     values: dict[str, Any]
     places: Places
     profile: str | None
+    mistakes: Mistakes
     others: tuple[Document, ...] = ()
 
 
@@ -56,31 +57,34 @@ def read(path: str, profile: str | None = None, settings: Sequence[str] = ()) ->
         settings: ``phase.embed.policy.timeout=60``, laid over both.
 
     Raises:
-        LoadError: With file, line, key and mend.
+        LoadError: It cannot be read, is no TOML, or of another version; what else is wrong, the document has.
     """
     text = _text_of(path)
     raw = _parsed(path, text)
+    mistakes = Mistakes()
     places = Places(path, lines_of(text), raw)
-    _check_top(raw, places)
-    profiles = raw.pop("profile", {})
-    _check_profiles(profiles, raw, places)
+    check_top(raw, places, mistakes)
+    profiles = check_profiles(raw.pop("profile", {}), raw, places, mistakes)
     if profile is not None and profile not in profiles:
         known = f"there are {', '.join(profiles)}" if profiles else "there is none: add [profile.NAME.phase...]"
-        raise LoadError(
-            f"{path}: --profile {profile!r} is no profile of this file; {known}{nearest(profile, profiles)}"
+        mistakes.tell(
+            LoadError(f"{path}: --profile {profile!r} is no profile of this file; {known}{nearest(profile, profiles)}")
         )
+        profile = None
     others = []
     for name in profiles:
         if name != profile:
-            over = _Overlay(deepcopy(raw), places.copied(), profiles)
+            over = _Overlay(deepcopy(raw), places.copied(), profiles, Mistakes(mistakes))
             over.lay_profile(name)
-            others.append(Document(_Variables(over.places, is_strict=False).put(over.values), over.places, name))
-    chosen = _Overlay(raw, places, profiles)
+            put = _Variables(over.places, over.mistakes, is_strict=False).put(over.values)
+            others.append(Document(put, over.places, name, over.mistakes))
+    chosen = _Overlay(raw, places, profiles, mistakes)
     if profile is not None:
         chosen.lay_profile(profile)
     for setting in settings:
-        chosen.lay_setting(setting)
-    return Document(_Variables(places).put(raw), places, profile, tuple(others))
+        with mistakes.telling():
+            chosen.lay_setting(setting)
+    return Document(_Variables(places, mistakes).put(raw), places, profile, mistakes, tuple(others))
 
 
 def _text_of(path: str) -> str:
@@ -124,97 +128,13 @@ def _check_depth(found: Any) -> None:
         tables = [one for part in parts for one in part if isinstance(one, (dict, list))]
 
 
-def _check_top(raw: Mapping[str, Any], places: Places) -> None:
-    """The version before all else: by another one the rest may be right."""
-    version = raw.get("version", VERSION)
-    if isinstance(version, bool) or not isinstance(version, int):
-        raise places.error(("version",), f"is the number of the format, {VERSION}, not {as_toml(version)}")
-    if version != VERSION:
-        raise places.error(
-            ("version",), f"this is format {version}, and this kgas-async reads format {VERSION}: "
-            f"{'upgrade kgas-async' if version > VERSION else 'write the file anew'}, or write version = {VERSION}"
-        )  # fmt: skip
-    for key in raw:
-        if key not in TOP:
-            raise places.error((key,), f"is no key of a pipeline's file, which has {', '.join(TOP)}{nearest(key, TOP)}")
-    if isinstance(raw.get("pipeline"), list):
-        raise places.error(("pipeline",), "a file is one pipeline: write [pipeline], with single brackets, once")
-    if "pipeline" not in raw:
-        raise places.error((), 'has no [pipeline]; begin with [pipeline] and name = "..."')
-    if not isinstance(raw["pipeline"], dict):
-        raise places.error(("pipeline",), f"is a table: write [pipeline], not {as_toml(raw['pipeline'])}")
-    for key in ("services", "limits"):
-        tables = raw.get(key, {})
-        for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-            if not isinstance(table, dict):
-                at = (key, name) if name else (key,)
-                raise places.error(at, f"is a table: write [{key}.{name or 'NAME'}], not {as_toml(table)}")
-    _check_phases(raw, places)
-
-
-def _check_phases(raw: Mapping[str, Any], places: Places) -> None:
-    phases = raw.get("phase")
-    if not phases and not isinstance(phases, dict):
-        raise places.error((), 'has no phases; add [[phase]] with name = "..." and tool = "module:attribute"')
-    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
-        raise places.error(("phase",), "phases are a list of tables: write [[phase]], with double brackets, for each")
-    first: dict[str, int] = {}
-    for index, phase in enumerate(phases):
-        name = phase.get("name")
-        if not isinstance(name, str) or not name.isidentifier():
-            given = f"is an identifier, since inputs are bound by it, not {as_toml(name)}" if "name" in phase else (
-                'is missing: each [[phase]] has a name = "..."'
-            )  # fmt: skip
-            raise places.error(("phase", index, "name"), given)
-        if name in first:
-            other = places.line(("phase", first[name]))
-            raise places.error(
-                ("phase", index, "name"), f"{name!r} is the name of the phase of line {other} too; rename one"
-            )
-        first[name] = index
-
-
-def _check_profiles(profiles: Any, raw: Mapping[str, Any], places: Places) -> None:
-    if not isinstance(profiles, dict):
-        raise places.error(("profile",), "is a table of profiles: write [profile.NAME.phase.PHASE.policy]")
-    for name, profile in profiles.items():
-        at: KeyPath = ("profile", name)
-        if not isinstance(profile, dict):
-            raise places.error(at, "is a profile, a table: write [profile.NAME.phase.PHASE.policy]")
-        _check_laid_over(profile, at, raw, places)
-
-
-def _check_laid_over(over: Mapping[str, Any], at: KeyPath, raw: Mapping[str, Any], places: Places) -> None:
-    """What is laid over a file names what there is."""
-    for key, tables in over.items():
-        if key not in LAID_OVER:
-            raise places.error(
-                (*at, key), f"is not laid over a file; {', '.join(LAID_OVER)} are{nearest(key, LAID_OVER)}"
-            )
-        if not isinstance(tables, dict):
-            shape = f"{key}.NAME" if key != "pipeline" else key
-            raise places.error((*at, key), f"is a table: [{dotted((*at, shape))}]")
-        if key == "pipeline":
-            continue
-        given = raw.get(key, {})
-        names = [phase["name"] for phase in given] if isinstance(given, list) else list(given)
-        for name, table in tables.items():
-            if name not in names:
-                what = f"there is no {key.removesuffix('s')} {name!r} in the file"
-                there = f"; there are {', '.join(names)}" if names else ""
-                raise places.error((*at, key, name), f"{what}{there}{nearest(name, names)}")
-            if not isinstance(table, dict):
-                raise places.error((*at, key, name), f"is a table of keys of this {key.removesuffix('s')}")
-            if key == "phase" and "name" in table:
-                raise places.error((*at, key, name, "name"), "the name stays: remove it here")
-
-
 class _Overlay:
     """Lays profiles and settings over the tables of a file, in place."""
 
-    def __init__(self, values: dict[str, Any], places: Places, profiles: Mapping[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], places: Places, profiles: Mapping[str, Any], mistakes: Mistakes) -> None:
         self.values = values
         self.places = places
+        self.mistakes = mistakes
         self._profiles = profiles
 
     def lay_profile(self, name: str) -> None:
@@ -246,19 +166,19 @@ class _Overlay:
             value = {"value": text}  # a bare string
         except ValueError:
             raise LoadError(f"--set {key}: {_TOO_LONG_SAID}") from None
-        nested: Any = value["value"]
-        for part in reversed(path):
+        nested: dict[str, Any] = {path[-1]: value["value"]}
+        for part in reversed(path[:-1]):
             nested = {part: nested}
         if path[0] == "profile":
             raise LoadError(f"{said}: a profile is chosen by --profile NAME; --set changes what then counts")
-        _check_laid_over(nested, (), self.values, Places("--set", {}, self.values, said))
+        check_laid_over(nested, (), self.values, Places("--set", {}, self.values, said), self.mistakes)
         place = Place("--set", dotted(path))
         self._lay(nested, {path[:length]: place for length in range(1, len(path) + 1)})
 
     def _lay(self, over: Mapping[str, Any], where: Mapping[KeyPath, Place]) -> None:
         indexes = {phase["name"]: index for index, phase in enumerate(self.values["phase"])}
         moved = {
-            ("phase", indexes[path[1]], *path[2:]) if len(path) > 1 and path[0] == "phase" else path: place
+            ("phase", indexes.get(path[1], -1), *path[2:]) if len(path) > 1 and path[0] == "phase" else path: place
             for path, place in where.items()
         }
         for key, tables in over.items():
@@ -270,15 +190,14 @@ class _Overlay:
                 self._lay_table(self.values[key][base_key], table, (key, base_key), moved)
 
     def _lay_table(
-        self, base: Any, over: Mapping[str, Any], at: KeyPath, where: Mapping[KeyPath, Place]
+        self, base: dict[str, Any], over: Mapping[str, Any], at: KeyPath, where: Mapping[KeyPath, Place]
     ) -> None:  # fmt: skip
-        if not isinstance(base, dict):
-            raise self.places.error(at, f"is a table, not {as_toml(base)}")
         if base.get("use", over.get("use")) != over.get("use", base.get("use")):
             base.clear()  # another class does not get the arguments of the former one
         for key in ("tool", "source"):
             if base.get(key, over.get(key)) != over.get(key, base.get(key)):
                 base.pop("with", None)
+                base.pop("adapter", None)
         self._merge(base, over, at, where)
 
     def _merge(
@@ -295,7 +214,7 @@ class _Overlay:
             self.places.laid_over.update({one: place for one, place in where.items() if one[: len(path)] == path})
 
 
-def _only_path(nested: Mapping[str, Any]) -> KeyPath:
+def _only_path(nested: Mapping[str, Any]) -> tuple[str, ...]:
     path: list[str] = []
     found: Any = nested
     while isinstance(found, dict) and len(found) == 1:
@@ -307,8 +226,9 @@ def _only_path(nested: Mapping[str, Any]) -> KeyPath:
 class _Variables:
     """Puts environment variables into strings, and marks references."""
 
-    def __init__(self, places: Places, *, is_strict: bool = True) -> None:
+    def __init__(self, places: Places, mistakes: Mistakes, *, is_strict: bool = True) -> None:
         self._places = places
+        self._mistakes = mistakes
         self._is_strict = is_strict
 
     def put(self, value: Any, at: KeyPath = ()) -> Any:
@@ -327,6 +247,9 @@ class _Variables:
         try:
             text = _VARIABLE.sub(lambda match: self._one(match, value, at), value)
         except KeyError:
+            return Unset(value)
+        except LoadError as error:
+            self._mistakes.tell(error)
             return Unset(value)
         return Variable(text) if value != text else text
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from ._errors import LoadError
 from ._toml_lines import KeyPath
 
-__all__ = ["Place", "Places", "Reference", "Unset", "Variable", "as_toml", "dotted", "mend_of_syntax"]
+__all__ = ["Mistake", "Place", "Places", "Reference", "Unset", "Variable", "as_toml", "dotted", "mend_of_syntax"]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN: Final = 60  # characters of a value
@@ -33,9 +33,23 @@ class Variable(str):
 
 
 class Unset(Variable):
-    """One whose variable is not set, in a profile that was not chosen: taken for right."""
+    """Of which nobody knows what it is: its variable is not set, or it is wrong, which was told. Taken for right."""
 
     __slots__ = ()
+
+
+class Mistake(LoadError):
+    """What is wrong at one place of a file.
+
+    Attributes:
+        path: Of the value; empty where it has none in the file.
+        line: In the file, 0 where it has none there.
+    """
+
+    def __init__(self, message: str, path: KeyPath, line: int) -> None:
+        super().__init__(message)
+        self.path = path
+        self.line = line
 
 
 class Place(NamedTuple):
@@ -100,9 +114,14 @@ class Places:
                 break
         return Place(f"{self.file}:{self.line(path)}", self.key(path))
 
-    def error(self, path: KeyPath, message: str) -> LoadError:
+    def error(self, path: KeyPath, message: str) -> Mistake:
         """The error of what stands there."""
-        return LoadError(f"{self.told(path)}: {message}" if path or self._said else f"{self.file}: {message}")
+        if self._said:
+            return Mistake(f"{self._said}: {message}", (), 0)
+        if not path:
+            return Mistake(f"{self.file}: {message}", (), 0)
+        line = self.place(path).where.rpartition(":")[2]
+        return Mistake(f"{self.told(path)}: {message}", path, int(line) if line.isdigit() else 0)
 
     def told(self, path: KeyPath) -> str:
         """File, line and key, for messages."""

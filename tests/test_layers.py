@@ -28,7 +28,8 @@ LAYERS: list[tuple[str, str]] = [
         "_matching _priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit "
         "_window _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
         "_chain _segments _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading "
-        "_toml_lines _toml_words _toml_text _toml_values _toml_tables _toml_checked",
+        "_toml_lines _toml_words _toml_mistakes _toml_top _toml_text _toml_values _toml_table "
+        "_toml_tables _toml_checked",
     ),
     (
         "L2",
@@ -42,7 +43,8 @@ LAYERS: list[tuple[str, str]] = [
         "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
         "_advice _figures _ledger _picture _board_run _board _board_file "
         "_derivation _lineage _monitor _watchdog _phase _plan _planner _resolve _pipeline "
-        "_report _every _convert _toml_objects _toml_build _pipeline_file _plan_view _plan_graph _plan_drawing",
+        "_report _every _convert _toml_arguments _toml_named _toml_objects _toml_build _pipeline_file "
+        "_plan_view _plan_graph _plan_drawing",
     ),
     (
         "L4",

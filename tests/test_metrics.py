@@ -26,6 +26,8 @@ from kgas_async._metrics import (
     Histogram,
     Running,
     Thinned,
+    in_digits,
+    in_seconds,
     one_less,
     one_more,
 )
@@ -210,3 +212,36 @@ def test_what_is_not_finite_is_refused_and_counts_nothing(wrong: Any) -> None:
         with pytest.raises(ValueError, match="finite"):
             use(wrong)
     assert (counter.value, gauge.value, histogram.distribution().count) == (0, 0, 0)
+
+
+# --- in words
+
+SIZES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "0"), (1e-9, "0.001 us"), (2.5e-8, "0.025 us"), (0.000_999_4, "999 us"), (0.000_999_6, "1 ms"),
+        (0.001, "1 ms"), (0.012_34, "12.3 ms"), (0.999_4, "999 ms"), (0.999_6, "1 s"), (1.0, "1 s"), (999.4, "999 s"),
+        (999.5, "1000 s"), (1e6, "1000000 s"),
+    ],
+)  # fmt: skip
+def test_times_have_a_unit_that_fits(seconds: float, said: str) -> None:
+    assert in_seconds(seconds) == said
+
+
+@given(st.one_of(st.floats(1e-9, 1e6), st.floats(-9, 6).map(lambda power: 10.0**power)))
+def test_times_have_no_exponent_and_are_right_in_three_digits(seconds: float) -> None:
+    number, unit = in_seconds(seconds).split()
+    assert "e" not in number
+    assert unit == "s" or 0 < float(number) < 1000
+    assert unit == "us" or float(number) >= 1
+    assert float(number) * SIZES[unit] == pytest.approx(seconds, rel=0.0051)
+
+
+@given(st.floats(1e-12, 1e15), st.integers(1, 6))
+def test_numbers_have_no_exponent_and_are_right_in_so_many_digits(number: float, digits: int) -> None:
+    said = in_digits(number, digits)
+    assert "e" not in said
+    assert float(said.replace(",", "")) == pytest.approx(number, rel=0.51 * 10.0 ** (1 - digits))

@@ -27,11 +27,13 @@ from kgas_async import (
     Retry,
     RetryBudget,
     ServiceManager,
+    ToolAdapter,
     exponential,
     linear,
     load_pipeline,
 )  # fmt: skip
 from kgas_async import _toml_tables as tables
+from kgas_async._adapter import _OPTIONS
 from kgas_async._pipeline_file import built
 from kgas_async._toml_checked import schema
 from tests import toml_pieces as pieces
@@ -217,19 +219,77 @@ def test_waits(file: Path, wait: str, meant: object) -> None:
     assert policy_of(file, f"policy.retry.wait = {wait}\n").retry.wait == meant
 
 
-async def test_a_legacy_class_is_wrapped_in_the_file(file: Path) -> None:
-    text = """
-        [[phase]]
-        name = "counted"
-        tool = "kgas_async:ToolAdapter"
-        with.factory = { "$load" = "P:LegacyCounter" }
-        with.instances = "per_thread"
-        with.name = "counter"
-        """
-    pipeline = load_pipeline(written(file, text))
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ('tool = "P:plain"', 4),
+        ('tool = "P:plain"\nadapter = { returns = "P:is_odd", name = "odd", version = "2", idempotent = true }', False),
+        ('tool = "P:any_of"\nadapter.params = "x"', 4),
+        ('tool = "P:asked"\nadapter = { inputs = "P:Request", offload = "inline", error_when = "P:refused" }', 40),
+        ('tool = "P:legacy"\nadapter = {}', 5),
+        ('tool = "P:LegacyCounter"\nadapter.instances = "per_thread"\nadapter.on_cancel = "abandon"', 5),
+        ('tool = "P:LegacyCounter"\nwith.step = 3\nadapter = { name = "three" }', 7),
+        ('tool = "P:LegacyCounter"\nwith.step = "${KGAS_STEP}"\nadapter = { method = "named", params = ["x"] }',
+         {"x": 4, "step": 6}),
+        ('tool = "P:legacy.named"\nadapter = { params = ["x"], returns = "P:step_of" }', 1),
+        ('tool = "P:double"\nadapter = { name = "twofold", returns = "P:is_odd" }', False),
+        ('tool = "kgas_async:ToolAdapter"\nwith.factory = { "$load" = "P:LegacyCounter" }', 5),
+    ],
+)  # fmt: skip
+async def test_what_is_no_tool_is_wrapped_in_the_file(
+    file: Path, keys: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KGAS_STEP", "6")
+    pipeline = load_pipeline(written(file, f'[[phase]]\nname = "mine"\nbind.x = "x"\n{keys}\n'))
     async with ServiceManager() as manager:
         report = await manager.run(pipeline, [{"x": 4}], keep="all")
-    assert report.outcomes[0].phases["counted"].value == 5
+    assert report.outcomes[0].phases["mine"].value == value
+
+
+async def test_errors_that_a_wrapped_function_returns_are_errors(file: Path) -> None:
+    text = """
+        policy.fallback = "P:plain"
+        [[phase]]
+        name = "asked"
+        tool = "P:asked"
+        adapter = { inputs = "P:Request", error_when = "P:refused" }
+        """
+    async with ServiceManager() as manager:
+        report = await manager.run(load_pipeline(written(file, text)), [{"x": 4}, {"x": 6}], keep="all")
+    assert [outcome.ok for outcome in report.outcomes] == [True, False]
+    assert "too much" in str(report.outcomes[1].error)
+
+
+async def test_a_function_may_run_in_processes_and_be_used_twice(file: Path) -> None:
+    text = """
+        [[phase]]
+        name = "one"
+        tool = "P:plain"
+        adapter.offload = "process"
+        [[phase]]
+        name = "two"
+        tool = "P:plain"
+        bind.x = "one"
+        [[phase]]
+        name = "three"
+        tool = "P:LegacyCounter"
+        with.step = 3
+        bind.x = "two"
+        adapter = { offload = "process", max_memory = "1 GiB" }
+        [profile.small.phase.three]
+        tool = "P:plain"
+        """
+    pipeline = load_pipeline(written(file, text))
+    tools = [phase.tool for phase in pipeline.phases[1:]]
+    assert [isinstance(tool, ToolAdapter) and tool.offload for tool in tools] == ["process", "thread", "process"]
+    assert isinstance(tools[2], ToolAdapter)
+    assert tools[2].max_memory == 1 << 30
+    async with ServiceManager(processes=1) as manager:
+        report = await manager.run(pipeline, [{"x": 4}], keep="all")
+    assert report.outcomes[0].phases["three"].value == 7
+    three = load_pipeline(file, profile="small").phases[3].tool
+    assert isinstance(three, ToolAdapter)
+    assert three.offload == "thread"  # the options were for another one
 
 
 def test_a_source_without_a_signature_may_have_arguments(file: Path) -> None:
@@ -486,7 +546,7 @@ def test_several_mistakes_are_told_at_once(file: Path) -> None:
 # --- the format and the code
 
 PAIRS: list[tuple[type[tables.Table], Any, set[str]]] = [
-    (tables.PhaseTable, Phase, {"with"}),
+    (tables.PhaseTable, Phase, {"with", "adapter"}),
     (tables.PolicyTable, Policy, set()),
     (tables.RetryTable, Retry, set()),
     (tables.BreakerTable, CircuitBreaker, set()),
@@ -501,6 +561,10 @@ def test_a_table_has_the_arguments_of_what_it_makes(table: type[tables.Table], m
     keys = {field.alias or name for name, field in table.model_fields.items()}
     known = set(inspect.signature(made.__init__).parameters) - {"self", "phases", "services"}
     assert keys == known | more
+
+
+def test_an_adapter_has_the_options_of_its_class() -> None:
+    assert set(tables.AdapterTable.model_fields) == set(_OPTIONS) - {"factory", "policy"}
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ CASES = [
     case("version_as_text", 'version = "1" #!\n' + HEAD, "version", 'the number of the format, 1, not "1"'),
     case("misspelt_table", "[limit.openai] #!\nrate = 5\n", "limit", "no key of a pipeline's file", "did you mean 'limits'?"),
     case("other_file", '[project] #!\nname = "x"\n' + HEAD, "project", "no key of a pipeline's file, which has version, pipeline"),
-    case("pipeline_is_a_list", '[[pipeline]] #!\nname = "p"\n', "pipeline", "one pipeline: write [pipeline], with single brackets"),
+    case("pipeline_is_a_list", '[[pipeline]] #!\nname = "p"\n[[phase]]\nname = "a"\ntool = "P:double"\n', "pipeline", "one pipeline: write [pipeline], with single brackets"),
     case("phase_is_a_table", '[pipeline]\nname = "p"\n[phase.twice] #!\ntool = "P:double"\n', "phase", "write [[phase]], with double brackets"),
     case("services_are_a_text", 'services = "graph" #!\n' + HEAD, "services", "is a table: write [services.NAME], not \"graph\""),
     # --- [pipeline]
@@ -108,8 +108,18 @@ CASES = [
     case("misspelt_key_of_phase", 'colect = true #!\n', "phase.twice.colect", "is no key of a phase", "did you mean 'collect'?"),
     case("policy_beside_policy", "timeout = 3 #!\n", "phase.twice.timeout", "is no key of a phase", "did you mean 'policy.timeout'?"),
     case("misspelt_tool", '[[phase]]\nname = "b"\ntool = "P:duoble" #!\n', "phase.b.tool", "has no 'duoble'", "did you mean 'double'?"),
-    case("plain_function", '[[phase]]\nname = "b"\ntool = "P:plain" #!\n', "phase.b.tool", "a function and no tool; put @tool above it"),
-    case("legacy_class", '[[phase]]\nname = "b"\ntool = "P:LegacyCounter" #!\n', "phase.b.tool", "no tool; wrap it in Python: tool(...) or ToolAdapter(...)"),
+    case("arguments_of_a_function", '[[phase]]\nname = "b"\ntool = "P:plain"\nwith = { x = 3 } #!\n', "phase.b.with", "is a function, which takes no arguments; name a class, or remove with"),
+    case("function_of_any_inputs", '[[phase]]\nname = "b"\ntool = "P:any_of" #!\n', "phase.b.tool", "params="),
+    case("legacy_class", '[[phase]]\nname = "b"\ntool = "P:LegacyCounter" #!\n', "phase.b.tool", "is a class and no tool; for one with .execute add adapter = {}", 'adapter.method = "..."'),
+    case("legacy_object", '[[phase]]\nname = "b"\ntool = "P:legacy" #!\n', "phase.b.tool", "is a LegacyCounter and no tool; for one with .execute add adapter = {}"),
+    case("module_for_a_tool", '[[phase]]\nname = "b"\ntool = "tests:toml_pieces" #!\n', "phase.b.tool", "is a module and no tool"),
+    case("misspelt_adapter", '[[phase]]\nname = "b"\ntool = "P:plain"\nadapter.ofload = "process" #!\n', "phase.b.adapter.ofload", "is no key of an adapter", "did you mean 'offload'?"),
+    case("adapter_of_a_policy", '[[phase]]\nname = "b"\ntool = "P:plain"\nadapter.timeout = 3 #!\n', "phase.b.adapter.timeout", "did you mean 'policy.timeout'?"),
+    case("offload_beside_adapter", '[[phase]]\nname = "b"\ntool = "P:plain"\noffload = "process" #!\n', "phase.b.offload", "did you mean 'adapter.offload'?"),
+    case("misspelt_offload", '[[phase]]\nname = "b"\ntool = "P:plain"\nadapter.offload = "proces" #!\n', "phase.b.adapter.offload", "did you mean 'process'?"),
+    case("options_that_contradict", '[[phase]]\nname = "b"\ntool = "P:plain"\nadapter = { offload = "inline", on_cancel = "wait" } #!\n', "phase.b.adapter", "offload='inline' takes no on_cancel"),
+    case("misspelt_returns", '[[phase]]\nname = "b"\ntool = "P:plain"\nadapter.returns = "P:is_od" #!\n', "phase.b.adapter.returns", "did you mean 'is_odd'?"),
+    case("argument_of_a_legacy_class", '[[phase]]\nname = "b"\ntool = "P:LegacyCounter"\nadapter = {}\nwith.stp = 3 #!\n', "phase.b.with.stp", "is no argument of P:LegacyCounter", "did you mean 'step'?"),
     case("arguments_of_an_object", "with = { x = 3 } #!\n", "phase.twice.with", "is a tool already, which takes no arguments", "remove with"),
     case("argument_of_a_tool_missing", '[[phase]] #!\nname = "b"\ntool = "P:Add"\n', "phase.b.with", "needs store, which is missing; add store = ..."),
     case("bound_input_that_is_none", 'bind = { y = "x" } #!\n', "phase.twice.bind.y", "is no input of tool 'double'; it takes x"),
@@ -202,3 +212,140 @@ def test_a_variable_in_the_default_of_another_is_refused_and_not_taken_apart(tmp
 def test_a_path_that_no_file_can_have_is_a_mistake() -> None:
     with pytest.raises(LoadError, match="cannot be read: embedded null byte"):
         load_pipeline("a\0b.toml")
+
+
+WRONG = """\
+[pipeline]
+name = "p"
+item = ["x"]
+sorce = "P:numbers"                           #! pipeline.sorce
+key = "y"                                     #! pipeline.key
+
+[limit.elsewhere]                             #! limit
+rate = 5
+
+[services.store]
+use = "P:Store"
+pth = "a"                                     #! services.store.pth
+size = "${KGAS_NOT_SET}"                      #! services.store.size
+
+[services.other]
+use = "P:Stor"                                #! services.other.use
+path = "$nobody"                              #! services.other.path
+
+[services.user]
+use = "P:User"
+store = "$store"
+
+[services.a]                                  #! services.a
+use = "P:Store"
+path = "a"
+other = "$b"
+[services.b]
+use = "P:Store"
+path = "b"
+other = "$a"
+
+[limits.calls]
+rate = "5"                                    #! limits.calls.rate
+brust = 3                                     #! limits.calls.brust
+cost = "P:cost_off"                           #! limits.calls.cost
+
+[limits.both]
+rate = 5
+memory = 5                                    #! limits.both.memory
+
+[[phase]]
+name = "twice"
+tool = "P:duoble"                             #! phase.twice.tool
+bind = { x = "z" }                            #! phase.twice.bind.x
+policy.timout = 3                             #! phase.twice.policy.timout
+policy.deadline = "soon"                      #! phase.twice.policy.deadline
+policy.rate = ["$calls", "$elsewhere"]
+policy.concurrency = "$cals"                  #! phase.twice.policy.concurrency
+
+[[phase]]
+name = "add"
+tool = "P:Add"
+bind = { x = "twice" }
+after = "twise"                               #! phase.add.after
+when = "P:is_od"                              #! phase.add.when
+batch_wait = 1.0                              #! phase.add.batch_wait
+[phase.with]
+store = "$store"
+amount = "many"                               #! phase.add.with.amount
+sorce = 3                                     #! phase.add.with.sorce
+[phase.policy.retry]
+on = ["ConectionError", "OSError"]            #! phase.add.policy.retry.on[0]
+wait = "P:wait_off"                           #! phase.add.policy.retry.wait
+after = "P:delay_off"                         #! phase.add.policy.retry.after
+
+[[phase]]
+name = "sums"
+tool = "P:total"
+bind = { xs = "add" }
+colect = true                                 #! phase.sums.colect
+batch = 1.5                                   #! phase.sums.batch
+batch_wait = 1.0
+
+[[phase]]
+name = "halves"
+tool = "P:halve"
+bind.x = "w"                                  #! phase.halves.bind.x
+bind.y = "twice"                              #! phase.halves.bind.y
+collect = "prt"                               #! phase.halves.collect
+
+[[phase]]
+name = "b"
+tool = "P:double"
+bind = { x = "c" }
+policy.hedge_after = 1                        #! phase.b.policy.hedge_after
+after = "c"
+
+[[phase]]
+name = "many"
+tool = "P:upto"
+policy.timeout = -1                           #! phase.many.policy.timeout
+expand = "part"
+
+[[phase]]
+name = "wrong"
+tool = "P:negated"
+bind = { ys = "part" }                        #! phase.wrong.bind.ys
+
+[[phase]]
+name = "lost"
+tool = "P:double"
+bind = { x = "w" }                            #! phase.lost.bind.x
+
+[[phase]]
+name = "c"
+tool = "P:halve"
+bind = { x = "b" }
+
+[profile.prod.phase.twise]                    #! profile.prod.phase.twise
+[profile.prod.phase.many.policy]
+timout = 3                                    #! profile.prod.phase.many.policy.timout
+[profile.test.limit.calls]                    #! profile.test.limit
+"""
+NOWHERE = ("phase.b",)  # a circle, told at the first of its phases
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_and_none_that_follows_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KGAS_NOT_SET", raising=False)
+    text = WRONG.replace("P:", f"{P}:")
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    marked = {(number, line.partition("#! ")[2]) for number, line in enumerate(text.splitlines(), 1) if "#! " in line}
+    with pytest.raises(LoadError) as caught:
+        load_pipeline(file, settings=["phase.add.policy.timout=3", "services.stor.path=x"])
+    told = str(caught.value).splitlines()
+    assert "--set phase.add.policy.timout: is no key of a policy" in told[-1] + told[-2]
+    assert "services.stor.path=x: there is no service 'stor'" in told[-1] + told[-2]
+    places = [line.removeprefix(f"{file}:").split(": ")[:2] for line in told[:-2]]
+    found = [(int(number), key) for number, key in places]
+    assert found == sorted(found, key=lambda one: one[0])
+    assert {one for one in found if one[1] not in NOWHERE} == marked
+    assert len(found) == len(marked) + len(NOWHERE)

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
+from pydantic import BaseModel
+
 from kgas_async import KGASTool, Policy, Service, ToolAdapter, tool
 
 __all__ = ["Add", "Item", "Store", "double", "numbers", "total"]
@@ -160,8 +162,37 @@ codec = Codec()
 
 
 class LegacyCounter:
+    def __init__(self, step: int = 1) -> None:
+        self.step = step
+
     def execute(self, x: int) -> int:
-        return x + 1
+        return x + self.step
+
+    def named(self, **inputs: Any) -> dict[str, Any]:
+        return {"x": inputs["x"], "step": self.step}
+
+
+class Request(BaseModel):
+    x: int
+
+
+def asked(request: Request) -> int:
+    return request.x * 10
+
+
+def any_of(**inputs: int) -> int:
+    return sum(inputs.values())
+
+
+def step_of(found: dict[str, Any]) -> Any:
+    return found["step"]
+
+
+def refused(found: int) -> str | None:
+    return "too much" if found > 50 else None
+
+
+legacy = LegacyCounter()
 
 
 store = Store(Path("here.db"))

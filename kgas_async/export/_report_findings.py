@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from kgas_async._metrics import in_digits
+
 from ._report_figures import Figures, Finding, Row
 from ._report_path import BETWEEN, HANDOVER
 from ._report_words import counted, lasting
@@ -137,7 +139,7 @@ def _rates(figures: Figures) -> Iterator[Finding]:
         per_s = row.count / figures.span_s
         evidence = (
             _waited(row, waited_s, "its rate"),
-            f"{per_s:.3g} calls a second, over the whole time",
+            f"{in_digits(per_s)} calls a second, over the whole time",
             f"its waits for the rate and runs are {_of_path(share)}",
         )
         title = f"The rate limit of {row.name} is what governs: raise it, if who is called allows more"

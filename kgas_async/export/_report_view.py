@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from kgas_async._metrics import in_digits
+
 from . import _report_shapes as shapes
 from ._report_figures import Figures, Row
 from ._report_path import BETWEEN, HANDOVER, PIECES
@@ -142,10 +144,10 @@ def _tiles(figures: Figures) -> list[tuple[str, str, str]]:
         failed = f"{figures.run.failed:,} failed, {figures.run.skipped:,} skipped"
         failed += f", {figures.run.cancelled:,} cancelled" if figures.run.cancelled else ""
         per_s = items / figures.span_s if figures.span_s else 0.0
-        tiles.append(("Items", f"{items:,}", f"{failed}, {per_s:.4g} a second"))
+        tiles.append(("Items", f"{items:,}", f"{failed}, {in_digits(per_s, 4)} a second"))
     bad = sum(calls.get(status, 0) for status in ("failed", "timed_out", "rejected"))
     per_s = done / figures.span_s if figures.span_s else 0.0
-    tiles.append(("Calls", f"{done:,}", f"{bad:,} failed, {per_s:.4g} a second"))
+    tiles.append(("Calls", f"{done:,}", f"{bad:,} failed, {in_digits(per_s, 4)} a second"))
     retries = sum(row.retries for row in figures.rows)
     tiles.append(("Retries", f"{retries:,}", f"{sum(row.abandoned for row in figures.rows):,} threads abandoned"))
     share = waited / (ran + waited) if ran + waited else 0.0
@@ -230,7 +232,7 @@ def _slices(figures: Figures, what: Iterable[tuple[str, Sequence[float], bool]])
         words = []
         for name, values, is_count in series:
             total = sum(values[at:until])
-            words.append(f"{total:,} {name}" if is_count else f"{total / (until - at):.3g} {name}")
+            words.append(f"{total:,} {name}" if is_count else f"{in_digits(total / (until - at))} {name}")
         end_s = min(until * figures.bin_s, figures.span_s)
         found.append((at, until - at, f"{lasting(at * figures.bin_s)} to {lasting(end_s)}: {', '.join(words)}"))
     return found
@@ -277,7 +279,7 @@ def _throughput(figures: Figures) -> dict[str, Any]:
     return {
         "area": shapes.area(per_s, top, GRAPH),
         "failed": shapes.bars([count / figures.bin_s for count in failed], top, GRAPH),
-        "top": f"{top:,.4g}",
+        "top": in_digits(top, 4),
         "any_failed": any(failed),
         "slices": _slices(figures, [("calls ended", ended, True), ("failed", failed, True)]),
     }
