@@ -45,6 +45,8 @@ class BoardFile(EvidenceFile):
             EvidenceError: It cannot be read, or is no evidence.
         """
         batch: list[Any] = []
+        if self.board is None:
+            self._check_kind()
         for record in self._new():
             if record["event"] == "session.started":
                 batch.clear()  # of another session, which is over

@@ -19,10 +19,10 @@ from zlib import crc32
 
 from ._disk import name_new
 from ._errors import JournalError
+from ._mistaken import APPLICATION, instead_of_journal
 
 __all__ = ["NEW", "RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
 
-APPLICATION: Final = 0x4B474153  # "KGAS", in the header of each journal
 SCHEMA: Final = 1
 CHECKED_WHOLE: Final = 1 << 26  # bytes up to which a file is checked from end to end as it is opened: under a second
 NEW: Final = "new"  # how an item ended that came, and of which nobody knows yet how it ends
@@ -113,7 +113,7 @@ def error_of(path: str, error: BaseException) -> JournalError:
     elif "readonly" in text or not _is_writable(path):
         why = "it cannot be written to; give it, and its folder, write permission"
     elif "malformed" in text or "not a database" in text or "corrupt" in text:
-        why = f"it is damaged ({text}); restore a copy, or begin a new journal"
+        why = instead_of_journal(Path(path)) or f"it is damaged ({text}); restore a copy, or begin a new journal"
     else:
         why = text
     failure = JournalError(f"journal {path!r}: {why}", path=path)

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from ._chain import fields_of, head_path
 from ._errors import EvidenceError, counted
+from ._mistaken import instead_of_evidence
 from ._records import SCHEMA
 from ._segments import gap_after, head_of, own_number, segments_of
 from ._suggest import nearest
@@ -103,8 +104,13 @@ class EvidenceFile:
             why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(f"evidence cannot be read from {str(path)!r}: {why}; give a file of it") from error
 
+    def _check_kind(self) -> None:
+        if (instead := instead_of_evidence(self.path)) is not None:
+            raise EvidenceError(f"{str(self.path)!r} is no evidence: {instead}")
+
     def _check_parts(self) -> None:
-        """That it is the whole of a log, before anything is made of a part."""
+        """That it is a log, and the whole of one, before anything is made of a part."""
+        self._check_kind()
         head, _ = head_of(self.path)
         if own_number(self.path, head) is not None:
             log = str(self.path.with_suffix(""))

@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 
 from ._chain import GENESIS, Head, fields_of, hash_of, head_path, is_recovery, record_of, segment_path
 from ._errors import EvidenceError, counted
+from ._mistaken import instead_of_evidence
 from ._records import SCHEMA
 from ._segments import gap_after, goes_on, head_of, own_number
 
@@ -84,9 +85,11 @@ def verify_evidence(path: str | os.PathLike[str]) -> EvidenceReport:
         What was found; the first bad record, if there is one.
 
     Raises:
-        EvidenceError: It cannot be read.
+        EvidenceError: It cannot be read, or is something else: a journal, a head.
     """
     path = Path(path)
+    if (instead := instead_of_evidence(path)) is not None:
+        raise EvidenceError(f"{str(path)!r} is no evidence: {instead}")
     try:
         return _verified(path)
     except (OSError, ValueError) as error:

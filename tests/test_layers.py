@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, str]] = [
         "L1",
         "_matching _priority _keyed _clearing _order _admission _limits _rate_line _rate _adaptive _memory_limit "
         "_window _budget _breaker_core _breaker _cache _digest _restart _pool_core _resilience _policy _records "
-        "_chain _segments _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading "
+        "_chain _mistaken _segments _verify _jsonl _tracing _evidence _evidence_sinks _metrics _loading _reading "
         "_toml_lines _toml_words _toml_mistakes _toml_top _toml_text _toml_values _toml_table "
         "_toml_tables _toml_checked",
     ),

@@ -11,7 +11,7 @@
 The result is the same in whatever order the documents are processed. A document that is empty, binary, damaged or
 unreadable fails alone, with its reason; the graph then holds the others.
 The graph goes to `$KGAS_GRAPH`, else to `knowledge_graph.db` here. `--input` takes a folder of .txt .md .rst .html .py
-files, plain or with .gz. Needs networkx, numpy and scipy: pip install 'kgas-async[example]'.
+files, plain or with .gz. Needs networkx, numpy and scipy: python -m pip install -e '.[example]'.
 """
 
 from kgas_async import Phase, Pipeline

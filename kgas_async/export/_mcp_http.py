@@ -18,6 +18,8 @@ import anyio
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 
+from kgas_async._suggest import extra_hint
+
 from ._mcp_calls import CLIENT_LEFT
 from ._mcp_serving import Serving
 
@@ -157,8 +159,8 @@ def http_server(backend: str) -> Server:
         importlib.import_module("hypercorn.trio")
     except ImportError:
         raise RuntimeError(
-            "under trio, MCP over HTTP needs Hypercorn, since uvicorn runs on asyncio only: pip install "
-            "'hypercorn[trio]', or run under asyncio"
+            f"under trio, MCP over HTTP needs Hypercorn, since uvicorn runs on asyncio only; {extra_hint('mcp')}, "
+            f"or run under asyncio"
         ) from None
     return _run_hypercorn
 

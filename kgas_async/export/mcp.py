@@ -1,7 +1,7 @@
 """The Model Context Protocol, both ways: a `Toolbox` served to MCP clients, tools of MCP servers as `KGASTool` objects.
 
 Each call that a client makes is a call of a manager, so limits, policy, evidence, cancellation and draining are the
-manager's. Needs the extra ``mcp``: ``pip install 'kgas-async[mcp]'``. Knows managers, toolboxes and the official SDK.
+manager's. Needs the extra ``mcp``. Knows managers, toolboxes and the official SDK.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import anyio
 from anyio.abc import TaskStatus
 
 if importlib.util.find_spec("mcp_types") is None:  # which the SDK brings from its version 2 on
-    raise ModuleNotFoundError("kgas_async.export.mcp needs the MCP SDK: pip install 'kgas-async[mcp]'", name="mcp")
+    from kgas_async._suggest import extra_hint
+
+    raise ModuleNotFoundError(f"kgas_async.export.mcp needs the MCP SDK; {extra_hint('mcp')}", name="mcp")
 
 from kgas_async._manager import ServiceManager
 from kgas_async._tool import Toolbox

@@ -1,0 +1,124 @@
+"""Files that are given in the place of others: told for what they are, with the mend, and left as they are."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+from typer.testing import CliRunner
+
+from kgas_async import (
+    EvidenceError,
+    Journal,
+    JournalError,
+    JsonlSink,
+    Phase,
+    Pipeline,
+    ServiceManager,
+    tool,
+    verify_evidence,
+)
+from kgas_async._cli import app
+from kgas_async._mistaken import instead_of_evidence, instead_of_journal
+
+from .test_cli_streams import piped
+
+READERS = [
+    ["evidence", "show"], ["evidence", "verify"], ["evidence", "lineage", "--item", "1"], ["status"],
+    ["evidence", "export", "--format", "prov"], ["evidence", "export", "--format", "trace"], ["report", "--json"],
+]  # fmt: skip
+IS_JOURNAL = "'{}' is no evidence: it is a journal, which 'kgas-async journal show' reads; give the file that --eviden"
+IS_HEAD = "'{}' is no evidence: it is the head of a log, which says how that ends; give the log itself, "
+
+
+@tool
+async def double(x: int) -> int:
+    return 2 * x
+
+
+numbers = Pipeline("numbers", Phase("doubled", double), item=["x"], key="x")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files")
+
+    async def record() -> None:
+        sink = JsonlSink(path / "run.jsonl", max_bytes=3000)
+        async with ServiceManager(evidence=sink, log=None) as manager:
+            await manager.run(numbers, [{"x": x} for x in range(20)], journal=path / "run.db")
+
+    anyio.run(record)
+    with closing(sqlite3.connect(path / "other.db")) as database:
+        database.execute("CREATE TABLE mine(x)")
+    (path / "notes.txt").write_text("not for you\n")
+    return path
+
+
+def error_of(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("command", READERS, ids=" ".join)
+def test_what_reads_evidence_knows_a_journal_and_a_head(folder: Path, command: list[str]) -> None:
+    before = {one: one.read_bytes() for one in folder.iterdir()}
+    assert IS_JOURNAL.format(folder / "run.db") in error_of(*command, str(folder / "run.db"))
+    for log in (folder / "run.jsonl", folder / "run.jsonl.2"):
+        head = f"{log}.head"
+        assert error_of(*command, head).endswith(IS_HEAD.format(head) + repr(str(log)))
+    assert {one: one.read_bytes() for one in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", [["journal", "show"], ["journal", "prune", "--failed"]], ids=" ".join)
+def test_what_reads_a_journal_knows_evidence_and_a_head(folder: Path, command: list[str]) -> None:
+    before = {one: one.read_bytes() for one in folder.iterdir()}
+    log, head, notes = (str(folder / name) for name in ("run.jsonl", "run.jsonl.head", "notes.txt"))
+    evidence = "it is evidence, which 'kgas-async evidence show' reads; give the file that --journal named"
+    assert error_of(*command, log) == f"error: journal {log!r}: {evidence}"
+    assert "it is the head of a log of evidence; give the file" in error_of(*command, head)
+    assert "it is no journal, or its begin is damaged; give the file" in error_of(*command, notes)
+    assert "is a database, but no journal of kgas_async" in error_of(*command, str(folder / "other.db"))
+    assert {one: one.read_bytes() for one in folder.iterdir()} == before
+
+
+def test_it_is_told_through_a_pipe_too(folder: Path) -> None:
+    for arguments in (["evidence", "verify", "run.jsonl.head"], ["journal", "show", "run.jsonl"]):
+        result = piped(folder, *arguments)
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+async def test_it_is_told_in_python_too(folder: Path) -> None:
+    for name in ("run.db", "run.jsonl.head"):
+        with pytest.raises(EvidenceError, match="is no evidence"):
+            await anyio.to_thread.run_sync(verify_evidence, folder / name)
+    async with ServiceManager(log=None) as manager:
+        with pytest.raises(JournalError, match="it is evidence, which"):
+            await manager.run(numbers, [], journal=Journal(folder / "run.jsonl"))
+
+
+def test_what_may_be_right_is_not_judged(folder: Path) -> None:
+    (folder / "empty").touch()
+    torn = folder / "torn"
+    torn.write_bytes((folder / "run.jsonl").read_bytes()[:100])
+    for path in (folder / "run.jsonl", folder / "empty", torn, folder / "nowhere", folder, Path("a\0b")):
+        assert instead_of_evidence(path) is None
+    for path in (folder / "run.db", folder / "other.db", folder / "empty", folder / "nowhere", folder, Path("a\0b")):
+        assert instead_of_journal(path) is None
+    damaged = folder / "damaged.db"
+    content = (folder / "run.db").read_bytes()
+    damaged.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    assert instead_of_journal(damaged) is None
+    with pytest.raises(JournalError, match="damaged"):
+        anyio.run(lambda: _resumed(damaged))
+
+
+async def _resumed(path: Path) -> None:
+    async with ServiceManager(log=None) as manager:
+        await manager.run(numbers, [], journal=path)
