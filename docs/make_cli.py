@@ -44,6 +44,8 @@ The extra `cli` has it: `python -m pip install -e ".[cli]"`. `python -m kgas_asy
 | 3 | `status`: the run was killed; `evidence verify`: intact, but not closed |
 | 130, 143, 129 | ended by Ctrl-C (SIGINT), SIGTERM, SIGHUP |
 
+A tool that ends a run by `SystemExit` gives it that code, but none that stands above: then it is 1.
+
 ## Signals
 
 The first SIGINT, SIGTERM or SIGHUP of a `run` drains: no further items are begun, and those in flight have `--grace`

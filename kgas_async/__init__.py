@@ -6,10 +6,10 @@ The public names are imported together when the first of them is asked for (PEP 
 and with it the first words of the command line, cost next to nothing.
 """
 
-import typing as _typing
-
-if _typing.TYPE_CHECKING:
+TYPE_CHECKING = False  # type checkers take it for typing's own, which is not imported for it: Ctrl-C would meet that
+if TYPE_CHECKING:
     from ._public import *
+del TYPE_CHECKING
 
 __all__ = [
     "AdaptiveLimit",

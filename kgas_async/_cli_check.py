@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from ._cli_text import fail, out_raw, results_alone, say
+from ._cli_text import fail, out_raw, printable, results_alone, say
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -142,7 +142,7 @@ def _show(
     )
     view = plan_view(found, **names)
     if as_json:
-        _write(json.dumps(view, indent=2, ensure_ascii=False) + "\n", output, force)
+        _write(json.dumps(view, indent=2) + "\n", output, force)
     elif graph is not None:
         _write(svg(view) if graph is Graph.svg else mermaid(view), output, force)
     elif output is not None:
@@ -211,7 +211,7 @@ def _lines(view: dict[str, Any], where: str) -> list[Text]:
 def _line(*parts: str | tuple[str, str]) -> Text:
     from rich.text import Text
 
-    return Text.assemble(*parts)
+    return Text.assemble(*(printable(one) if isinstance(one, str) else (printable(one[0]), one[1]) for one in parts))
 
 
 def _used(phases: list[str]) -> list[str | tuple[str, str]]:

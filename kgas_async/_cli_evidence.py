@@ -7,7 +7,7 @@ import typer
 from ._cli_export import add_export
 from ._cli_lineage import add_lineage
 from ._cli_show import add_show
-from ._cli_text import AS_JSON, fail, out, out_json
+from ._cli_text import AS_JSON, fail, out, out_json, printable
 
 __all__ = ["add_evidence"]
 
@@ -67,5 +67,5 @@ def _verify(
     if as_json:
         out_json({"ok": report.ok, **dataclasses.asdict(report)})
     else:
-        out(str(report))
+        out(printable(str(report)))
     raise typer.Exit(0 if report.ok else 1 if report.problem is not None else 3)

@@ -33,6 +33,8 @@ class SteadyConsole(Console):
 def lines_of(picture: Picture, width: int) -> list[Text]:
     """The lines, each cut to this many columns."""
     lines = [*_head(picture, width), *_phases(picture, width), *_rest(picture)]
+    # Most was made printable where its width was asked; what else evidence holds loses its colours here.
+    lines = [line if line.plain.isprintable() else Text(printable(line.plain)) for line in lines]
     for line in lines:
         line.truncate(max(width, 1), overflow="ellipsis")
     return lines

@@ -54,6 +54,12 @@ class _Session:
         self.ended = False  # the run came to its end, if only since it was drained
         self.report: RunReport | None = None
         self.error: str | None = None
+        self.manager: ServiceManager | None = None
+
+    def is_ended_by(self, error: BaseException) -> bool:
+        """Whether it is what somebody in the session has raised to end that."""
+        last = None if self.manager is None else self.manager._last_session
+        return last is not None and last.pending is error
 
 
 def run_pipeline(asked: Asked) -> int:
@@ -66,6 +72,8 @@ def run_pipeline(asked: Asked) -> int:
     code = _code_of(asked, session)
     report = session.report
     if report is not None:
+        if session.ended and not (report.total or report.drained):
+            say(f"warning: the source of pipeline {asked.pipeline.name!r} gave no items")
         _show(report, asked.as_json)
     if code in SIGNALS:
         _say_interrupted(session, asked.grace, SIGNALS[code])
@@ -81,13 +89,16 @@ def _code_of(asked: Asked, session: _Session) -> int:
     """0 where the run came to its end."""
     try:
         _run_in_view(asked, session)
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as stop:  # a signal's, or a tool's own, which has ended the session
-        code = stop.code if isinstance(stop.code, int) and 0 < stop.code < 256 else 1  # 256 would pass for 0
-        if code not in SIGNALS:
-            _say_error(session, f"a tool ended the session by {stop!r}")
-        return code
+    except (KeyboardInterrupt, SystemExit) as stop:  # a signal's, or a tool's own, which has ended the session
+        number = None if session.manager is None else session.manager._signalled()
+        if number is not None:
+            return 128 + number
+        if isinstance(stop, KeyboardInterrupt) and not session.is_ended_by(stop):
+            return 130  # of Python's own handler: before the session, or after it
+        _say_error(session, f"a tool ended the session by {stop!r}")
+        code = getattr(stop, "code", 1)
+        # 256 would pass for 0; and what a code of ours means, such as a wrong command or an interrupt, was not so.
+        return code if isinstance(code, int) and 0 < code < 256 and code not in (2, *SIGNALS) else 1
     except (LookupError, ModuleNotFoundError) as error:  # the event loop is not installed, if it is not the user's
         if session.opened:
             return _broke_off(session, error)
@@ -151,7 +162,7 @@ async def _execute(asked: Asked, session: _Session, view: View) -> None:
         *asked.pipeline.services, evidence=asked.evidence, log=None, grace=asked.grace, signals=True,
         monitor=view.monitor,
     ) as manager:  # fmt: skip
-        session.opened = True
+        session.opened, session.manager = True, manager
         view.open(manager)
         try:
             session.report = await manager.run(

@@ -74,9 +74,9 @@ def _show(tools: list[dict[str, Any]]) -> None:
         say(f"no tools are offered: a package offers them by entry points of the group {GROUP}")
     for one in tools:
         summary = one["description"].strip().split("\n\n")[0].replace("\n", " ")
-        out(f"{one['name']}({_short(one['inputs'])})")
-        out(f"    {summary or 'no description'}")
-        out(f"    version {one['version']}, {one['entry_point']}, {one['package']}")
+        out(printable(f"{one['name']}({_short(one['inputs'])})"))
+        out(printable(f"    {summary or 'no description'}"))
+        out(printable(f"    version {one['version']}, {one['entry_point']}, {one['package']}"))
 
 
 def _tools_of(point: EntryPoint) -> Iterator[Any]:

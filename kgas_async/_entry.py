@@ -5,21 +5,23 @@ Imports next to nothing itself, so that Ctrl-C finds somebody to meet it while t
 
 from __future__ import annotations
 
+import signal
+
+from ._leaving import hush, leave_at_once
+
+# As the module is imported, which only the command line does, and before it imports more: a Ctrl-C in the first moments
+# is to say nothing. What comes before (Python's own start, finding this package) nobody here can do anything about.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have had it ignored
+    signal.signal(signal.SIGINT, leave_at_once)
+
 import atexit
 import errno
 import io
 import os
-import signal
 import sys
 from typing import IO, NoReturn
 
-from ._leaving import hush, leave_at_once
-
 __all__ = ["main"]
-
-# As the module is imported, which only the command line does: a Ctrl-C in the first moments is to say nothing.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have had it ignored
-    signal.signal(signal.SIGINT, leave_at_once)
 
 
 def main() -> NoReturn:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from types import FrameType
-from typing import IO
+
+TYPE_CHECKING = False  # as `typing` has it, which `_entry` does not wait for
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import IO
 
 __all__ = ["hush", "leave_at_once", "user_code_begins"]
 

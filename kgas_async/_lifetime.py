@@ -28,6 +28,7 @@ class Lifetime:
     def __init__(self, session: Session, *, signals: bool) -> None:
         self._session = session
         self._signals = signals
+        self.signal: int | None = None  # the latest that came
         self._watch = SignalWatch(session.mailbox, self._on_signal, all_signals=signals)
 
     async def open(self, services: Sequence[Any]) -> None:
@@ -71,6 +72,7 @@ class Lifetime:
                 raise alone[0] from alone[0].__cause__
         finally:
             late = self._watch.close()
+            self.signal = late or self.signal
             if late is not None and session.pending is None:
                 session.pending = _interrupt(late)
             if isinstance(session.pending, (KeyboardInterrupt, SystemExit)):  # goes before any cancellation
@@ -87,6 +89,7 @@ class Lifetime:
     def _on_signal(self, number: int, count: int) -> None:
         session = self._session
         interrupt = _interrupt(number)
+        self.signal = number
         if session.log is not None:
             session.log.emit("session.signal", signal=signal.Signals(number).name, count=count)
         if self._signals and count == 1:

@@ -157,6 +157,10 @@ class ServiceManager(SingleCalls, ManyCalls):
         finally:
             self._session = self._calls = None
 
+    def _signalled(self) -> int | None:
+        """The latest signal of this lifetime, or of the one before, for the command line."""
+        return None if self._lifetime is None else self._lifetime.signal
+
     if not TYPE_CHECKING:
 
         def _refuse_with(self, *arguments: object) -> NoReturn:

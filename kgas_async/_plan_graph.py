@@ -90,4 +90,4 @@ def _quoted(text: str) -> str:
     """As Mermaid wants what might be its own signs."""
     for sign, name in (("#", "#35;"), ('"', "#quot;"), ("<", "#lt;"), (">", "#gt;")):
         text = text.replace(sign, name)
-    return text
+    return "".join(one if one.isprintable() else "?" for one in text)

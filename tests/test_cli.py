@@ -312,6 +312,33 @@ def test_1_at_least_where_a_tool_ends_the_session(run: Run, code: int) -> None:
     assert f"error: a tool ended the session by SystemExit({code})" in result.stderr
 
 
+@pytest.mark.parametrize("backend", LOOPS)
+@pytest.mark.parametrize("how", ["SystemExit(2)", "SystemExit(130)", "SystemExit(143)", "KeyboardInterrupt()"])
+def test_1_where_a_tool_raises_what_a_wrong_command_or_a_signal_would(run: Run, how: str, backend: str) -> None:
+    more = f"""
+    @tool
+    async def leave(x: int) -> int:
+        raise {how}
+
+    leaving = Pipeline("leaving", Phase("leave", leave), item=["x"], source=numbers)
+    """
+    result = run("mine:leaving", "--backend", backend, "--json", more=more)
+    assert result.exit_code == 1, result.output
+    assert f"error: a tool ended the session by {how}" in result.stderr
+    assert "interrupted" not in result.stderr
+    found = json.loads(result.stdout)
+    assert (found["exit_code"], found["interrupted"]) == (1, None)
+
+
+def test_a_source_without_items_is_warned_of(run: Run) -> None:
+    for more in ([], ["--json"]):
+        result = run("mine:good", "--input", "0", *more)
+        assert result.exit_code == 0
+        assert "warning: the source of pipeline 'good' gave no items\n" in result.stderr
+    assert "warning" not in run("mine:good").stderr
+    assert "warning" not in run("mine:broken_source").stderr
+
+
 def test_the_evidence_is_written_and_continued(run: Run, folder: Path) -> None:
     for _ in range(2):
         result = run("mine:good", "--evidence", "run.jsonl")

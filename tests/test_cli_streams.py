@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anyio
@@ -215,6 +216,30 @@ def test_ctrl_c_while_it_is_imported_says_nothing(folder: Path) -> None:
             text=True, timeout=60,
         )  # fmt: skip
         assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", ""), module
+
+
+@pytest.mark.parametrize("command", [["--help"], ["check", "mine:numbers"]])
+def test_ctrl_c_at_any_moment_after_our_first_line_says_nothing(folder: Path, command: list[str]) -> None:
+    code = "import sys, kgas_async._entry as entry; sys.stderr.write('!'); sys.stderr.flush(); entry.main()"
+    for delay_s in (0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *command], cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            assert process.stderr.read(1) == "!"
+            time.sleep(delay_s)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        assert errors == ""
+        assert process.returncode in (0, 130, -signal.SIGINT)  # it may have ended; at the last Python gives it back
+
+
+def test_nothing_is_imported_before_ctrl_c_has_somebody_to_meet_it() -> None:
+    code = "import os, sys, signal; before = set(sys.modules); import kgas_async._leaving; "
+    code += "print(*sorted(set(sys.modules) - before))"
+    said = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert set(said.stdout.split()) <= {"__future__", "kgas_async", "kgas_async._leaving"}
 
 
 def test_ctrl_c_in_the_users_module_is_130_and_a_line(folder: Path) -> None:

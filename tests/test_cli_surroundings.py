@@ -143,3 +143,30 @@ def test_what_results_say_cannot_act_on_the_terminal(folder: Path) -> None:
     assert "text: \\x1b[2J\\rtext\n" in ended.stdout
     assert "  na\\x1bme: \\x1b[2J\n" in ended.stdout
     assert json.loads(piped(folder, "run", "mine:evils", "--json").stdout)["results"]["text"] == "\x1b[2J\rtext"
+
+
+EVIL_NAMES = """
+from kgas_async import Phase, Pipeline, tool
+
+@tool(name="to\\x1b[2Jol")
+async def double(x: int) -> int:
+    return 2 * x
+
+evil = Pipeline("pa\\x1b[2Jper", Phase("phase", double), item=["x"], source=lambda: [{"x": 1}])
+"""
+
+
+def test_what_names_hold_cannot_act_on_the_terminal(folder: Path) -> None:
+    (folder / "evil.py").write_text(EVIL_NAMES)
+    ran = piped(folder, "run", "evil:evil", "--evidence", "run.jsonl")
+    assert (ran.returncode, "pa\\x1b[2Jper: 1 item in" in ran.stderr) == (0, True)
+    graph = ["check", "evil:evil", "--graph"]
+    shown = [ran, *(piped(folder, *arguments) for arguments in (
+        ["check", "evil:evil"], ["check", "evil:evil", "--json"], [*graph, "mermaid"], [*graph, "svg"],
+        ["status", "run.jsonl"], ["evidence", "show", "run.jsonl"], ["evidence", "verify", "run.jsonl"],
+    ))]  # fmt: skip
+    for one in shown:
+        assert one.returncode == 0, one.args
+        assert not {"\x1b", "\x07"} & set(one.stdout + one.stderr), one.args
+    assert "pipeline pa\\x1b[2Jper" in shown[1].stdout
+    assert json.loads(shown[2].stdout)["pipeline"] == "pa\x1b[2Jper"
