@@ -366,6 +366,63 @@ async def test_the_page_says_the_figures(log: Path, tmp_path: Path) -> None:
     assert "no <b>4</b> & more" in said
 
 
+async def test_what_was_reused_is_said_of_the_whole_and_of_each_phase(tmp_path: Path) -> None:
+    evidence, journal, out = tmp_path / "run.jsonl", tmp_path / "run.db", tmp_path / "report.html"
+    twice = Pipeline(
+        "twice", Phase("first", add, bind={"a": "x"}), Phase("second", add, bind={"a": "first"}), item=["x"], key="x"
+    )
+    for items in (6, 12):
+        async with ServiceManager(evidence=evidence, log=None) as manager:
+            await manager.run(twice, [{"x": number} for number in range(items)], journal=journal)
+    figures = write_report(evidence, out)
+    assert [one.calls for one in figures.rows] == [{"reused": 6, "succeeded": 6}] * 2
+    assert [one.reused for one in figures.rows] == [6, 6]
+    page = out.read_text(encoding="utf-8")
+    said = text_of(page)
+    assert "12 items, 0 failed, 12 calls reused" in said
+    assert "Reused 12 calls of 2 phases, whose values were there" in said
+    assert page.count("<small>6 reused</small>") == 2
+    first = write_report(evidence, out, run_id=figures.others[0].runs[0].run_id)
+    assert [one.reused for one in first.rows] == [0, 0]
+    page = out.read_text(encoding="utf-8")
+    assert "calls reused" not in text_of(page)
+    assert "6 reused" not in page
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_abandoned_threads_are_in_the_rows_of_their_calls(is_killed: bool) -> None:
+    def frame(event: str, **fields: Any) -> dict[str, Any]:
+        return {
+            "schema": 2,
+            "session_id": "s",
+            "seq": 1,
+            "event": event,
+            "time": "2026-01-02T03:04:05.100000Z",
+            **fields,
+        }
+
+    def of_call(event: str, number: int, **fields: Any) -> dict[str, Any]:
+        placed = {"run_id": "s-run1", "pipeline": "p", "phase": "load", "item": str(number), "version": "0"}
+        return frame(event, call_id=f"s-{number}", tool="hang", attempt=1, **placed, **fields)
+
+    waits = {"concurrency": 0, "rate": 0, "retry": 0, "thread": 0}
+    end = {"status": "timed_out", "run_us": 50, "wait_us": waits, "abandoned": True, "error": {"type": "CallTimeout"}}
+    left = [frame("thread.abandoned", call_id=f"s-{number}", tool="hang", attempt=1) for number in (1, 2, 2, 3, 4)]
+    plan = [{"phase": "load", "level": "item", "tool": "hang", "offload": "thread", "needs": [], "inputs": []}]
+    records = [
+        frame("session.started", cpus=1, threads=5, processes=1),
+        frame("run.started", run_id="s-run1", pipeline="p", plan=plan),
+        of_call("call.started", 1),
+        *left,
+        frame("thread.abandoned", service="store"),
+        *([] if is_killed else [of_call("call.timed_out", 1, **end)]),
+        of_call("call.timed_out", 2, **end),
+        of_call("call.timed_out", 3, parent_id="s-9", **end),
+    ]
+    rows = {(row.name, row.pipeline, row.within): row.abandoned for row in report_figures(records).rows}
+    assert rows == {("load", "p", None): 3, ("hang", None, "p/load"): 1, ("hang", None, None): 1}
+
+
 async def test_the_monitors_advice_and_samples_are_in_the_report(tmp_path: Path) -> None:
     monitor = PerformanceMonitor(sample_every=0.01)
     path = tmp_path / "run.jsonl"

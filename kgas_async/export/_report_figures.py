@@ -103,6 +103,11 @@ class Row:
         return sum(self.calls.get(status, 0) + self.elements.get(status, 0) for status in BAD)
 
     @property
+    def reused(self) -> int:
+        """Calls, and items' calls in batches, whose value came from a journal, a cache or another call."""
+        return self.calls.get("reused", 0) + self.elements.get("reused", 0)
+
+    @property
     def waited_s(self) -> float:
         """Seconds waiting, of all calls."""
         return sum(self.waits_s.values())

@@ -85,6 +85,15 @@ class _Planned(NamedTuple):
     depth: int | None  # of expansions; None: once per run
 
 
+class _Open(NamedTuple):
+    """A call that has begun and not ended."""
+
+    where: str
+    attempt: int
+    since_us: int
+    record: Mapping[str, Any]
+
+
 class Scope:
     """What a report is about: one session, or one run in it."""
 
@@ -100,8 +109,9 @@ class Scope:
         self._rows: dict[tuple[str | None, str, bool], RowBook] = {}
         self._runs: dict[str, str | None] = {}  # that are not over: in which call they began
         self._planned: dict[tuple[str, str], _Planned] = {}
-        self._open: dict[str, tuple[str, str | None, int, int]] = {}  # where, item, attempt, since when
+        self._open: dict[str, _Open] = {}
         self._fell_back: dict[str, int] = {}  # open calls: when their own attempts were over
+        self._left: dict[str, list[Mapping[str, Any]]] = {}  # threads that were abandoned, by calls not yet placed
         self._path = CriticalPath()
         self._slowest = Slowest()
         self._failures = Failures()
@@ -128,7 +138,7 @@ class Scope:
         if event in ENDS:
             self._call(record, max(at_us - self._begin_us, 0))
         elif event == "call.started":
-            self._open[record["call_id"]] = _name(record), record.get("item"), record.get("attempt", 0), at_us
+            self._open[record["call_id"]] = _Open(_name(record), record.get("attempt", 0), at_us, record)
         else:
             self._other(event, record, max(at_us - self._begin_us, 0))
 
@@ -154,11 +164,14 @@ class Scope:
         # In fallbacks, or waiting for another call's result, it neither runs nor waits by itself.
         alone_until_us = self._fell_back.pop(call_id, end_us) if self._fell_back else end_us
         if status == "reused" and opened is not None:
-            alone_until_us = opened[3] - self._begin_us
+            alone_until_us = opened.since_us - self._begin_us
         axis = self._axis
         if end_us >= axis.width_us * BINS:
             axis.reach(end_us)
         row, root, of_many = self._place(record)
+        if self._left:
+            for left in self._left.pop(call_id, ()):
+                row.counted[left["event"]] += 1
         if status in BAD:
             self._failures.add(row.number, row.where, record, end_us)
         if "batch_id" in record:
@@ -237,6 +250,8 @@ class Scope:
         elif event == "tool.advised":
             given = [str(record.get(name, "")) for name in ("tool", "offload", "instead", "why")]
             self._advice.append(Advice(*given))
+        elif event == "thread.abandoned" and "call_id" in record and "run_id" not in record:
+            self._left.setdefault(record["call_id"], []).append(record)  # where it belongs, its call's end says
         elif event in OF_CALLS and isinstance(record.get("tool"), str):
             self._place(record)[0].counted[event] += 1
             if event == "call.fell_back":
@@ -278,6 +293,14 @@ class Scope:
             self._stalled_row.stalled_us += lasted_us
             self._stalled_row = None
 
+    def _place_left(self) -> None:
+        """Abandoned threads of calls whose ends are not on record."""
+        for call_id, left in self._left.items():
+            record = self._open[call_id].record if call_id in self._open else left[0]
+            if isinstance(record.get("tool"), str):
+                self._place(record)[0].counted["thread.abandoned"] += len(left)
+        self._left.clear()
+
     # --- the result
 
     def figures(self, count: int, source: str, unreadable: int, verified: EvidenceReport | None) -> Figures:
@@ -287,10 +310,11 @@ class Scope:
         session = self.session.figures()
         runs = [run for run in session.runs if self.run_id in (None, run.run_id)]
         run = runs[0] if len(runs) == 1 else None
+        self._place_left()
         rows = tuple(book.row(span_us) for book in self._rows.values())
         groups, failures = self._failures.found()
         stalls = self._stalls.found()
-        open_calls = sorted(self._open.items(), key=lambda one: one[1][3])
+        open_calls = sorted(self._open.items(), key=lambda one: one[1].since_us)
         advice = tuple(self._advice) or _advice_of(rows)
         ended = session.ended if self.run_id is None else None if run is None else run.ended
         return Figures(
@@ -314,8 +338,10 @@ class Scope:
             failures=failures,
             failures_in_all=self._failures.count,
             open=tuple(
-                OpenCall(where, item, call_id, attempt, max(self._end_us - since_us, 0) / 1e6)
-                for call_id, (where, item, attempt, since_us) in open_calls[:OPEN_SHOWN]
+                OpenCall(
+                    one.where, one.record.get("item"), call_id, one.attempt, max(self._end_us - one.since_us, 0) / 1e6
+                )
+                for call_id, one in open_calls[:OPEN_SHOWN]
             ),
             open_in_all=len(open_calls),
             moments=self._moments.found(),

@@ -99,6 +99,8 @@ def _outcome(figures: Figures) -> tuple[str, str, str]:
     cancelled = sum(run.cancelled or 0 for run in runs)
     counts = f"{items:,} items, {failed:,} failed" + (f", {skipped:,} skipped" if skipped else "")
     counts += f", {cancelled:,} cancelled" if cancelled else ""
+    reused = _reused(figures)
+    counts += f", {counted(reused, 'call')} reused" if reused else ""
     if not runs:
         counts = f"{sum(figures.calls.values()):,} calls, {figures.failures_in_all:,} failed"
     if figures.session.status in ("cancelled", "failed"):
@@ -108,6 +110,10 @@ def _outcome(figures: Figures) -> tuple[str, str, str]:
     if cancelled:
         return "warning", "Complete, but for what was cancelled", f"The {what} came to its end: {counts}."
     return "good", "Complete", f"The {what} came to its end: {counts}."
+
+
+def _reused(figures: Figures) -> int:
+    return sum(row.reused for row in figures.rows)
 
 
 def _evidence(figures: Figures) -> tuple[str, str, str]:
@@ -148,6 +154,11 @@ def _tiles(figures: Figures) -> list[tuple[str, str, str]]:
     bad = sum(calls.get(status, 0) for status in ("failed", "timed_out", "rejected"))
     per_s = done / figures.span_s if figures.span_s else 0.0
     tiles.append(("Calls", f"{done:,}", f"{bad:,} failed, {in_digits(per_s, 4)} a second"))
+    reused = _reused(figures)
+    if reused:
+        phases = sum(1 for row in figures.rows if row.reused and row.pipeline is not None)
+        where = f"of {counted(phases, 'phase')}" if phases else "of tools"
+        tiles.append(("Reused", f"{reused:,}", f"calls {where}, whose values were there: nothing ran"))
     retries = sum(row.retries for row in figures.rows)
     tiles.append(("Retries", f"{retries:,}", f"{sum(row.abandoned for row in figures.rows):,} threads abandoned"))
     share = waited / (ran + waited) if ran + waited else 0.0
