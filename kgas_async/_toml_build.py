@@ -105,13 +105,15 @@ def _phase(objects: Objects, table: PhaseTable, at: KeyPath) -> tuple[Phase, boo
 
 
 def _unknown_tool(table: PhaseTable) -> KGASTool:
-    """What stands for a tool that cannot be had, so that the phase's other keys can be checked."""
+    """What stands for a tool that cannot be had, so that the phase's other keys can be checked; nothing ever runs it,
+    since a file with such a phase is refused.
+    """
 
     def unknown(**inputs: Any) -> Any:
-        raise NotImplementedError
+        """With the inputs that the phase binds."""
 
     def unknown_alone() -> Any:
-        raise NotImplementedError
+        """Where it binds none."""
 
     names = [one for one in table.bind if one.isidentifier()]
     name = table.tool.rpartition(":")[2] or "unknown"
@@ -184,10 +186,9 @@ def _pipeline_options(objects: Objects, tables: FileTables) -> dict[str, Any]:
             if not callable(source):
                 said = f"{table.source} is no function but {type(source).__name__}"
                 raise objects.places.error((*at, "source"), said)
-            has_arguments = bool(table.with_)
-            options["source"] = (
-                _source(objects, table.source, source, table.with_, (*at, "with")) if has_arguments else source
-            )
+            if table.with_:
+                source = _source(objects, table.source, source, table.with_, (*at, "with"))
+            options["source"] = source
     elif table.with_ and not objects.mistakes.is_told((*at, "source")):
         said = 'holds the arguments of a source, and there is none; add source = "..."'
         objects.mistakes.tell(objects.places.error((*at, "with"), said))

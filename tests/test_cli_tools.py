@@ -34,6 +34,10 @@ def load(path: Path, top: int = 3, kinds: list[Kind] | None = None) -> str:
 async def judge(text: str) -> str:
     return text
 
+@tool(description="\\x1b[2Jgone")
+async def evil(text: str) -> str:
+    return text
+
 box = Toolbox(load, judge)
 number = 5
 '''
@@ -69,6 +73,14 @@ def test_it_lists_name_inputs_description_and_where_it_is_from(offer: Any) -> No
     assert "judge(text: string)\n    no description\n" in said
     assert "load(path: path, top?: integer, kinds?: array of Kind|null)\n    Read a document.\n" in said
     assert "    version 2, load = offered:load, mine-tools 1.5\n" in said
+
+
+def test_what_a_terminal_would_act_on_is_escaped(offer: Any) -> None:
+    offer("evil = offered:evil\n")
+    said = tools().stdout
+    assert "evil(text: string)\n" in said
+    assert "\x1b" not in said
+    assert "x1b[2Jgone" in said
 
 
 def test_a_toolbox_offers_all_that_is_in_it(offer: Any) -> None:
