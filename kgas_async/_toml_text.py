@@ -17,7 +17,7 @@ from ._errors import LoadError
 from ._suggest import nearest
 from ._toml_lines import KeyPath, lines_of
 from ._toml_mistakes import Mistakes
-from ._toml_top import check_laid_over, check_profiles, check_top
+from ._toml_top import LIMIT_KINDS, check_laid_over, check_profiles, check_top
 from ._toml_words import Place, Places, Reference, Unset, Variable, as_toml, dotted, mend_of_syntax
 
 __all__ = ["Document", "read"]
@@ -194,6 +194,8 @@ class _Overlay:
     ) -> None:  # fmt: skip
         if base.get("use", over.get("use")) != over.get("use", base.get("use")):
             base.clear()  # another class does not get the arguments of the former one
+        if at[0] == "limits" and any(kind in over and kind not in base for kind in LIMIT_KINDS):
+            base.clear()  # nor a limit of another kind
         for key in ("tool", "source"):
             if base.get(key, over.get(key)) != over.get(key, base.get(key)):
                 base.pop("with", None)

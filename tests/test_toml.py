@@ -423,6 +423,14 @@ def test_another_class_does_not_get_the_arguments_of_the_former(file: Path) -> N
     assert (pipeline.name, pipeline.phases[0].tool) == ("tested", pieces.halve)
 
 
+@pytest.mark.parametrize("how", ["profile", "setting"])
+def test_a_limit_of_another_kind_does_not_get_the_keys_of_the_former(file: Path, how: str) -> None:
+    text = "[limits.calls]\nrate = 5\nburst = 9\n[profile.few.limits.calls]\nconcurrency = 3\n"
+    name, settings = ("few", []) if how == "profile" else (None, ["limits.calls.concurrency=3"])
+    made = built(str(written(file, text)), name, settings)
+    assert repr(made.limits["calls"]) == "ConcurrencyLimit(3)"
+
+
 def test_variables_of_other_profiles_need_not_be_set(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KGAS_NOT_SET", raising=False)
     load_pipeline(written(file, PROFILES))
