@@ -37,7 +37,16 @@ from ._tokens import (
 )
 from ._waiting import wait_until
 
-__all__ = ["attempt_once", "attempt_with", "contained", "in_thread", "in_thread_of"]
+__all__ = [
+    "account",
+    "attempt_once",
+    "attempt_with",
+    "contained",
+    "hand_over",
+    "in_thread_of",
+    "stop",
+    "taken",
+]
 
 _set_current_work = current_work.set
 
@@ -81,7 +90,7 @@ async def _run(call: Call[Any], held: list[Any], rates: list[tuple[RateLimit, fl
     """Run the tool where it wants to run, and give its tokens back."""
     if call.bound.in_thread:
         call.attempt_context = _context(call).copy()
-        return await in_thread(call, call.attempt_context, held, rates)
+        return await _in_thread(call, call.attempt_context, held, rates)
     call.holds = call.bound.holds
     call.status = "running"
     began = perf_counter_ns()
@@ -178,7 +187,7 @@ def _inline(call: Call[Any]) -> BaseException | None:
     return late or failed
 
 
-async def in_thread(
+async def _in_thread(
     call: Call[Any], context: Context, held: Sequence[Any], rates: Sequence[tuple[RateLimit, float]]
 ) -> BaseException | None:
     """A sync tool, in a thread of the manager's, or in the worker process that it has; it gives the tokens back.
@@ -187,22 +196,10 @@ async def in_thread(
         As `attempt_once`.
     """
     bound = call.bound
-    home = bound.home
-    if bound.remote is None and (full := home.left.refusal(home.max_abandoned)) is not None:
-        give_back(held)
-        refund(rates)
-        return refused(call, full)
     bounded = bound.timeout is not None or call.deadline_at is not None
-    timed = bounded or bound.is_judged_by_time
-    call.holds = bound.holds
-    call.status = "running"
-    try:
-        work, submitted = hand_over(call, context, held, timed=timed)
-    except Exception as error:  # noqa: BLE001  (no thread can be started for it)
-        call.holds = ()
-        give_back(held)
-        refund(rates)
-        return error
+    work = hand_over(call, context, held, rates, timed=bounded or bound.is_judged_by_time)
+    if not isinstance(work, Work):
+        return work
     timed_out = False
     try:
         if bounded:
@@ -210,11 +207,11 @@ async def in_thread(
         else:
             await work.done.wait()
     except BaseException:
-        await _stop(call, work, rates)
+        await stop(call, work, rates)
         raise
     finally:
         call.holds = ()
-        _account(call, work, submitted)
+        account(call, work)
     if work.withdrawn:
         refund(rates)
         return DeadlinePassed()
@@ -255,7 +252,7 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
             late = await _wait_bounded(call, work, math.inf)
     except BaseException:
         call.grace_end = None  # the clock of this cancellation, not of the call
-        await _stop(call, work, [])
+        await stop(call, work, [])
         raise
     finally:
         call.holds = ()
@@ -264,7 +261,7 @@ async def in_thread_of(call: Call[Any], function: Callable[[], object], context:
     return not late
 
 
-def _taken(call: Call[Any], work: Work) -> BaseException | None:
+def taken(call: Call[Any], work: Work) -> BaseException | None:
     """Take what a thread gave: the value, or the error is returned."""
     if work.error is not None:
         return work.error
@@ -275,28 +272,48 @@ def _taken(call: Call[Any], work: Work) -> BaseException | None:
     return None
 
 
-def hand_over(call: Call[Any], context: Context, held: Sequence[Any], *, timed: bool) -> tuple[Work, int]:
-    """Give a sync tool's call to a thread; the work, and when that was."""
+def hand_over(
+    call: Call[Any], context: Context, held: Sequence[Any], rates: Sequence[tuple[RateLimit, float]], *, timed: bool
+) -> Work | BaseException:
+    """Give a sync tool's call, and its tokens, to a thread or to the worker process that one has.
+
+    Returns:
+        The work, or why there is none: an error as of `attempt_once`; then the tokens were given back.
+    """
     bound = call.bound
-    home = bound.home
-    function = partial(bound.function, **call.inputs)
-    work = call.work = (
-        Work(function, context, home.mailbox) if bound.remote is None else work_for(call, function, context)
-    )
-    context.run(_set_current_work, work)
-    work.is_timed = timed
-    if held:
-        work.on_end = partial(give_back, held)
-    submitted = perf_counter_ns()
-    bound.state.thread_starts += bound.remote is None
-    home.pool_of(bound).submit(work)
-    call.waits()
-    return work, submitted
+    home, remote = bound.home, bound.remote
+    if remote is None and (full := home.left.refusal(home.max_abandoned)) is not None:
+        give_back(held)
+        refund(rates)
+        return refused(call, full)
+    call.holds = bound.holds
+    call.status = "running"
+    try:
+        if remote is None:
+            work = Work(bound.function, context, home.mailbox, call.inputs)
+        else:
+            work = work_for(call, partial(bound.function, **call.inputs), context)
+        call.work = work
+        context.run(_set_current_work, work)
+        work.is_timed = timed
+        if held:
+            work.on_end = partial(give_back, held)
+        work.submitted_ns = perf_counter_ns()
+        bound.state.thread_starts += remote is None
+        home.pool_of(bound).submit(work)
+        call.waits()
+    except Exception as error:  # noqa: BLE001  (no thread can be started for it)
+        call.holds = ()
+        give_back(held)
+        refund(rates)
+        return error
+    return work
 
 
-def _account(call: Call[Any], work: Work, submitted: int) -> None:
+def account(call: Call[Any], work: Work) -> None:
+    """How long it waited for its thread, and ran."""
     now = perf_counter_ns()
-    call.wait_thread_ns += (work.started_ns or now) - submitted
+    call.wait_thread_ns += (work.started_ns or now) - work.submitted_ns
     if work.started_ns:
         call.begun_ns = call.begun_ns or work.started_ns
         call.run_ns += (work.ended_ns or now) - work.started_ns
@@ -347,7 +364,7 @@ def _thread_result(call: Call[Any], work: Work, *, timed_out: bool) -> BaseExcep
         late = _late(call, ended_at, timeout_at, None if isinstance(error, CallAborted) else error)
         if late is not None:
             return late
-    return _taken(call, work)
+    return taken(call, work)
 
 
 def _cancel_children(call: Call[Any]) -> None:
@@ -365,7 +382,7 @@ def _abandon(call: Call[Any], work: Work) -> bool:
     return True
 
 
-async def _stop(call: Call[Any], work: Work, rates: Sequence[tuple[RateLimit, float]]) -> None:
+async def stop(call: Call[Any], work: Work, rates: Sequence[tuple[RateLimit, float]]) -> None:
     """End the work of a cancelled call: unstarted work never starts, running work has its grace."""
     work.abort()
     _cancel_children(call)

@@ -13,13 +13,14 @@ from functools import partial
 from time import perf_counter_ns
 from typing import Any, Final
 
-from ._attempt import in_thread
+from ._attempt import account, hand_over, stop, taken
 from ._call import Call
 from ._context import current_call
 from ._drive import as_coroutine, resume
 from ._mailbox import NativeCancels
 from ._path import ended_by_tool, ending, note_run, perform_again, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
+from ._threads import Work
 from ._tokens import give_back, refused, take_concurrency, take_rates, wanted_rates
 
 __all__ = ["LINES_UP", "begin", "begin_admitted", "perform"]
@@ -208,7 +209,19 @@ async def _in_thread(call: Call[Any]) -> None:
         context.run(_set_current_call, call)
         held, call.holds = call.holds, ()  # they are the thread's now
         call.begun_ns = 0  # when a thread takes it up
-        failed = await in_thread(call, context, held, call.paid)
+        work = hand_over(call, context, held, call.paid, timed=False)
+        if isinstance(work, Work):
+            try:
+                await work.done.wait()
+            except BaseException:
+                await stop(call, work, call.paid)
+                raise
+            finally:
+                call.holds = ()
+                account(call, work)
+            failed = taken(call, work)
+        else:
+            failed = work
         if failed is None:
             call.end("succeeded")
         else:  # whatever it is, SystemExit too: it was raised in a thread
