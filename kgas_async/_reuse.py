@@ -219,9 +219,10 @@ async def _waited(call: Call[Any], flight: Flight) -> BaseException | None:
     return None
 
 
-def _chain(call: Call[Any] | None) -> Iterator[Call[Any]]:
+def _chain(call: Call[Any] | None) -> Iterator[int]:
+    """The numbers of a call and of those that it is nested in; what is nested in one of two attempts has that above."""
     while call is not None:
-        yield call
+        yield call.serial
         call = call.parent
 
 
@@ -233,7 +234,7 @@ def _waits_for_itself(call: Call[Any], flight: Flight) -> bool:
     seen = {flight}
     reached = [flight]
     while reached:
-        leader = reached.pop().leader
+        leader = reached.pop().leader.serial
         if leader in mine:
             return True
         for waiter, other in call.bound.home.cache_waits.items():
