@@ -18,7 +18,7 @@ from ._admission import Limit
 from ._call import Call
 from ._errors import CallRejected
 from ._keyed import FunctionFailed
-from ._order import taken_against
+from ._order import taken_against, waits_in_vain
 from ._priority import priority_of
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
@@ -89,7 +89,7 @@ async def take_concurrency(call: Call[Any], held: list[Any]) -> None:
         if limit.is_reentrant and _holds(call, limit):
             limit.join()
         elif not token.acquire_nowait():
-            if call.around and call.deadline_at is None and _entered(call).count(limit) >= limit.total:
+            if deadline_of(call) == math.inf and waits_in_vain(call, limit, token):
                 raise CallRejected(_by_this_code(call, limit))
             tell_news(call, limit)
             await _wait(call, token)
