@@ -87,7 +87,7 @@ def held_here() -> tuple[Hold, ...]:
     return held_by(Mailbox.here().task()) if _holds.get() else ()
 
 
-def waits_in_vain(call: Any, limit: Any, door: Any) -> bool:
+def waits_in_vain(call: Any, limit: Any, door: Any, here: tuple[Hold, ...] = ()) -> bool:
     """Whether all tokens that could be had here are entered by code that waits for the call.
 
     Or for one that it is nested in, in whatever task or thread; code outside of all calls included.
@@ -96,8 +96,9 @@ def waits_in_vain(call: Any, limit: Any, door: Any) -> bool:
         call: That wants one.
         limit: The limit.
         door: The same, or one key of it.
+        here: What this code has entered, where that is to wait.
     """
-    found: set[Hold] = set()
+    found = {one for one in here if one.limit is limit}
     while call is not None:
         found.update(one for one in call.around if one.is_live and one.limit is limit)
         call = None if call.is_submitted else call.parent  # nobody need wait for that one
