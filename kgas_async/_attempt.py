@@ -16,6 +16,7 @@ import anyio
 
 from ._breaker_guard import circuit_open, judged
 from ._call import Call
+from ._cancellation import failure_of
 from ._context import current_work
 from ._drive import drive
 from ._errors import CallAborted, CallTimeout
@@ -135,8 +136,8 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
     if timeout is None and call.deadline_at is None:
         try:
             call.value = await drive(context.run(partial(bound.function, **call.inputs)), context, call.waits)
-        except Exception as error:  # noqa: BLE001
-            return error
+        except BaseException as error:  # noqa: BLE001
+            return failure_of(error)
         return None
     timeout_at = math.inf if timeout is None else anyio.current_time() + timeout
     failed: BaseException | None = None
@@ -145,10 +146,10 @@ async def _on_loop(call: Call[Any]) -> BaseException | None:
         with scope:
             try:
                 call.value = await contained(call, context.run(partial(bound.function, **call.inputs)), context)
-            except Exception as error:  # noqa: BLE001
-                failed = error
-    except Exception as error:  # noqa: BLE001  (what was left of a group when the scope had taken its cancellation out)
-        failed = error
+            except BaseException as error:  # noqa: BLE001
+                failed = failure_of(error)
+    except BaseException as error:  # noqa: BLE001  (what was left of a group, its cancellation taken out by the scope)
+        failed = failure_of(error)
     # Outside the scope, where its own cancellation is gone; late is late, also where nothing was interrupted, or where
     # the tool made something else of the cancellation.
     ended_at = min(timeout_at, deadline_of(call)) + 1 if scope.cancel_called else anyio.current_time()
@@ -177,8 +178,8 @@ def _inline(call: Call[Any]) -> BaseException | None:
     try:
         call.attempt_context = _context(call).copy()
         call.value = call.attempt_context.run(partial(call.bound.function, **call.inputs))
-    except Exception as error:  # noqa: BLE001
-        failed = error
+    except BaseException as error:  # noqa: BLE001
+        failed = failure_of(error)
     if timeout is None and call.deadline_at is None:
         return failed
     late = _late(call, anyio.current_time(), timeout_at, failed)

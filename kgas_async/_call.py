@@ -53,6 +53,7 @@ class Call(Generic[R]):
     work: Work | None = None
     abandoned = False
     cancel_requested = False
+    is_submitted = False  # whoever made it goes on by itself
     announced = False  # has a call.started in the evidence
     deadline_at: float | None = None
     begun_ns = ended_ns = run_ns = 0

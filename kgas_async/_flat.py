@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ._attempt import account, hand_over, stop, taken
 from ._call import Call
+from ._cancellation import is_failure
 from ._context import current_call
 from ._drive import as_coroutine, resume
 from ._mailbox import NativeCancels
@@ -177,7 +178,7 @@ async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any, 
 
 def _may_go_on(call: Call[Any], error: BaseException) -> bool:
     """Whether a call may have another attempt after this error; then it holds nothing any more."""
-    if call.bound.retry is None or call.ended_ns or not isinstance(error, Exception):
+    if call.bound.retry is None or call.ended_ns or not is_failure(error):
         return False
     held, call.holds = call.holds, ()
     give_back(held)  # and not as of a call that has ended: whoever gets them is to begin while this one sleeps

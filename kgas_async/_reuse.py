@@ -22,7 +22,14 @@ from ._cancellation import hook_failure
 from ._errors import CallError, shown
 from ._mailbox import Gate
 from ._records import call_fields, error_fields
-from ._tokens import DeadlinePassed, deadline_of, refuse_own_chain, with_defaults
+from ._tokens import (
+    DeadlinePassed,
+    chain_of,
+    deadline_of,
+    refuse_own_chain,
+    wants_what_is_held,
+    with_defaults,
+)
 
 __all__ = ["FlightFailed", "reused_or_run"]
 
@@ -86,6 +93,12 @@ class Flight:
         for gate in self.waiting.values():
             gate.set()
 
+    def send_off(self, call: Call[Any]) -> None:
+        """One of those who wait is to run by itself, whatever becomes of the others."""
+        gate = self.waiting.pop(call, None)
+        if gate is not None:
+            gate.set()
+
     def pass_on(self) -> None:
         """The leader has no result to share: the next one runs, if there is one."""
         if not self.waiting:
@@ -135,7 +148,7 @@ async def reused_or_run(call: Call[Any], cache: Cache, run: Run) -> BaseExceptio
             return None
         if flight.end == "failure" and _tries_alike(call, flight.leader):
             return _failed_with(call, flight.leader)
-        if flight.end is not None:
+        if flight.end is not None or flight.leader is not call:
             return await run(call)
         flight.lead(call)
     return await _led(call, cache, key, flight, run, is_kept=is_kept)
@@ -219,28 +232,30 @@ async def _waited(call: Call[Any], flight: Flight) -> BaseException | None:
     return None
 
 
-def _chain(call: Call[Any] | None) -> Iterator[Call[Any]]:
-    while call is not None:
-        yield call
-        call = call.parent
-
-
 def _waits_for_itself(call: Call[Any], flight: Flight) -> bool:
-    """Whether the flight's leader waits for a call that this one is nested in, by whatever flights and nested calls."""
-    if call.parent is None:
+    """Whether the flight's leader waits for a call that this one is nested in, by whatever flights and nested calls.
+
+    Or for a token that one of those holds, or code that waits for it.
+    """
+    if call.parent is None and not call.around:
         return False
-    mine = set(_chain(call.parent))
+    home = call.bound.home
+    mine = set(chain_of(call.parent))
     seen = {flight}
     reached = [flight]
     while reached:
-        leader = reached.pop().leader
+        leader = reached.pop().leader.serial
         if leader in mine:
             return True
-        for waiter, other in call.bound.home.cache_waits.items():
-            if other not in seen and leader in _chain(waiter):
+        for waiter, other in home.cache_waits.items():
+            if other not in seen and leader in chain_of(waiter):
                 seen.add(other)
                 reached.append(other)
-    return False
+    leaders = {one.leader.serial for one in seen}
+    return any(
+        one.status == "waiting" and one.bound.limits and wants_what_is_held(one, call) and leaders & set(chain_of(one))
+        for one in home.calls_open.values()
+    )
 
 
 async def _asked(call: Call[Any], cache: Cache, what: Literal["get", "set"], *args: Any) -> Any:

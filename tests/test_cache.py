@@ -438,6 +438,44 @@ async def test_a_call_that_would_wait_for_itself_runs() -> None:
             assert await manager.execute(one, depth=1, key="a") == 2
 
 
+@pytest.mark.parametrize("waits_first", [True, False])
+async def test_a_call_that_holds_what_the_one_that_it_would_wait_for_needs_runs_by_itself(waits_first: bool) -> None:
+    limit = ConcurrencyLimit(1)
+    is_there, may_go_on = anyio.Event(), anyio.Event()
+
+    @tool(policy=Policy(concurrency=limit))
+    async def limited() -> int:
+        return 1
+
+    @tool(policy=Policy(cache=60))
+    async def shared(x: int) -> int:
+        if waits_first:
+            is_there.set()
+            await may_go_on.wait()
+        return await current().execute(limited)  # type: ignore[no-any-return]
+
+    @tool(policy=Policy(concurrency=limit))
+    async def holds() -> int:
+        if not waits_first:
+            is_there.set()
+            await may_go_on.wait()
+        return await current().execute(shared, x=1)  # type: ignore[no-any-return]
+
+    first, second = (shared.using(), holds) if waits_first else (holds, shared.using())
+    async with ServiceManager(log=None) as manager:
+        with anyio.fail_after(10):
+            calls = {}
+            for one in (first, second):
+                calls[one.name] = manager.submit(one, **({"x": 1} if one.name == "shared" else {}))
+                await is_there.wait()
+            await anyio.wait_all_tasks_blocked()
+            may_go_on.set()
+            refused = await calls["holds"].outcome()
+            assert (await calls["shared"].outcome()).value == 1
+        assert "which tool 'holds' holds while it waits" in str(refused.error)
+    assert_clean(manager, limit)
+
+
 def test_calls_that_would_wait_for_each_other_run() -> None:
     async def main() -> None:
         ran: Counter[str] = Counter()
