@@ -131,6 +131,25 @@ async def test_a_failed_run_level_phase_is_on_the_report_and_skips_what_needs_it
         report.raise_for_failures()
 
 
+async def test_a_run_level_phase_whose_when_raises_has_its_end_on_record() -> None:
+    def odd(values: list[float]) -> bool:
+        raise LookupError(f"none of {values}")
+
+    pipeline = Pipeline(
+        "p",
+        Phase("half", half),
+        Phase("sum", total, bind={"values": "half"}, collect=True, when=odd),
+        Phase("next", same, bind={"x": "sum"}),
+    )
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None, redact=["values"]) as manager:
+        report = await manager.run(pipeline, [{"x": 246913578}])
+    assert (list(report.errors), report.ok) == (["sum"], False)
+    (record,) = (record for record in sink.records if record["event"] == "call.failed")
+    assert (record["phase"], record["status"], record["attempt"]) == ("sum", "failed", 0)
+    assert record["error"] == {"type": "PipelineError", "message": "phase 'sum': LookupError('none of [[redacted]]')"}
+
+
 async def test_run_level_phases_run_when_the_last_outcome_of_a_stream_was_taken() -> None:
     ran = []
 
