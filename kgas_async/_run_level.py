@@ -74,6 +74,10 @@ class RunLevel:
     def tell(self, report: RunReport) -> None:
         """Put on the report what came of them."""
         report.results, report.missing = self.results, self.missing
+        for name in self._plan.phases:  # as declared, whichever has ended first, on whichever loop
+            for found in (self.results, self.missing, self.outcomes):
+                if name in found:
+                    found[name] = found.pop(name)
         for name, outcome in self.outcomes.items():
             if outcome.error is not None and outcome.status != "skipped":
                 report.errors[name] = outcome.error

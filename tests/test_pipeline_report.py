@@ -131,6 +131,28 @@ async def test_a_failed_run_level_phase_is_on_the_report_and_skips_what_needs_it
         report.raise_for_failures()
 
 
+async def test_results_and_errors_are_told_as_declared_whichever_ends_first() -> None:
+    ended = {name: anyio.Event() for name in "dbca"}
+    before = {"d": "b", "b": "c", "c": "a"}  # each waits for the one behind it
+
+    def phase(name: str) -> Phase:
+        @tool(name=f"makes_{name}")
+        async def makes(values: list[float]) -> str:
+            if name in before:
+                await ended[before[name]].wait()
+            ended[name].set()
+            if name in "dc":
+                raise OSError(name)
+            return name
+
+        return Phase(name, makes, bind={"values": "half"}, collect=True)
+
+    async with ServiceManager() as manager:
+        report = await manager.run(Pipeline("p", Phase("half", half), *map(phase, "dbca")), numbers(3))
+    assert list(report.results) == ["b", "a"]
+    assert list(report.errors) == ["d", "c"]
+
+
 async def test_a_run_level_phase_whose_when_raises_has_its_end_on_record() -> None:
     def odd(values: list[float]) -> bool:
         raise LookupError(f"none of {values}")
