@@ -74,13 +74,17 @@ class RunLevel:
     def tell(self, report: RunReport) -> None:
         """Put on the report what came of them."""
         report.results, report.missing = self.results, self.missing
-        for name in self._plan.phases:  # as declared, whichever has ended first, on whichever loop
-            for found in (self.results, self.missing, self.outcomes):
-                if name in found:
-                    found[name] = found.pop(name)
+        for found in (self.results, self.missing, self.outcomes):
+            self._put_in_order(found)
         for name, outcome in self.outcomes.items():
             if outcome.error is not None and outcome.status != "skipped":
                 report.errors[name] = outcome.error
+
+    def _put_in_order(self, found: dict[str, Any]) -> None:
+        """As declared, whichever has ended first, on whichever loop."""
+        for name in self._plan.phases:
+            if name in found:
+                found[name] = found.pop(name)
 
     # --- live ones
 
