@@ -56,15 +56,18 @@ class Flight:
         leader: The one that runs.
         waiting: The others, and where each waits.
         end: What those who wait are to do: take its value or its failure, run by themselves; None while it runs.
+        value: That value. Who made the leader's call may do with that what it wants before they come to it: a pipeline
+            lets go of what it expands.
         is_own_end: Whether it is coming to an end that is its own, its deadline's.
     """
 
-    __slots__ = ("end", "flights", "is_own_end", "leader", "slot", "waiting")
+    __slots__ = ("end", "flights", "is_own_end", "leader", "slot", "value", "waiting")
 
     def __init__(self, leader: Call[Any], flights: dict[Any, Flight], slot: Any) -> None:
         self.leader = leader
         self.waiting: dict[Call[Any], Gate] = {}
         self.end: Literal["value", "failure", "alone"] | None = None
+        self.value: Any = None
         self.is_own_end = False
         self.flights = flights
         self.slot = slot
@@ -78,6 +81,7 @@ class Flight:
 
     def _ended(self, before: Callable[[Any], object] | None, call: Call[Any]) -> None:
         if call.ok:
+            self.value = call.value
             readable = not isinstance(call.value, (Iterator, AsyncIterator))
             self._land("value" if readable else "alone")
         elif call.status in ("failed", "timed_out") and not self.is_own_end:
@@ -144,7 +148,7 @@ async def reused_or_run(call: Call[Any], cache: Cache, run: Run) -> BaseExceptio
         if ended is not None:
             return ended
         if flight.end == "value":
-            _shared(call, cache, flight.leader)
+            _shared(call, cache, flight)
             return None
         if flight.end == "failure" and _tries_alike(call, flight.leader):
             return _failed_with(call, flight.leader)
@@ -185,9 +189,10 @@ def _hit(call: Call[Any], cache: Cache, value: Any) -> None:
     call.reused = True
 
 
-def _shared(call: Call[Any], cache: Cache, leader: Call[Any]) -> None:
+def _shared(call: Call[Any], cache: Cache, flight: Flight) -> None:
+    leader = flight.leader
     cache.count("shared")
-    call.value = leader.value
+    call.value = flight.value
     call.answered_by = leader.answered_by
     call.reused = True
     call.reused_from = leader.id

@@ -631,6 +631,29 @@ async def test_a_phase_reuses_and_its_items_succeed() -> None:
     assert look.now.calls == {"a": 1, "b": 1}
 
 
+@pytest.mark.parametrize("ttl", [0, 60])
+async def test_who_shares_a_value_has_it_though_a_pipeline_takes_that_apart(ttl: float) -> None:
+    look = Look()
+    phase = Phase("found", look, expand="part", policy=Policy(cache=ttl))
+    pipeline = Pipeline("p", phase, Phase("up", whole, bind={"word": "part"}), item=["key"])
+    taken: list[Any] = []
+
+    async def beside() -> None:
+        await checkpoint()  # the items have come by now
+        taken.append(await manager.execute(look.using(cache=phase.policy.cache), key="a"))
+
+    async with ServiceManager() as manager, anyio.create_task_group() as group:
+        group.start_soon(beside)
+        report = await manager.run(pipeline, [{"key": "a"}] * 5, keep="all")
+    assert [outcome.value for outcome in report.outcomes] == [["A", "0"]] * 5
+    assert taken == [["a", "0"]]
+
+
+@tool
+async def whole(word: str) -> str:
+    return word.upper()
+
+
 async def test_gather_race_and_batches_take_reused_values() -> None:
     @tool(policy=Policy(cache=60))
     async def doubles(xs: list[int]) -> list[int]:
