@@ -13,11 +13,11 @@ from functools import partial
 from time import perf_counter_ns
 from typing import Any, Final
 
-from ._attempt import account, hand_over, stop, taken
 from ._call import Call
 from ._cancellation import is_failure
 from ._context import current_call
 from ._drive import as_coroutine, resume
+from ._in_thread import account, hand_over, stop, taken
 from ._mailbox import NativeCancels
 from ._path import ended_by_tool, ending, note_run, perform_again, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
