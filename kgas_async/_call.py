@@ -374,7 +374,7 @@ def _give_layout() -> None:
     names = "bound serial inputs created_ns item parent deadline_at index _host attempt status waited holds begun_ns "
     names += "value run_ns ended_ns error context work wait_concurrency_ns wait_thread_ns wait_rate_ns paid around "
     first: Call[Any] = object.__new__(Call)
-    for name in (names + "noted on_end _done").split():  # 28: 30, less one for each instance made before
+    for name in (names + "noted on_end _done is_submitted").split():  # 29: 30, less one for each instance made before
         setattr(first, name, None)
 
 
