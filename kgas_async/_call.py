@@ -303,7 +303,7 @@ class Call(Generic[R]):
 
     def unwrap(self) -> R:
         """The value of a call that has ended, or its error raised."""
-        if self.ok:
+        if self.status in SUCCESSES:
             result: R = self.value
             return result
         raise self.error or self.cancelled_error()
