@@ -17,7 +17,7 @@ import anyio
 from ._breaker_guard import circuit_open, judged
 from ._call import Call
 from ._cancellation import failure_of
-from ._drive import drive
+from ._drive import drive, own_error
 from ._in_thread import attempt_in_thread, cancel_children, late_error
 from ._mailbox import OpenScopes
 from ._rate import RateLimit
@@ -143,7 +143,7 @@ def _inline(call: Call[Any]) -> BaseException | None:
         call.attempt_context = _context(call).copy()
         call.value = call.attempt_context.run(partial(call.bound.function, **call.inputs))
     except BaseException as error:  # noqa: BLE001
-        failed = failure_of(error)
+        failed = failure_of(own_error(error))
     if timeout is None and call.deadline_at is None:
         return failed
     late = late_error(call, anyio.current_time(), timeout_at, failed)

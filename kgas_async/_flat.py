@@ -16,7 +16,7 @@ from typing import Any, Final
 from ._call import Call
 from ._cancellation import is_failure
 from ._context import current_call
-from ._drive import as_coroutine, resume
+from ._drive import as_coroutine, own_error, resume
 from ._in_thread import account, hand_over, stop, taken
 from ._mailbox import NativeCancels
 from ._path import ended_by_tool, ending, note_run, perform_again, perform_fully
@@ -148,7 +148,8 @@ def _start(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
         else:
             return _resume(call, coroutine, context, step, native)
         _succeeded(call)
-    except BaseException as error:
+    except BaseException as raised:
+        error = own_error(raised)
         call.context = context
         if _may_go_on(call, error):
             return perform_again(call, error, native)
