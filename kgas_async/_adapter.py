@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from ._bare import run_bare
 from ._elsewhere import check_process, remote
 from ._fingerprint import attributes_of
-from ._legacy import describe, is_async, method_of, method_of_class, name_of
+from ._legacy import describe, is_async, method_of, method_of_class, name_of, refuse_unbound
 from ._limits import ConcurrencyLimit
 from ._offload import LegacyFunction
 from ._policy import POLICY_FIELDS, Policy
@@ -330,6 +330,7 @@ def _check_target(tool: ToolAdapter[..., Any], legacy: object, factory: object) 
         raise TypeError(f"{legacy.__name__} is a class with .execute; pass an object, or factory={legacy.__name__}")
     if tool._method is not None and not isinstance(tool._method, str):
         raise TypeError(f"method= is a name, not {tool._method!r}")
+    refuse_unbound(legacy, tool._method)
     if tool._inner is not None and tool._method is not None:
         raise TypeError("method= does not apply to a KGASTool")
     if tool._sync is not None and tool._model is not None:
