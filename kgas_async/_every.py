@@ -16,7 +16,7 @@ from ._outcome import Outcome
 from ._policy_checks import services_of
 from ._service import Service
 from ._suggest import nearest
-from ._tool import KGASTool
+from ._tool import KGASTool, no_tool_error
 
 __all__ = ["Every"]
 
@@ -52,7 +52,7 @@ class Every(Service):
     ) -> None:
         self.seconds = check_seconds("seconds", seconds, zero=False)
         if not isinstance(tool, KGASTool):
-            raise TypeError(f"Every takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
+            raise no_tool_error("Every takes a tool", tool)
         self.tool = tool
         self.inputs = dict(inputs or {})
         self.overlap = overlap

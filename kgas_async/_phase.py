@@ -11,7 +11,7 @@ from ._offload import gives_coroutine
 from ._policy import Policy
 from ._policy_checks import check_policy
 from ._suggest import nearest
-from ._tool import KGASTool
+from ._tool import KGASTool, no_tool_error
 
 __all__ = ["Phase"]
 
@@ -60,7 +60,7 @@ class Phase:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"the name of a phase is an identifier, since inputs are bound by it, not {name!r}")
         if not isinstance(tool, KGASTool):
-            raise TypeError(f"phase {name!r} takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
+            raise no_tool_error(f"phase {name!r} takes a tool", tool)
         self.name = name
         self.tool = tool
         self.bind = _checked_bind(name, bind)

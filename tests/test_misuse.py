@@ -15,9 +15,11 @@ from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
 from kgas_async import (
+    Batcher,
     CallFailed,
     CallRejected,
     CallTimeout,
+    Every,
     InvalidInputs,
     KGASTool,
     ManagerClosed,
@@ -33,6 +35,7 @@ from kgas_async import (
     ServiceManager,
     ServiceStartFailed,
     ToolAdapter,
+    Toolbox,
     current,
     tool,
 )
@@ -46,6 +49,11 @@ async def f(text: str) -> str:
 
 class MyTool(KGASTool):
     async def execute_async(self, *, text: str) -> str:
+        return text
+
+
+class LegacyTool:
+    def execute(self, text: str) -> str:
         return text
 
 
@@ -87,6 +95,29 @@ MADE: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "tool(Class)": (lambda: tool(MyTool), TypeError, "this is the class; its objects are tools already: MyTool(...)"),
     "factory=Class": (lambda: ToolAdapter(factory=MyTool), TypeError, "this is the class"),
     "ToolAdapter(Class)": (lambda: ToolAdapter(MyTool), TypeError, "this is the class"),
+    "Phase('g', Class)": (
+        lambda: Phase("g", MyTool),  # type: ignore[arg-type]
+        TypeError,
+        "phase 'g' takes a tool, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "Every(60, Class)": (
+        lambda: Every(60, MyTool),  # type: ignore[arg-type]
+        TypeError,
+        "Every takes a tool, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "Batcher(Class)": (
+        lambda: Batcher(MyTool),
+        TypeError,
+        "Batcher takes a tool, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "Toolbox(Class)": (
+        lambda: Toolbox(MyTool),  # type: ignore[arg-type]
+        TypeError,
+        "a Toolbox takes tools, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "fallback=Class": (lambda: Policy(fallback=MyTool), TypeError, "its objects are tools: MyTool(...)"),
+    "a legacy class": (lambda: Phase("g", LegacyTool), TypeError, "wrap it: tool(...) or ToolAdapter(...)"),  # type: ignore[arg-type]
+    "a legacy object": (lambda: Phase("g", LegacyTool()), TypeError, "wrap it: tool(...) or ToolAdapter(...)"),  # type: ignore[arg-type]
     "a service without running": (no_running, TypeError, "Store has no running(); write '@asynccontextmanager'"),
     "running without decorator": (undecorated, TypeError, "write '@asynccontextmanager' above it"),
     "Retry(on=BaseException)": (lambda: Retry(on=BaseException), TypeError, "what ends a program"),  # type: ignore[arg-type]
@@ -114,6 +145,11 @@ MADE: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "blocking('tri')": (lambda: ServiceManager().blocking("tri"), ValueError, "did you mean 'trio'?"),
 }
+
+
+def test_what_cannot_be_wrapped_is_not_told_to_be() -> None:
+    with pytest.raises(TypeError, match=r"^phase 'g' takes a tool, not 'load'$"):
+        Phase("g", "load")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", MADE)
