@@ -27,6 +27,7 @@ from ._policy_checks import services_of
 from ._service import Service
 from ._session import Session
 from ._signature import Signature
+from ._suggest import suggests
 from ._tool import KGASTool, SupportsExecute, no_tool_error
 
 __all__ = ["BatchedTool", "Batcher"]
@@ -103,6 +104,7 @@ class Batcher(Service, Generic[R]):
         TypeError: The tool takes no list, or needs an input that is none and is not in ``inputs``.
     """
 
+    @suggests
     def __init__(
         self,
         tool: SupportsExecute[..., Sequence[R | Exception]],

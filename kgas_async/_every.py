@@ -15,7 +15,7 @@ from ._limits import check_seconds
 from ._outcome import Outcome
 from ._policy_checks import services_of
 from ._service import Service
-from ._suggest import nearest
+from ._suggest import nearest, suggests
 from ._tool import KGASTool, no_tool_error
 
 __all__ = ["Every"]
@@ -47,6 +47,7 @@ class Every(Service):
         TypeError, ValueError: Inputs that the tool does not take, or not all that it needs; no time between runs.
     """
 
+    @suggests
     def __init__(
         self, seconds: float, tool: KGASTool, inputs: Mapping[str, Any] | None = None, *, overlap: bool = False
     ) -> None:

@@ -230,6 +230,7 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     # --- calls
 
+    @suggests
     def options(self, *, name: str | None = None, replace: bool = False, priority: int | None = None) -> CallOptions:
         """How the next call is made: ``await manager.options(name="nightly").execute(tool, ...)``.
 

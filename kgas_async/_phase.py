@@ -10,7 +10,7 @@ from ._limits import check_count, check_seconds
 from ._offload import gives_coroutine
 from ._policy import Policy
 from ._policy_checks import check_policy
-from ._suggest import nearest
+from ._suggest import nearest, suggests
 from ._tool import KGASTool, no_tool_error
 
 __all__ = ["Phase"]
@@ -41,6 +41,7 @@ class Phase:
             keeps its values otherwise than the journal's other ones.
     """
 
+    @suggests
     def __init__(
         self,
         name: str,

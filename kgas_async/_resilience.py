@@ -30,6 +30,7 @@ class exponential:  # noqa: N801  (reads as the function that it stands for; a c
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 (full jitter).
     """
 
+    @suggests
     def __init__(self, first: float = 0.1, factor: float = 2.0, cap: float = 30.0, jitter: float = 1.0) -> None:
         self.first = check_seconds("exponential(first)", first)
         self.factor = check_seconds("exponential(factor)", factor, zero=False)
@@ -63,6 +64,7 @@ class linear:  # noqa: N801
         jitter: The share of each wait that is drawn at random: 1.0 draws from all of it, 0.0 from none.
     """
 
+    @suggests
     def __init__(self, first: float = 0.1, step: float | None = None, cap: float = 30.0, jitter: float = 1.0) -> None:
         self.first = check_seconds("linear(first)", first)
         self.step = self.first if step is None else check_seconds("linear(step)", step)
