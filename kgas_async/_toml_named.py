@@ -168,10 +168,20 @@ class Named:
             return self.services[name]
         if name in self._refused:
             raise Follows(name)
+        circle = self._circle(name, (), set())
+        if not self._refused.issuperset(circle):
+            self._tell_circle(circle)
+        if name in circle:
+            raise Follows(name)
         self._refused.add(name)  # unless all goes well
+        service = self._made_service(name)
+        self._refused.remove(name)
+        self.services[name] = service
+        return service
+
+    def _made_service(self, name: str) -> Any:
         place: KeyPath = ("services", name)
         table = self.declared[name]
-        self._refuse_circle(name, (), set())
         target = table["use"]
         given = {key: value for key, value in table.items() if key != "use"}
         found = self.load_with(target, (*place, "use"), given, place)
@@ -190,19 +200,25 @@ class Named:
                 (*place, "use"), f"{target} gives {shown(service)}, which is no service (a Service, or an async "
                 f"context manager)"
             )  # fmt: skip
-        self._refused.remove(name)
-        self.services[name] = service
         return service
 
-    def _refuse_circle(self, name: str, above: tuple[str, ...], done: set[str]) -> None:
+    def _circle(self, name: str, above: tuple[str, ...], done: set[str]) -> tuple[str, ...]:
+        """The services that need each other in a circle, at or below this one, if there are such."""
         if name in above:
-            members = above[above.index(name) :]
-            self._refused.update(members)
-            circle = " -> ".join([*members, name])
-            raise self.places.error(
-                ("services", name), f"services need each other in a circle: {circle}; take one of the references out"
-            )
+            return above[above.index(name) :]
         for reference in references_in(self.declared[name]):
             if reference in self.declared and reference not in done:
-                self._refuse_circle(reference, (*above, name), done)
+                found = self._circle(reference, (*above, name), done)
+                if found:
+                    return found
         done.add(name)
+        return ()
+
+    def _tell_circle(self, members: tuple[str, ...]) -> None:
+        circle = " -> ".join([*members, members[0]])
+        said = f"services need each other in a circle: {circle}; take one of the references out"
+        self.mistakes.tell(self.places.error(("services", members[0]), said))
+        self._refused.update(members)
+        for name in members:  # none can be made, but what else is wrong with them is told
+            with self.mistakes.telling():
+                self._made_service(name)

@@ -241,10 +241,16 @@ store = "$store"
 use = "P:Store"
 path = "a"
 other = "$b"
+size = "three"                                #! services.a.size
 [services.b]
 use = "P:Store"
-path = "b"
+pth = "b"                                     #! services.b.pth
 other = "$a"
+[services.above]
+use = "P:Store"
+path = "c"
+other = "$a"
+size = "four"                                 #! services.above.size
 
 [limits.calls]
 rate = "5"                                    #! limits.calls.rate
@@ -277,6 +283,7 @@ amount = "many"                               #! phase.add.with.amount
 sorce = 3                                     #! phase.add.with.sorce
 [phase.policy.retry]
 on = ["ConectionError", "OSError"]            #! phase.add.policy.retry.on[0]
+attempts = 0                                  #! phase.add.policy.retry.attempts
 wait = "P:wait_off"                           #! phase.add.policy.retry.wait
 after = "P:delay_off"                         #! phase.add.policy.retry.after
 
@@ -306,6 +313,8 @@ after = "c"
 name = "many"
 tool = "P:upto"
 policy.timeout = -1                           #! phase.many.policy.timeout
+policy.retry.attempts = -1                    #! phase.many.policy.retry.attempts
+policy.retry.wait = -1                        #! phase.many.policy.retry.wait
 expand = "part"
 
 [[phase]]
