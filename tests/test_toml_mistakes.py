@@ -160,7 +160,12 @@ CASES = [
     case("unset_variable", '[services.store]\nuse = "P:Store"\npath = "${KGAS_NOT_SET}/x" #!\n', "services.store.path", "KGAS_NOT_SET is not set", "${KGAS_NOT_SET:-...}"),
     case("variable_not_closed", '[services.store]\nuse = "P:Store"\npath = "${HOME" #!\n', "services.store.path", "is not closed by }"),
     case("no_variable", '[services.store]\nuse = "P:Store"\npath = "${my-home}" #!\n', "services.store.path", "${my-home} names no variable"),
-    case("variable_is_no_number", 'policy.timeout = "${KGAS_TEXT}" #!\n', "phase.twice.policy.timeout", 'not "soon"'),
+    case("variable_is_no_number", 'policy.timeout = "${KGAS_TEXT}" #!\n', "phase.twice.policy.timeout", 'not "soon" (the value is from ${KGAS_TEXT})'),
+    case("variable_is_too_little", 'policy.timeout = "${KGAS_LITTLE:-3}" #!\n', "phase.twice.policy.timeout", "not -5 (the value is from ${KGAS_LITTLE})"),
+    case("default_is_no_number", 'policy.timeout = "${KGAS_NOT_SET:-late}" #!\n', "phase.twice.policy.timeout", 'not "late" (the value is from the default of ${KGAS_NOT_SET})'),
+    case("variable_of_an_argument", '[services.store]\nuse = "P:Store"\npath = "a"\nsize = "${KGAS_TEXT}" #!\n', "services.store.size", 'not "soon"', "from ${KGAS_TEXT}"),
+    case("variable_is_no_module", '[[phase]]\nname = "b"\ntool = "${KGAS_TEXT}:double" #!\n', "phase.b.tool", "there is no module 'soon'", "from ${KGAS_TEXT}"),
+    case("variable_in_a_list", 'policy.retry.on = ["OSError", "${KGAS_TEXT}"] #!\n', "phase.twice.policy.retry.on[1]", "'soon' is no error", "from ${KGAS_TEXT}"),
     case("misspelt_phase_of_a_profile", "[profile.prod.phase.twise.policy] #!\ntimeout = 3\n", "profile.prod.phase.twise", "there is no phase 'twise'", "did you mean 'twice'?"),
     case("misspelt_part_of_a_profile", "[profile.prod.phases.twice.policy] #!\ntimeout = 3\n", "profile.prod.phases", "did you mean 'phase'?"),
     case("misspelt_policy_of_a_profile", "[profile.prod.phase.twice.policy]\ntimeot = 3 #!\n", "profile.prod.phase.twice.policy.timeot", "did you mean 'timeout'?"),
@@ -174,6 +179,7 @@ def test_a_mistake_is_told_with_file_line_key_and_mend(
 ) -> None:
     monkeypatch.delenv("KGAS_NOT_SET", raising=False)
     monkeypatch.setenv("KGAS_TEXT", "soon")
+    monkeypatch.setenv("KGAS_LITTLE", "-5")
     text = mistake.text if "[pipeline]" in mistake.text or "[[pipeline]]" in mistake.text else HEAD + mistake.text
     file = tmp_path / "mine.toml"
     file.write_text(text)
@@ -186,6 +192,14 @@ def test_a_mistake_is_told_with_file_line_key_and_mend(
     for part in mistake.said:
         assert part.replace("P:", f"{P}:") in message
     assert "\n" not in message
+
+
+def test_a_mistake_that_shows_no_value_names_no_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KGAS_TEXT", "soon")
+    file = tmp_path / "mine.toml"
+    file.write_text(HEAD + 'policy.timeot = "${KGAS_TEXT}"\n')
+    with pytest.raises(LoadError, match=r"did you mean 'timeout'\?$"):
+        load_pipeline(file)
 
 
 def test_there_are_enough_of_them() -> None:
