@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ._errors import KgasAsyncError, LoadError, shown, text_of
-from ._loading import load
+from ._loading import NoModule, folder_of, load
 from ._service import Service
 from ._suggest import nearest
 from ._toml_arguments import LOAD, Arguments, references_in
@@ -47,6 +49,7 @@ class Named:
         self._limit_names = tables.limits.keys()
         self.declared: Mapping[str, Any] = document.values.get("services", {})
         self._refused: set[str] = set()  # services that cannot be made
+        self._not_looked_in: set[Path] = set()  # folders in which modules lie; told once
 
     # --- names and calls
 
@@ -54,7 +57,22 @@ class Named:
         """What ``module:attribute`` names."""
         if isinstance(target, Unset):
             raise Follows(target)
-        return self.at(at, load, target)
+        try:
+            return self.at(at, load, target)
+        except LoadError as error:
+            module = target.partition(":")[0]
+            folder = folder_of(module, self.places.file) if isinstance(error.__cause__, NoModule) else None
+            if folder is None:
+                raise
+            if folder in self._not_looked_in:
+                raise Follows(target) from error
+            self._not_looked_in.add(folder)
+            where = shlex.quote(str(folder))
+            said = (
+                f"there is no module {module!r} in {Path.cwd()}: it lies in the folder {folder}, and modules are "
+                f"looked up from the working directory, wherever the file is; cd {where} first, or set PYTHONPATH={where}"
+            )
+            raise self.places.error(at, said) from error
 
     def load_with(self, target: str, at: KeyPath, given: Mapping[str, Any], at_given: KeyPath) -> Any:
         """The same of what has arguments; where it cannot be found, what they refer to is looked up all the same."""

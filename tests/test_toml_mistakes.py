@@ -5,6 +5,7 @@ In a case the wrong line is the one that ends in `#!`. What has no `[pipeline]` 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
@@ -200,6 +201,31 @@ def test_a_mistake_that_shows_no_value_names_no_variable(tmp_path: Path, monkeyp
     file.write_text(HEAD + 'policy.timeot = "${KGAS_TEXT}"\n')
     with pytest.raises(LoadError, match=r"did you mean 'timeout'\?$"):
         load_pipeline(file)
+
+
+def test_modules_that_lie_beside_the_file_and_not_here_are_told_once_with_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "over there", tmp_path / "here"
+    (there / "sub").mkdir(parents=True)
+    here.mkdir()
+    (there / "kgmine.py").write_text("def source(): ...\n")
+    (there / "sub" / "kgother.py").write_text("def double(x): ...\n")
+    file = there / "sub" / "mine.toml"
+    tools = ("kgmine:double", "sub.kgother:double", "kgother:double", "kgother:double", "kgnowhere:double")
+    phases = [f'[[phase]]\nname = "p{number}"\ntool = "{tool}"\n' for number, tool in enumerate(tools)]
+    file.write_text('[pipeline]\nname = "p"\nsource = "kgmine:source"\n' + "".join(phases))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(here)
+    with pytest.raises(LoadError) as caught:
+        load_pipeline(file)
+    first, second, third = str(caught.value).splitlines()
+    mend = "are looked up from the working directory, wherever the file is; cd '{0}' first, or set PYTHONPATH='{0}'"
+    assert f"6: phase.p0.tool: there is no module 'kgmine' in {here}: it lies in the folder {there}, " in first
+    assert first.endswith(mend.format(there))
+    assert f"phase.p2.tool: there is no module 'kgother' in {here}: it lies in the folder {there / 'sub'}, " in second
+    assert second.endswith(mend.format(there / "sub"))
+    assert f"phase.p4.tool: there is no module 'kgnowhere' in {here} or among what is installed" in third
 
 
 def test_there_are_enough_of_them() -> None:
