@@ -70,7 +70,8 @@ class Named:
             where = shlex.quote(str(folder))
             said = (
                 f"there is no module {module!r} in {Path.cwd()}: it lies in the folder {folder}, and modules are "
-                f"looked up from the working directory, wherever the file is; cd {where} first, or set PYTHONPATH={where}"
+                f"looked up from the working directory, wherever the file is; cd {where} first, "
+                f"or set PYTHONPATH={where}"
             )
             raise self.places.error(at, said) from error
 
