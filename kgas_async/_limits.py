@@ -243,5 +243,7 @@ class KeyTokens:
 
 
 def named(value: object) -> str:
-    """A function by its name, anything else by its repr."""
+    """A function or class by its name, a tuple by those of its parts, anything else by its repr."""
+    if type(value) is tuple:
+        return f"({', '.join(map(named, value))}{',' if len(value) == 1 else ''})"
     return getattr(value, "__qualname__", repr(value))

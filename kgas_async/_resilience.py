@@ -11,7 +11,7 @@ from typing import Any
 
 from ._budget import RetryBudget
 from ._errors import CallAborted, InvalidInputs
-from ._limits import check_count, check_seconds
+from ._limits import check_count, check_seconds, named
 from ._matching import ErrorMatch, checked_match, matches, refuse_async
 from ._suggest import suggests
 
@@ -139,7 +139,7 @@ class Retry:
 
     def __repr__(self) -> str:
         budget = "" if self.budget is None else f", budget={self.budget!r}"
-        return f"Retry({self.attempts}, on={self.on!r}, wait={self.wait!r}{budget})"
+        return f"Retry({self.attempts}, on={named(self.on)}, wait={self.wait!r}{budget})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Retry) and vars(self) == vars(other)
