@@ -145,8 +145,8 @@ def test_what_no_process_can_import_is_refused_where_it_is_declared() -> None:
     """
     with Program(code) as running:  # python -c
         said = running.rest()
-        assert len(said) == 3
-        assert all(what in one for what, one in zip(("the function here", "the factory Legacy", "returns= here"), said))
+        words = ("the function here", "the factory Legacy", "returns= here")
+        assert all(what in one for what, one in zip(words, said, strict=True))
         assert all("is defined in a program that no other process can import" in one for one in said)
         assert all("put it into a module of its own, or use offload='thread'" in one for one in said)
 
