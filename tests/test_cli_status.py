@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,13 @@ async def test_of_a_second_run_at_work_only_its_own_items_are_counted_and_no_ele
         async with manager.stream(pipeline, [{"x": x} for x in (2, 3, 4)]) as outcomes:
             for _ in range(2):
                 await anext(outcomes)
+            picture = None
             with anyio.fail_after(30):
-                while file.board is None or file.board.ended_in("papers/holds") < 2:
+                while picture is None or picture.items.total != 3 or picture.items.done < 2:
                     await anyio.sleep(0.01)
                     file.read_on()
-            picture = file.picture()
+                    with suppress(EvidenceError):  # nothing is written yet
+                        picture = file.picture()
             assert (picture.items.done, picture.items.total, picture.items.is_exact) == (2, 3, False)
             assert [(one.name, one.done) for one in picture.phases[:3]] == [("parts", 3), ("load", 0), ("holds", 2)]
 
@@ -208,7 +211,8 @@ async def test_what_was_cancelled_is_told_apart_from_what_failed(tmp_path: Path)
             record.pop("cancelled", None)
         path.write_text("".join(json.dumps(record) + "\n" for record in records if record["event"] != cut))
         found = json.loads(status(str(path), "--json", code=1))["items"]
-        assert (found["failed"], found["cancelled"], found["is_exact"]) == (1, 0 if is_exact else 9, is_exact)
+        assert (found["failed"], found["is_exact"]) == (1, is_exact)
+        assert found["cancelled"] in ([0] if is_exact else range(1, 10))  # without those of which no call had begun
 
 
 async def test_breakers_and_what_failed_outside_of_calls_are_shown(tmp_path: Path) -> None:

@@ -537,6 +537,7 @@ def test_records_that_were_damaged_make_a_page_or_an_error_that_says_so(
     assert json.dumps(figures.to_dict())
 
 
+@pytest.mark.real_time
 async def test_the_time_of_a_fallback_is_its_phases_and_not_that_of_the_source() -> None:
     @tool
     async def careful(x: int) -> int:
