@@ -72,6 +72,7 @@ Of `run`:
 | `elapsed_s`, `drained` | seconds; whether the source was not taken to its end |
 | `results`, `errors`, `missing` | of run-level phases, by name: values, `{type, message}`, how many items they lack |
 | `failures`, `more_failures` | the first 1,000 items that did not succeed: `key, status, phase, tool, error`; how many more |
+| `code_changed` | phases of whose tools the journal has values of before their code changed: `phase, tool, changed` (`code` or `arguments`), `reused` (whether they were used, or it ran again) |
 | `evidence`, `journal` | the files, or null |
 
 Values that JSON has no form for are given as text. Where it could not start (exit code 2) there is no object, and the

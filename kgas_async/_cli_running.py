@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +25,7 @@ from ._suggest import extra_hint
 __all__ = ["Asked", "run_pipeline"]
 
 FAILURES_SHOWN: Final = 10
+PRUNES_SHOWN: Final = 3
 LOOPS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "asyncio": ("asyncio", {}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
@@ -44,6 +46,7 @@ class Asked(NamedTuple):
     on_error: str | float
     journal: Journal | None
     retry: str
+    journal_file: str | None  # as it was given
 
 
 class _Session:
@@ -55,6 +58,7 @@ class _Session:
         self.report: RunReport | None = None
         self.error: str | None = None
         self.manager: ServiceManager | None = None
+        self.changed: list[dict[str, Any]] = []  # phases whose code has changed since the journal has their values
 
     def is_ended_by(self, error: BaseException) -> bool:
         """Whether it is what somebody in the session has raised to end that."""
@@ -71,6 +75,7 @@ def run_pipeline(asked: Asked) -> int:
     session = _Session()
     code = _code_of(asked, session)
     report = session.report
+    _say_changed(session, asked.journal_file)
     if report is not None:
         if session.ended and not (report.total or report.drained):
             say(f"warning: the source of pipeline {asked.pipeline.name!r} gave no items")
@@ -127,6 +132,7 @@ def _run_in_view(asked: Asked, session: _Session) -> None:
         anyio.run(partial(_execute, asked, session, view), backend=name, backend_options=options)
     finally:
         view.close()
+        session.changed = _changed(view)
 
 
 def _place(report: RunReport | None, error: BaseException) -> str:
@@ -153,6 +159,8 @@ def _in_our_words(message: str, asked: Asked) -> str:
         message = message.replace(f"evidence sink {sink}", f"--evidence {asked.evidence}")
         message = message.replace(sink, f"--evidence {asked.evidence}")
         message = message.replace("another evidence= path", "--evidence another path")
+    for how in ("Journal(..., on_change='run')", "on_change='reuse'"):
+        message = message.replace(how, f"--on-change {how.split(chr(39))[1]}")
     return message
 
 
@@ -176,6 +184,30 @@ async def _execute(asked: Asked, session: _Session, view: View) -> None:
 
 
 # --- what is said at the end
+
+
+def _changed(view: View) -> list[dict[str, Any]]:
+    names = ("phase", "tool", "changed", "reused")
+    return [{name: one.get(name) for name in names} for one in view.board.changed.values()]
+
+
+def _say_changed(session: _Session, journal: str | None) -> None:
+    """That old values were taken from the journal, where what gave them is not what it was."""
+    old = [one for one in session.changed if one["reused"]]
+    if not old or journal is None:
+        return
+    names = [str(one["phase"]) for one in old]
+    phases, its, it = ("phase", "its", "it") if len(names) == 1 else ("phases", "their", "them")
+    what = "code" if any(one["changed"] == "code" for one in old) else "tool's arguments"
+    mend = "run with --on-change run"
+    if len(names) <= PRUNES_SHOWN:
+        file = shlex.quote(journal)
+        prune = " && ".join(f"kgas-async journal prune {file} --phase {shlex.quote(name)}" for name in names)
+        mend = f"{prune}, or {mend}"
+    say(
+        f"warning: {phases} {', '.join(map(repr, names))}: {its} {what} changed since {journal} has {its} results, "
+        f"and those were used; to have {it} run again: {mend}"
+    )
 
 
 def _show(report: RunReport, as_json: bool) -> None:
@@ -229,6 +261,7 @@ def _document(asked: Asked, session: _Session, code: int) -> dict[str, Any]:
             for one in report.failures
         ],
         "more_failures": report.more_failures,
+        "code_changed": session.changed,
         "evidence": asked.evidence,
         "journal": None if asked.journal is None else asked.journal.path,
     }  # fmt: skip
