@@ -57,6 +57,7 @@ class _Session:
         self.ended = False  # the run came to its end, if only since it was drained
         self.report: RunReport | None = None
         self.error: str | None = None
+        self.told: BaseException | None = None  # what that is of
         self.manager: ServiceManager | None = None
         self.changed: list[dict[str, Any]] = []  # phases whose code has changed since the journal has their values
 
@@ -79,7 +80,7 @@ def run_pipeline(asked: Asked) -> int:
     if report is not None:
         if session.ended and not (report.total or report.drained):
             say(f"warning: the source of pipeline {asked.pipeline.name!r} gave no items")
-        _show(report, asked.as_json)
+        _show(report, session.told, asked.as_json)
     if code in SIGNALS:
         _say_interrupted(session, asked.grace, SIGNALS[code])
     if asked.evidence is not None:
@@ -117,7 +118,8 @@ def _code_of(asked: Asked, session: _Session) -> int:
         session.report = session.report or getattr(error, "report", None)
         if not session.opened or (isinstance(error, JournalError) and session.report is None):
             fail(_in_our_words(str(error), asked))
-        _say_error(session, _in_our_words(f"{_place(session.report, error)}{error}", asked))
+        session.told = error
+        _say_error(session, _in_our_words(f"{_place(session, asked, error)}{error}", asked))
         return 1
     except Exception as error:  # noqa: BLE001  (of the user's code, on the way to which nobody else has met it)
         return _broke_off(session, error)
@@ -135,10 +137,15 @@ def _run_in_view(asked: Asked, session: _Session) -> None:
         session.changed = _changed(view)
 
 
-def _place(report: RunReport | None, error: BaseException) -> str:
-    """Whose error it is, of one that ``--on-error raise`` has stopped the run for."""
+def _place(session: _Session, asked: Asked, error: BaseException) -> str:
+    """Whose error it is that has stopped the run, if that is an item's; and why, where no other one would have."""
+    report = session.report
     found = next((one for one in report.failures if one.error is error), None) if report is not None else None
-    return "" if found is None else f"--on-error raise has stopped the run: {place_of(found)}: "
+    if found is None:
+        return ""
+    if asked.on_error == "raise" and session.manager is not None and session.manager._gave_up:
+        return f"--on-error raise has stopped the run: {place_of(found)}: "
+    return "" if found.failed_phase is None else f"item {found.key!r}: "  # else it says so itself, as it does the phase
 
 
 def _broke_off(session: _Session, error: BaseException) -> int:
@@ -159,6 +166,9 @@ def _in_our_words(message: str, asked: Asked) -> str:
         message = message.replace(f"evidence sink {sink}", f"--evidence {asked.evidence}")
         message = message.replace(sink, f"--evidence {asked.evidence}")
         message = message.replace("another evidence= path", "--evidence another path")
+    message = message.replace(
+        f"more than on_error={asked.on_error} allows", f"more than --on-error {asked.on_error} allows"
+    )
     for how in ("Journal(..., on_change='run')", "on_change='reuse'"):
         message = message.replace(how, f"--on-change {how.split(chr(39))[1]}")
     return message
@@ -210,18 +220,27 @@ def _say_changed(session: _Session, journal: str | None) -> None:
     )
 
 
-def _show(report: RunReport, as_json: bool) -> None:
+def _show(report: RunReport, told: BaseException | None, as_json: bool) -> None:
+    """Results, failures and counts; not again what was told as the error that ended the run."""
     if not as_json:
         for phase, result in report.results.items():
             show_result(phase, result)
-    failures = [one for one in report.failures if one.status != "cancelled"]  # those are counted below, and all alike
+    failed = [one for one in report.failures if one.status != "cancelled"]  # those are counted below, and all alike
+    failures = [one for one in failed if not _is_same(one.error, told)]
     for outcome in failures[:FAILURES_SHOWN]:
         where = f" in phase {outcome.failed_phase}" if outcome.failed_phase else ""
         say(printable(f"{outcome.status}: {outcome.key}{where}: {outcome.error}"))
-    more = report.failed + report.timed_out + report.rejected - min(len(failures), FAILURES_SHOWN)
+    more = report.failed + report.timed_out + report.rejected
+    more -= min(len(failures), FAILURES_SHOWN) + len(failed) - len(failures)
     if more > 0:
         say(f"... and {more} more that did not succeed")
     say(printable(str(report)))
+
+
+def _is_same(error: BaseException | None, told: BaseException | None) -> bool:
+    """Whether it was told; a journal that cannot be used is the same to all items that needed it."""
+    alike = isinstance(error, JournalError) and isinstance(told, JournalError)
+    return error is not None and (error is told or alike)
 
 
 def _say_interrupted(session: _Session, grace: float, signal: str) -> None:

@@ -348,7 +348,7 @@ class JournaledCrew(RunCrew):
         """What there is of an item is committed, so that it may leave; or will never be."""
         try:
             finishing = self._finishing.pop(index, None)
-            if finishing is not None and not self.over:
+            if finishing is not None:
                 self._leave(*finishing, error)
         except BaseException as broken:  # noqa: BLE001  (the user's on_progress, or an error of ours)
             self.break_down(broken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -442,3 +443,56 @@ def test_an_error_of_the_users_is_not_taken_for_a_missing_event_loop(run: Run) -
     assert result.stderr == "error: the run broke off: KeyError: 'items'; --traceback shows where\n"
     result = run("mine:broken", "--traceback", more="")
     assert "in __iter__\n" in result.stderr
+
+
+# --- why a run ended, said once
+
+STOPPED = """
+    @tool
+    async def of_path(path: str) -> str:
+        return path
+
+    @tool
+    async def pair(x: int):
+        return (x, 1)
+
+    misfit = Pipeline("misfit", Phase("text", of_path), source=numbers)
+    unkept = Pipeline("unkept", Phase("pair", pair), key="x", source=numbers)
+    """
+
+
+@pytest.mark.parametrize("given", ["collect", "raise"])
+@pytest.mark.parametrize("backend", LOOPS)
+def test_items_that_do_not_fit_the_pipeline_are_not_blamed_on_on_error(run: Run, given: str, backend: str) -> None:
+    result = run("mine:misfit", "--on-error", given, "--backend", backend, more=STOPPED)
+    assert result.exit_code == 1
+    error, counts = result.stderr.splitlines()
+    assert error.startswith("error: pipeline 'misfit': the first item has no field 'path', which a phase takes as an")
+    assert counts.startswith("misfit: 1 item in ")
+
+
+@pytest.mark.parametrize("given", ["collect", "raise"])
+@pytest.mark.parametrize("backend", LOOPS)
+def test_a_result_that_cannot_be_kept_names_its_item_and_is_said_once(run: Run, given: str, backend: str) -> None:
+    line = ("mine:unkept", "--input", "30", "--on-error", given, "--backend", backend)
+    result = run(*line, "--journal", "run.db", more=STOPPED)
+    assert result.exit_code == 1
+    error, counts = result.stderr.splitlines()
+    assert error.startswith("error: item '0': pipeline 'unkept': phase 'pair', tool 'pair': its result cannot be kept")
+    assert counts.endswith(": 0 succeeded, 1 failed, 29 cancelled")
+
+
+def test_the_failure_that_on_error_raise_has_stopped_the_run_for_is_said_once(run: Run) -> None:
+    result = run("mine:failing", "--on-error", "raise")
+    assert result.exit_code == 1
+    error, counts = result.stderr.splitlines()
+    assert error == (
+        "error: --on-error raise has stopped the run: item '1' in phase 'check': tool 'picky' failed: "
+        "LookupError: 1 is odd"
+    )
+    assert ", 1 failed" in counts
+
+
+def test_a_share_of_failures_is_told_by_its_option(run: Run) -> None:
+    result = run("mine:failing", "--on-error", "0.1", "--input", "100")
+    assert re.search(r"error: \d+ of \d+ items have failed, more than --on-error 0.1 allows; the last: ", result.stderr)
