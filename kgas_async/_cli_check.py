@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from ._cli_text import fail, out_raw, printable, results_alone, say
+from ._cli_text import FORCE, exists, fail, out_raw, printable, results_alone, say
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -90,7 +90,7 @@ def _check(
     as_json: bool = typer.Option(False, "--json", help="For programs: the plan as one JSON object"),
     graph: Annotated[Graph | None, typer.Option(metavar="mermaid|svg", help="The plan as a graph instead")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Written there instead")] = None,
-    force: bool = typer.Option(False, "--force", help="Write over a FILE that exists"),
+    force: bool = FORCE,
     as_schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of pipelines in TOML files, and end"),
 ) -> None:
     """Load a pipeline, check all that can be checked without data, and print its plan.
@@ -165,7 +165,7 @@ def _write(text: str, output: Path | None, force: bool) -> None:
         with output.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        fail(f"{output} exists; --force writes over it, or give another name")
+        fail(exists(output))
     except OSError as error:
         fail(f"{output} cannot be written: {error.strerror or error}")
     say(f"written: {output}")

@@ -21,8 +21,10 @@ from ._leaving import hush
 
 __all__ = [
     "AS_JSON",
+    "FORCE",
     "ROWS_SHOWN",
     "WIDTH_ELSEWHERE",
+    "exists",
     "fail",
     "is_open",
     "out",
@@ -39,6 +41,7 @@ __all__ = [
 
 ROWS_SHOWN: Final = 50
 WIDTH_ELSEWHERE: Final = 120  # where there is no terminal
+FORCE: Final = typer.Option(False, "--force", help="Write over a FILE that exists")
 AS_JSON: Final = typer.Option(False, "--json", help="For programs: JSON on standard output")
 
 _GONE: Final = (errno.EPIPE, errno.EIO, errno.ESHUTDOWN)  # EIO: of a terminal that was closed
@@ -163,6 +166,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
     tell_traceback()
     say(f"error: {message}")
     raise typer.Exit(code) from None
+
+
+def exists(output: object) -> str:
+    """What is said of a file that would be written over."""
+    return f"{output} exists; --force writes over it, or give another name"
 
 
 def tell_traceback() -> None:

@@ -94,7 +94,7 @@ COMMANDS = {
     "tools": ["tools"],
     "evidence show": ["evidence", "show", "run.jsonl", "-n", "20"],
     "evidence verify": ["evidence", "verify", "run.jsonl"],
-    "evidence export": ["evidence", "export", "run.jsonl", "--format", "trace", "-o", "trace.json"],
+    "evidence export": ["evidence", "export", "run.jsonl", "--format", "trace", "-o", "trace.json", "--force"],
     "evidence lineage": ["evidence", "lineage", "run.jsonl", "--item", "7", "--phase", "doubled"],
     "journal show": ["journal", "show", "run.db"],
     "journal prune": ["journal", "prune", "run.db", "--failed"],
