@@ -72,6 +72,7 @@ Of `run`:
 | `elapsed_s`, `drained` | seconds; whether the source was not taken to its end |
 | `results`, `errors`, `missing` | of run-level phases, by name: values, `{type, message}`, how many items they lack |
 | `failures`, `more_failures` | the first 1,000 items that did not succeed: `key, status, phase, tool, error`; how many more |
+| `abandoned` | threads that were [left behind](glossary.md#abandon) and still ran at the end: how many, by tool |
 | `code_changed` | phases of whose tools the journal has values of before their code changed: `phase, tool, changed` (`code` or `arguments`), `reused` (whether they were used, or it ran again) |
 | `evidence`, `journal` | the files, or null |
 

@@ -12,7 +12,7 @@ import anyio
 from ._cli_results import as_plain, show_result
 from ._cli_text import fail, out_json, printable, say, tell_traceback
 from ._cli_view import View
-from ._errors import JournalError, KgasAsyncError, text_of
+from ._errors import JournalError, KgasAsyncError, counted, text_of
 from ._journal import Journal
 from ._jsonl import JsonlSink
 from ._manager import ServiceManager
@@ -61,6 +61,8 @@ class _Session:
         self.manager: ServiceManager | None = None
         self.changed: list[dict[str, Any]] = []  # phases whose code has changed since the journal has their values
 
+        self.abandoned: dict[str, int] = {}  # threads that were left behind and still run, by whose they are
+
     def is_ended_by(self, error: BaseException) -> bool:
         """Whether it is what somebody in the session has raised to end that."""
         last = None if self.manager is None else self.manager._last_session
@@ -81,6 +83,8 @@ def run_pipeline(asked: Asked) -> int:
         if session.ended and not (report.total or report.drained):
             say(f"warning: the source of pipeline {asked.pipeline.name!r} gave no items")
         _show(report, session.told, asked.as_json)
+    if session.abandoned:
+        _say_abandoned(session.abandoned)
     if code in SIGNALS:
         _say_interrupted(session, asked.grace, SIGNALS[code])
     if asked.evidence is not None:
@@ -135,6 +139,8 @@ def _run_in_view(asked: Asked, session: _Session) -> None:
     finally:
         view.close()
         session.changed = _changed(view)
+        last = None if session.manager is None else session.manager._last_session
+        session.abandoned = {} if last is None else last.left.by_name()
 
 
 def _place(session: _Session, asked: Asked, error: BaseException) -> str:
@@ -237,6 +243,15 @@ def _show(report: RunReport, told: BaseException | None, as_json: bool) -> None:
     say(printable(str(report)))
 
 
+def _say_abandoned(threads: dict[str, int]) -> None:
+    """Whose threads were left behind, and are cut off as this process ends."""
+    whose = ", ".join(f"{count} of {name}" for name, count in threads.items())
+    say(
+        f"abandoned: {counted(sum(threads.values()), 'thread')} still ran when the run ended: {whose}; "
+        f"this process ends without waiting for {'it' if sum(threads.values()) == 1 else 'them'}"
+    )
+
+
 def _is_same(error: BaseException | None, told: BaseException | None) -> bool:
     """Whether it was told; a journal that cannot be used is the same to all items that needed it."""
     alike = isinstance(error, JournalError) and isinstance(told, JournalError)
@@ -280,6 +295,7 @@ def _document(asked: Asked, session: _Session, code: int) -> dict[str, Any]:
             for one in report.failures
         ],
         "more_failures": report.more_failures,
+        "abandoned": session.abandoned,
         "code_changed": session.changed,
         "evidence": asked.evidence,
         "journal": None if asked.journal is None else asked.journal.path,

@@ -251,3 +251,49 @@ def test_the_module_and_the_command_are_the_same(folder: Path) -> None:
         with Program(command=[*start, "run", "--help"], cwd=folder) as program:
             assert any("Run a pipeline over its source" in line for line in program.rest())
             assert program.code() == 0
+
+
+LEFT = """
+import time
+from kgas_async import Phase, Pipeline, Policy, Retry, tool
+
+@tool(on_cancel="abandon", policy=Policy(timeout=0.2, retry=Retry(attempts=2, on=TimeoutError, while_running=True)))
+def left_behind(x: int) -> int:
+    if x < 3:
+        time.sleep(60)
+    return x
+
+@tool
+def deaf(x: int) -> int:
+    print("ready", flush=True)
+    time.sleep(60)
+    return x
+
+late = Pipeline("late", Phase("only", left_behind), item=["x"], source=lambda: [{"x": x} for x in range(4)])
+stuck = Pipeline("stuck", Phase("deaf", deaf), item=["x"], source=lambda: [{"x": 1}])
+"""
+
+
+@on_every_loop
+def test_threads_that_are_left_behind_are_told(folder: Path, loop: str) -> None:
+    (folder / "mine.py").write_text(LEFT)
+    with Program(command=command("late", loop, "--json"), cwd=folder) as program:
+        assert program.code() == 1
+        assert json.loads("\n".join(program.rest()))["abandoned"] == {"left_behind": 6}
+        told = (
+            "abandoned: 6 threads still ran when the run ended: 6 of left_behind; this process ends without waiting for"
+        )
+        assert f"{told} them\n" in program.errors()
+    with Program(command=command("stuck", loop, "--grace", "0.1"), cwd=folder) as program:
+        program.until("ready")
+        program.kill()
+        assert program.code() == 130
+        told = "abandoned: 1 thread still ran when the run ended: 1 of deaf; this process ends without waiting for it\n"
+        assert told in program.errors()
+
+
+def test_where_no_thread_is_left_none_is_told(folder: Path) -> None:
+    with Program(command=command("odd_failure", "asyncio", "--json"), cwd=folder) as program:
+        assert program.code() == 1
+        assert json.loads("\n".join(program.rest()))["abandoned"] == {}
+        assert "abandoned" not in program.errors()
