@@ -49,7 +49,8 @@ A tool that ends a run by `SystemExit` gives it that code, but none that stands 
 ## Signals
 
 The first SIGINT, SIGTERM or SIGHUP of a `run` drains: no further items are begun, and those in flight have `--grace`
-seconds to end; it says which calls it waits for, and how old the oldest is. Then, or at the second signal, they are
+seconds to end; phases that run once per run, and have not begun, do not, also where the source is at its end (the line
+of counts names them, and with `--journal` the same command runs them). It says which calls it waits for, and how old the oldest is. Then, or at the second signal, they are
 cancelled. The third ends the process at once. Evidence and journal are whole after the first two, and readable after
 the third and after `kill -9`: `kgas-async status` then says what was in flight. A signal that
 is ignored (SIGHUP by `nohup`, SIGINT by a shell for what a script has in the background) stays ignored. Before the run
@@ -70,6 +71,7 @@ Of `run`:
 | `exit_code`, `interrupted`, `error` | the code that it ends with; the signal, or null; the error that ended it, or null |
 | `items` | counts: `total, succeeded, failed, timed_out, cancelled, rejected, skipped, reused` |
 | `elapsed_s`, `drained` | seconds; whether the source was not taken to its end |
+| `not_begun` | run-level phases that it did not come to, since it was interrupted, or the source broke off |
 | `results`, `errors`, `missing` | of run-level phases, by name: values, `{type, message}`, how many items they lack |
 | `failures`, `more_failures` | the first 1,000 items that did not succeed: `key, status, phase, tool, error`; how many more |
 | `abandoned` | threads that were [left behind](glossary.md#abandon) and still ran at the end: how many, by tool |

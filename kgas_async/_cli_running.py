@@ -267,8 +267,10 @@ def _say_interrupted(session: _Session, grace: float, signal: str) -> None:
         say(f"interrupted by {signal}: what was in flight was cancelled")
     else:
         how = f"had {grace:g} s (--grace) to end" if report.cancelled else "has ended"
-        rest = ", the rest of the source was not begun" if report.drained else ""
-        say(f"interrupted by {signal}: what was in flight {how}{rest}")
+        rest = "the rest of the source was not begun" if report.drained else "the source was at its end"
+        if report.not_begun and not report.drained:
+            rest += ", but what runs once per run was not begun"
+        say(f"interrupted by {signal}: what was in flight {how}, {rest}")
 
 
 def _document(asked: Asked, session: _Session, code: int) -> dict[str, Any]:
@@ -284,6 +286,7 @@ def _document(asked: Asked, session: _Session, code: int) -> dict[str, Any]:
         "items": {name: getattr(report, name) for name in counts},
         "elapsed_s": round(report.elapsed_s, 6),
         "drained": report.drained,
+        "not_begun": report.not_begun,
         "results": {phase: as_plain(result) for phase, result in report.results.items()},
         "errors": {phase: error_fields(error) for phase, error in report.errors.items()},
         "missing": report.missing,
