@@ -30,8 +30,8 @@ The extra `cli` has it: `python -m pip install -e ".[cli]"`. `python -m kgas_asy
 - **`--json`** gives one JSON object on standard output, or, where it says so, one on each line; see [below](#json).
   With `run --json` what tools, sources and modules print goes to standard error, so that the object stands alone; what
   a module prints when it is imported always does with `check` and `tools`.
-- **Errors are one line**: what was wrong, where, and the mend. `--traceback`, given to `kgas-async` or to `run`,
-  shows where an error came from.
+- **Errors are one line**: what was wrong, where, and the mend. `--traceback`, given to `kgas-async` (or to `run`
+  and `check`), shows where an error came from.
 - **A reader that goes** (`| head`, a pager that is left or killed) is no error: the rest of the output is dropped, a
   run goes on, and the exit code is what it would have been. A full disk is told, and is 1.
 - **Completion**: `kgas-async --install-completion` for the shell that you are in.

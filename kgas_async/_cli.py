@@ -66,6 +66,8 @@ def _say_usage(error: Any) -> int:
     message = re.sub(r" \(Possible options: (.*)\)$", r"; did you mean \1", message)
     mark = "?" if "; did you mean " in message else ";"
     path = NAME if context is None else context.command_path
+    if message.startswith("no such option: --traceback"):
+        message = f"--traceback comes before this command: {NAME} --traceback{path.removeprefix(NAME)}"
     say(f"error: {message}{mark} see '{path} --help'")
     return 2
 

@@ -85,6 +85,7 @@ def _write(evidence: EvidenceFile, path: str, format: str, output: str | None, r
 
     # All is read before anything is opened for writing: a mistake must not cost an earlier export.
     runs = runs_of(evidence)
+    evidence.check_records()
     if run is not None and run not in runs:
         fail(f"no run {run!r} is on record in {path}; there are {', '.join(runs) or 'none'}{nearest(run, runs)}")
     document = prov_document(evidence, run_id=run) if format == "prov" else None

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from ._cli_check import Profile, Settings, find_pipeline
-from ._cli_text import AS_JSON, fail, results_alone, tell_traceback, tells_tracebacks
+from ._cli_check import Profile, Settings, find_pipeline, traceback_hint
+from ._cli_text import AS_JSON, TRACEBACK, fail, results_alone, tell_traceback, tells_tracebacks
 from ._leaving import user_code_begins
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _run(
         10.0, metavar="SECONDS", help="What is in flight at Ctrl-C has so long to end; then it is cancelled"
     ),
     as_json: bool = AS_JSON,
-    traceback: bool = typer.Option(False, "--traceback", help="With an error, the traceback of where it came from"),
+    traceback: bool = TRACEBACK,
 ) -> None:  # fmt: skip
     """Run a pipeline over its source.
 
@@ -129,7 +129,7 @@ def loaded(pipeline: str, profile: str | None = None, settings: list[str] | None
             raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
     except KgasAsyncError as error:
         more = _pipelines_in(pipeline) if " is no Pipeline but " in str(error) else ""
-        fail(f"{error}{more}")
+        fail(f"{error}{more}{traceback_hint(error)}")
     return found
 
 
@@ -178,6 +178,8 @@ def _check_files(**given: str | None) -> None:
 
     paths: dict[str, Any] = {}
     for option, value in given.items():
+        if value == "-" and option != "input":
+            fail(f"--{option} - : it is written to a file, and cannot be to standard output; give a path")
         if value == "":
             fail(f"--{option} is empty: a variable that is not set, perhaps; give a path, or leave it out")
         if value is not None:

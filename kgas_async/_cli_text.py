@@ -23,6 +23,7 @@ __all__ = [
     "AS_JSON",
     "FORCE",
     "ROWS_SHOWN",
+    "TRACEBACK",
     "WIDTH_ELSEWHERE",
     "exists",
     "fail",
@@ -43,6 +44,8 @@ ROWS_SHOWN: Final = 50
 WIDTH_ELSEWHERE: Final = 120  # where there is no terminal
 FORCE: Final = typer.Option(False, "--force", help="Write over a FILE that exists")
 AS_JSON: Final = typer.Option(False, "--json", help="For programs: JSON on standard output")
+
+TRACEBACK: Final = typer.Option(False, "--traceback", help="With an error, the traceback of where it came from")
 
 _GONE: Final = (errno.EPIPE, errno.EIO, errno.ESHUTDOWN)  # EIO: of a terminal that was closed
 

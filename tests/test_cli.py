@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kgas_async._cli import app
+from kgas_async._suggest import extra_hint
 
-from .programs import LOOPS, Program
+from .programs import LOOPS, ROOT, Program
 
 Run = Callable[..., Any]
 
@@ -280,7 +284,7 @@ def test_2_where_the_event_loop_is_not_installed(run: Run, monkeypatch: pytest.M
     result = run("mine:good", "--backend", "uvloop")
     assert result.exit_code == 2
     assert "error: --backend uvloop cannot be used" in result.stderr
-    assert "install the extra `uvloop`: python -m pip install -e '.[uvloop]'" in result.stderr
+    assert extra_hint("uvloop") in result.stderr
 
 
 def test_2_where_the_extra_is_not_installed(folder: Path) -> None:
@@ -288,8 +292,26 @@ def test_2_where_the_extra_is_not_installed(folder: Path) -> None:
     code += "runpy.run_module('kgas_async', run_name='__main__')"
     with Program(command=["-c", code], cwd=folder) as program:
         assert program.code() == 2
-        hint = "install the extra `cli`: python -m pip install -e '.[cli]'"
-        assert program.errors() == f"error: kgas-async needs typer; {hint}\n"
+        assert program.errors() == f"error: kgas-async needs typer; {extra_hint('cli')}\n"
+
+
+def test_how_to_install_an_extra_works_where_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begin = "install the extra `report`: python -m pip install"
+    monkeypatch.chdir(ROOT)
+    assert extra_hint("report") == f"{begin} -e '.[report]'"
+    monkeypatch.chdir(tmp_path)
+    assert extra_hint("report") == f"{begin} -e {shlex.quote(f'{ROOT.resolve()}[report]')}"
+    for folder in ("site-packages", "another project"):  # not in a clone of ours
+        there = tmp_path / folder / "kgas_async"
+        there.mkdir(parents=True)
+        shutil.copy(ROOT / "kgas_async" / "_suggest.py", there)
+        (there / "__init__.py").touch()
+    (tmp_path / "another project" / "pyproject.toml").write_text('[project]\nname = "another"\n')
+    for folder in ("site-packages", "another project"):
+        code = "from kgas_async._suggest import extra_hint; print(extra_hint('report'))"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path / folder, env={}, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{begin} 'kgas-async[report]'\n"
 
 
 def test_1_and_not_2_where_the_evidence_breaks_off_later(run: Run) -> None:
