@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from shutil import get_terminal_size
 from typing import Any, Final
 
 try:
@@ -33,6 +34,7 @@ __all__ = ["app"]
 del rich
 
 NAME: Final = "kgas-async"  # also where it is run by `python -m`
+NARROW: Final = 60  # columns below which help is plain: its tables would cut the names of options
 UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
 ClickException: Any = typer.BadParameter.__mro__[2]
 
@@ -86,6 +88,7 @@ def _say_version(wanted: bool) -> None:
 app = typer.Typer(
     name="kgas-async", cls=Commands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode="rich" if get_terminal_size().columns >= NARROW else None,
 )  # fmt: skip
 
 

@@ -119,6 +119,15 @@ def test_each_command_on_a_terminal_of_forty_columns(folder: Path, name: str) ->
         assert b"\x1b[?25l" not in terminal.shown
 
 
+def test_help_cuts_no_option_on_a_terminal_of_forty_columns(folder: Path) -> None:
+    with Terminal(["-m", "kgas_async", "run", "--help"], cwd=folder, columns=40) as terminal:
+        assert terminal.code() == 0
+        shown = terminal.shown.decode()
+        assert [
+            one for one in ("--backend", "--evidence", "--on-error", "--traceback") if f"\n  {one} " not in shown
+        ] == []
+
+
 @pytest.mark.parametrize("name", [*COMMANDS, "evidence", "journal", ""])
 def test_each_help_has_examples(folder: Path, name: str) -> None:
     said = piped(folder, *name.split(), "--help")
