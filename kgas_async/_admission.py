@@ -21,7 +21,7 @@ import anyio.lowlevel
 from ._clearing import Clearing
 from ._keyed import NO_KEY, KeyedLine
 from ._mailbox import Mailbox
-from ._order import call_here, hold, is_reentry, let_go
+from ._order import call_here, hold, is_reentry, let_go, waits_in_vain
 from ._priority import Priority, PriorityLine, check_priority, priority_of
 
 __all__ = ["Limit", "LimitStatistics", "Waiter", "enter", "leave"]
@@ -296,8 +296,14 @@ async def enter(limit: Limit, door: Any) -> None:
     if is_reentry(limit, task):
         limit.join()
     elif not door.acquire_nowait():
-        await door.acquire(priority_of(call_here()))
-    hold(limit, task, mailbox.time())
+        call = call_here()
+        if waits_in_vain(call, limit, door):
+            raise RuntimeError(
+                f"tool {call.tool_name!r} enters {limit!r}, which the code that waits for its call has entered: they "
+                f"would wait for each other; leave out one of the two, or use two limits"
+            )
+        await door.acquire(priority_of(call))
+    hold(limit, door, task, mailbox.time())
 
 
 def leave(limit: Limit, door: Any, error: BaseException | None) -> None:

@@ -22,6 +22,7 @@ from ._elements import as_list, element_signature
 from ._errors import CallError, CallFailed, CallRejected, ServiceNotRunning, shown
 from ._limits import check_count, check_seconds
 from ._mailbox import Gate, Mailbox
+from ._order import held_here, waits_in_vain
 from ._policy_checks import services_of
 from ._service import Service
 from ._session import Session
@@ -245,6 +246,15 @@ class _Gathering:
 
     def _refuse_own_chain(self, call: Call[Any] | None) -> None:
         caller = self.session.parent()
+        here = held_here()
+        for limit in self._bound.limits:
+            if not (limit.is_reentrant or limit.is_keyed) and waits_in_vain(caller, limit, limit, here):
+                raise CallRejected(
+                    f"a batch of tool {self._bound.name!r} wants a token of {limit!r}, all of which code that waits "
+                    f"for the batch has entered by 'async with': they would wait for each other; leave the block out, "
+                    f"or use two limits",
+                    call_id="" if call is None else call.id,
+                )
         while caller is not None:
             for limit in self._bound.limits:
                 if limit in caller.holds:

@@ -86,16 +86,25 @@ class Board(Ledger):
     def take(self, entries: Sequence[Any]) -> list[dict[str, Any]]:
         """Take ended calls and events. See `Receiver`."""
         with self._board:
-            own = super().take(entries)
-            calls = []
-            for entry in entries:
-                if entry.__class__ is dict:
-                    self.note(entry)
-                else:
-                    calls.append(entry)
-            if calls:
-                self._look_at(calls)
-            return own
+            own: list[dict[str, Any]] = []  # where another run begins, what comes before it is counted before it
+            begin = 0
+            for number, entry in enumerate(entries):
+                if entry.__class__ is dict and entry["event"] == "run.started":
+                    own += self._take(entries[begin:number]) + self._take([entry])
+                    begin = number + 1
+            return own + self._take(entries[begin:])
+
+    def _take(self, entries: Sequence[Any]) -> list[dict[str, Any]]:
+        own = super().take(entries)
+        calls = []
+        for entry in entries:
+            if entry.__class__ is dict:
+                self.note(entry)
+            else:
+                calls.append(entry)
+        if calls:
+            self._look_at(calls)
+        return own
 
     def _look_at(self, calls: Sequence[Any]) -> None:
         self.now_ns = max(self.now_ns, calls[-1].ended_ns)
@@ -154,6 +163,11 @@ class Board(Ledger):
     def _run_event(self, fields: Mapping[str, Any], at_ns: int) -> None:
         if fields["event"] == "run.started":
             if self._run is None or self._run.ended is not None or fields.get("parent_id") is None:
+                if self._run is not None:  # what is counted by phase is of this run, also where it is the second one
+                    for one in fields.get("plan") or ():
+                        place = f"{fields['pipeline']}/{one['phase']}"
+                        self.phases.pop(place, None)
+                        self._batches.pop(place, None)
                 self._run = RunSeen(fields, at_ns, self._clock)
         elif self._run is not None and self._run.run_id == fields["run_id"]:
             self._run.ended = fields
@@ -164,7 +178,7 @@ class Board(Ledger):
 
     def _item(self, fields: Mapping[str, Any], at_ns: int) -> None:
         if self._run is not None:
-            self._run.at_fault += 1
+            self._run.note_fault(fields)
         self._failed("item", fields.get("phase"), fields.get("item"), fields.get("error") or {}, at_ns)
 
     def _call(self, fields: Mapping[str, Any], at_ns: int) -> None:

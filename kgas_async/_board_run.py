@@ -34,6 +34,12 @@ class RunSeen:
     def _total_of(self, level: str) -> int | None:
         return 1 if level == "run" else self.total if level == "item" else None
 
+    def note_fault(self, fields: Mapping[str, Any]) -> None:
+        """Something has failed outside of any call: if it is an item of this run, and no element of one, it counts."""
+        phase = fields.get("phase")
+        level = next((level for name, _, level in self.phases if name == phase), "item")
+        self.at_fault += fields.get("run_id") == self.run_id and level == "item"
+
     def keep_pace(self, board: Any) -> None:
         """Some calls have ended."""
         for name, _, _ in self.phases:

@@ -77,7 +77,7 @@ class CallBook:
                 )
             ancestor = parent
             while ancestor is not None:
-                if ancestor is call:
+                if ancestor.serial == call.serial:  # it may be one of two attempts at once
                     raise CallRejected(
                         f"this code runs inside {call!r}, which is named {name!r} itself: it cannot be replaced from "
                         f"within"

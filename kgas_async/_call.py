@@ -53,6 +53,7 @@ class Call(Generic[R]):
     work: Work | None = None
     abandoned = False
     cancel_requested = False
+    is_submitted = False  # whoever made it goes on by itself
     announced = False  # has a call.started in the evidence
     deadline_at: float | None = None
     begun_ns = ended_ns = run_ns = 0
@@ -302,7 +303,7 @@ class Call(Generic[R]):
 
     def unwrap(self) -> R:
         """The value of a call that has ended, or its error raised."""
-        if self.ok:
+        if self.status in SUCCESSES:
             result: R = self.value
             return result
         raise self.error or self.cancelled_error()
@@ -373,7 +374,7 @@ def _give_layout() -> None:
     names = "bound serial inputs created_ns item parent deadline_at index _host attempt status waited holds begun_ns "
     names += "value run_ns ended_ns error context work wait_concurrency_ns wait_thread_ns wait_rate_ns paid around "
     first: Call[Any] = object.__new__(Call)
-    for name in (names + "noted on_end _done").split():  # 28: 30, less one for each instance made before
+    for name in (names + "noted on_end _done is_submitted").split():  # 29: 30, less one for each instance made before
         setattr(first, name, None)
 
 

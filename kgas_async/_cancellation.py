@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import anyio
 
-from ._errors import add_note, shown
+from ._errors import CallAborted, add_note, shown
 from ._mailbox import is_self_inflicted
 
-__all__ = ["breakdown_between", "breakdown_of", "exit_in", "failure_in", "hook_failure", "parted"]
+__all__ = [
+    "breakdown_between",
+    "breakdown_of",
+    "exit_in",
+    "failure_in",
+    "failure_of",
+    "hook_failure",
+    "is_failure",
+    "parted",
+]
 
 
 def parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -39,6 +48,20 @@ def exit_in(error: BaseException) -> BaseException | None:
         exits = error.subgroup((KeyboardInterrupt, SystemExit))
         return None if exits is None else _first(exits)
     return None
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether what a tool raised is a failure of its attempt: all but an exit, a cancellation, or the order to stop."""
+    if isinstance(error, Exception):
+        return True
+    return not isinstance(error, CallAborted) and exit_in(error) is None and parted(error)[0] is None
+
+
+def failure_of(error: BaseException) -> BaseException:
+    """What a tool raised, if it is a failure; else it is raised again."""
+    if is_failure(error):
+        return error
+    raise error
 
 
 def failure_in(error: BaseException, *, owned: bool = True) -> BaseException | None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from typing import Any
 
-__all__ = ["as_coroutine", "drive", "resume"]
+__all__ = ["as_coroutine", "drive", "own_error", "resume"]
 
 
 @types.coroutine
@@ -23,6 +23,8 @@ def drive(
         step = context.run(coroutine.send, None)
     except StopIteration as stop:
         return stop.value
+    except GeneratorExit as error:
+        raise own_error(error) from error
     if on_wait is not None:
         on_wait()
     return (yield from _resumed(coroutine, context, step))
@@ -30,12 +32,13 @@ def drive(
 
 def _resumed(coroutine: Any, context: Context, step: Any) -> Generator[Any, Any, Any]:
     """Go on with a coroutine whose first step was made in ``context`` and gave ``step``."""
-    run, send = context.run, coroutine.send
+    run, send, closing = context.run, coroutine.send, False
     try:
         while True:
             try:
                 sent = yield step
             except GeneratorExit:
+                closing = True
                 run(coroutine.close)
                 raise
             except BaseException as error:  # noqa: BLE001  (handed to the coroutine, which raises it again or not)
@@ -47,9 +50,22 @@ def _resumed(coroutine: Any, context: Context, step: Any) -> Generator[Any, Any,
                     sent = None  # on trio it may hold an error whose traceback holds this frame: a cycle
     except StopIteration as stop:
         return stop.value
+    except GeneratorExit as error:
+        if closing:
+            raise
+        raise own_error(error) from error
 
 
 resume = types.coroutine(_resumed)
+
+
+def own_error(error: BaseException) -> BaseException:
+    """What a tool has raised by itself, as others may see it: `GeneratorExit` closes each coroutine that it leaves."""
+    if not isinstance(error, GeneratorExit):
+        return error
+    told = RuntimeError("raised GeneratorExit, by which Python closes generators; raise another exception")
+    told.__cause__ = error
+    return told
 
 
 def as_coroutine(awaitable: Any) -> Any:

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import anyio
 
-from ._attempt import in_thread_of
 from ._call import Call
 from ._context import current_call
 from ._drive import drive
 from ._errors import CallTimeout, shown
+from ._in_thread import in_thread_of
 from ._mailbox import OpenScopes
 from ._source import closed_for_open_scope
 from ._tokens import give_back, take_again

@@ -13,13 +13,15 @@ from functools import partial
 from time import perf_counter_ns
 from typing import Any, Final
 
-from ._attempt import in_thread
 from ._call import Call
+from ._cancellation import is_failure
 from ._context import current_call
-from ._drive import as_coroutine, resume
+from ._drive import as_coroutine, own_error, resume
+from ._in_thread import account, hand_over, stop, taken
 from ._mailbox import NativeCancels
 from ._path import ended_by_tool, ending, note_run, perform_again, perform_fully
 from ._rate import RateLimit, acquire_rates_nowait
+from ._threads import Work
 from ._tokens import give_back, refused, take_concurrency, take_rates, wanted_rates
 
 __all__ = ["LINES_UP", "begin", "begin_admitted", "perform"]
@@ -146,7 +148,8 @@ def _start(call: Call[Any]) -> Coroutine[Any, Any, None] | None:
         else:
             return _resume(call, coroutine, context, step, native)
         _succeeded(call)
-    except BaseException as error:
+    except BaseException as raised:
+        error = own_error(raised)
         call.context = context
         if _may_go_on(call, error):
             return perform_again(call, error, native)
@@ -176,7 +179,7 @@ async def _resume(call: Call[Any], coroutine: Any, context: Context, step: Any, 
 
 def _may_go_on(call: Call[Any], error: BaseException) -> bool:
     """Whether a call may have another attempt after this error; then it holds nothing any more."""
-    if call.bound.retry is None or call.ended_ns or not isinstance(error, Exception):
+    if call.bound.retry is None or call.ended_ns or not is_failure(error):
         return False
     held, call.holds = call.holds, ()
     give_back(held)  # and not as of a call that has ended: whoever gets them is to begin while this one sleeps
@@ -208,7 +211,19 @@ async def _in_thread(call: Call[Any]) -> None:
         context.run(_set_current_call, call)
         held, call.holds = call.holds, ()  # they are the thread's now
         call.begun_ns = 0  # when a thread takes it up
-        failed = await in_thread(call, context, held, call.paid)
+        work = hand_over(call, context, held, call.paid, timed=False)
+        if isinstance(work, Work):
+            try:
+                await work.done.wait()
+            except BaseException:
+                await stop(call, work, call.paid)
+                raise
+            finally:
+                call.holds = ()
+                account(call, work)
+            failed = taken(call, work)
+        else:
+            failed = work
         if failed is None:
             call.end("succeeded")
         else:  # whatever it is, SystemExit too: it was raised in a thread

@@ -1,6 +1,6 @@
 """A call whose tool runs in a worker process, where that differs from one in a thread: it can be killed.
 
-Everything else is as in a thread (`_attempt`), since a thread of the manager's has the worker.
+Everything else is as in a thread (`_in_thread`), since a thread of the manager's has the worker.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from ._disk import name_new
 from ._errors import JournalError
-from ._mistaken import APPLICATION, instead_of_journal
+from ._mistaken import APPLICATION, HEADER, header_of, instead_of_journal
 
 __all__ = ["NEW", "RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
 
@@ -129,27 +129,25 @@ def _is_writable(path: str) -> bool:
 
 
 def peek(path: str) -> None:
-    """Look whether a file may be a journal, without opening it as one: nothing is written or locked.
+    """Look by its header whether a file may be a journal: a full disk may have left it whole only with its log.
 
     Raises:
         JournalError: It is not, or of another schema.
     """
     try:
-        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)) as database:
-            if Path(path).stat().st_size == 0:
-                raise JournalError(f"journal {path!r} is empty, so it is none; remove it to begin anew", path=path)
-            application = database.execute("PRAGMA application_id").fetchone()[0]
-            schema = database.execute("PRAGMA user_version").fetchone()[0]
+        header = header_of(path)
+        if 0 < len(header) < HEADER:
+            raise sqlite3.DatabaseError("file is not a database")
     except (sqlite3.Error, OSError) as error:
         raise error_of(path, error) from error
+    if not header:
+        raise JournalError(f"journal {path!r} is empty, so it is none; remove it to begin anew", path=path)
+    application, schema = (int.from_bytes(header[at : at + 4], "big") for at in (68, 60))
     if application != APPLICATION:
         raise JournalError(f"{path!r} is a database, but no journal of kgas_async; give another file", path=path)
     if schema != SCHEMA:
-        raise JournalError(
-            f"journal {path!r} has schema {schema}, and this version of kgas_async writes schema {SCHEMA}; resume it "
-            f"with the version that made it, or begin a new journal",
-            path=path,
-        )
+        why = f"has schema {schema}, and this version of kgas_async writes schema {SCHEMA}; resume it with the version"
+        raise JournalError(f"journal {path!r} {why} that made it, or begin a new journal", path=path)
 
 
 def _check_place(path: str) -> None:

@@ -6,7 +6,7 @@ result; a run without a journal knows nothing of any of it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from ._pipeline import Pipeline
 from ._plan import PlannedPhase
 from ._run import RunCrew
 from ._run_journal import NOTHING, Kept, RunJournal
+from ._source import length_of
 from ._walk import Step
 
 __all__ = ["JournaledCrew"]
@@ -134,6 +135,7 @@ class JournaledCrew(RunCrew):
     def _begin_item(self, frame: Frame, recorded: Recorded) -> None:
         if recorded.times:
             del self._frames[frame.index]
+            self._keys.discard(frame.key)
             error = PipelineError(
                 f"pipeline {self.pipeline.name!r}: item {frame.index} has the key {frame.key!r} of another item of "
                 f"this run; with a journal, keys must differ over the whole run"
@@ -261,7 +263,7 @@ class JournaledCrew(RunCrew):
         if planned.phase.expand is None:
             call.value = self._recorded(frame, kept, of_inputs, call.value)
             return None if call.value is NOTHING else super()._take_result(frame, planned, call)
-        size = len(call.value) if isinstance(call.value, Sized) else None
+        size = length_of(call.value)
         expansion = super()._take_result(frame, planned, call)
         if expansion is not None:
             item.expanding[expansion] = of_inputs
@@ -348,7 +350,7 @@ class JournaledCrew(RunCrew):
         """What there is of an item is committed, so that it may leave; or will never be."""
         try:
             finishing = self._finishing.pop(index, None)
-            if finishing is not None:
+            if finishing is not None:  # also once an error was raised: what had ended keeps its outcome
                 self._leave(*finishing, error)
         except BaseException as broken:  # noqa: BLE001  (the user's on_progress, or an error of ours)
             self.break_down(broken)

@@ -203,6 +203,12 @@ class KeyTokens:
     def __repr__(self) -> str:
         return f"{self._limit!r}.for_key({self.key!r})"
 
+    @property
+    def most(self) -> int:
+        """How many tokens it may have at once."""
+        limit = self._limit
+        return limit._total if limit._per_key is None else min(limit._per_key, limit._total)
+
     def acquire_nowait(self) -> bool:
         """Take a token if one is free; whether it did. From any thread."""
         limit = self._limit

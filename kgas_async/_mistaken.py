@@ -7,10 +7,11 @@ from typing import Final
 
 from ._chain import Head, record_of
 
-__all__ = ["APPLICATION", "instead_of_evidence", "instead_of_journal"]
+__all__ = ["APPLICATION", "HEADER", "header_of", "instead_of_evidence", "instead_of_journal"]
 
 APPLICATION: Final = 0x4B474153  # "KGAS", in the header of each journal
 _SQLITE: Final = b"SQLite format 3\0"
+HEADER: Final = 100  # bytes that an SQLite database begins with
 _LOOKED_AT: Final = 1 << 16  # bytes; a head is shorter, and so is the first record of a log, but for a very long plan
 
 
@@ -35,6 +36,17 @@ def instead_of_journal(path: Path) -> str | None:
     if begin and not begin.startswith(_SQLITE):
         return "it is no journal, or its begin is damaged; give the file that --journal named, or restore a copy"
     return None
+
+
+def header_of(path: str) -> bytes:
+    """The header of an SQLite database: less than `HEADER` bytes of what is none, no byte of an empty file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        header = file.read(HEADER)
+    return header if header.startswith(_SQLITE) else header[:1]
 
 
 def _begin_of(path: Path) -> bytes:

@@ -15,16 +15,31 @@ from weakref import WeakKeyDictionary
 from ._context import current_call
 from ._mailbox import Mailbox
 
-__all__ = ["Hold", "call_here", "held_by", "held_here", "hold", "is_reentry", "let_go", "taken_against"]
+__all__ = [
+    "Hold",
+    "call_here",
+    "held_by",
+    "held_here",
+    "hold",
+    "is_reentry",
+    "let_go",
+    "taken_against",
+    "waits_in_vain",
+]
 
 
 class Hold:
-    """A token that a task has taken by ``async with``, and when (in the time of its mailbox)."""
+    """A token that a task has taken by ``async with``, and when (in the time of its mailbox).
 
-    __slots__ = ("began", "is_live", "limit", "task")
+    Attributes:
+        door: What it was taken of: the limit, or one key of it.
+    """
 
-    def __init__(self, limit: Any, task: object, began: float) -> None:
+    __slots__ = ("began", "door", "is_live", "limit", "task")
+
+    def __init__(self, limit: Any, door: Any, task: object, began: float) -> None:
         self.limit = limit
+        self.door = door
         self.task = task
         self.began = began
         self.is_live = True
@@ -41,9 +56,9 @@ def call_here() -> Any:
     return call if hasattr(call, "holds") else None
 
 
-def hold(limit: Any, task: object, began: float) -> None:
+def hold(limit: Any, door: Any, task: object, began: float) -> None:
     """This task has a token now."""
-    _holds.set((*held_by(task), Hold(limit, task, began)))
+    _holds.set((*held_by(task), Hold(limit, door, task, began)))
 
 
 def let_go(limit: Any, task: object) -> Hold | None:
@@ -70,6 +85,26 @@ def held_by(task: object) -> tuple[Hold, ...]:
 def held_here() -> tuple[Hold, ...]:
     """What code around this has entered and not left, if its task waits for what comes now; mostly nothing."""
     return held_by(Mailbox.here().task()) if _holds.get() else ()
+
+
+def waits_in_vain(call: Any, limit: Any, door: Any, here: tuple[Hold, ...] = ()) -> bool:
+    """Whether all tokens that could be had here are entered by code that waits for the call.
+
+    Or for one that it is nested in, in whatever task or thread; code outside of all calls included.
+
+    Args:
+        call: That wants one.
+        limit: The limit.
+        door: The same, or one key of it.
+        here: What this code has entered, where that is to wait.
+    """
+    found = {one for one in here if one.limit is limit}
+    while call is not None:
+        found.update(one for one in call.around if one.is_live and one.limit is limit)
+        call = None if call.is_submitted else call.parent  # nobody need wait for that one
+    if not found or len(found) >= limit.total:
+        return bool(found)
+    return door is not limit and sum(one.door is not limit and one.door.key == door.key for one in found) >= door.most
 
 
 def is_reentry(limit: Any, task: object) -> bool:

@@ -109,7 +109,7 @@ class Outcome(Generic[R]):
         Raises:
             BaseException: The error of the outcome; `CallCancelled` where it has none.
         """
-        if self.ok:
+        if self.status in SUCCESSES:
             return self.value  # type: ignore[return-value]
         raise self.error or CallCancelled(f"{self.tool or 'item'} {self.key}: {self.status}")
 

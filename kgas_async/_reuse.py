@@ -22,7 +22,14 @@ from ._cancellation import hook_failure
 from ._errors import CallError, shown
 from ._mailbox import Gate
 from ._records import call_fields, error_fields
-from ._tokens import DeadlinePassed, deadline_of, refuse_own_chain, with_defaults
+from ._tokens import (
+    DeadlinePassed,
+    chain_of,
+    deadline_of,
+    refuse_own_chain,
+    wants_what_is_held,
+    with_defaults,
+)
 
 __all__ = ["FlightFailed", "reused_or_run"]
 
@@ -49,15 +56,18 @@ class Flight:
         leader: The one that runs.
         waiting: The others, and where each waits.
         end: What those who wait are to do: take its value or its failure, run by themselves; None while it runs.
+        value: That value. Who made the leader's call may do with that what it wants before they come to it: a pipeline
+            lets go of what it expands.
         is_own_end: Whether it is coming to an end that is its own, its deadline's.
     """
 
-    __slots__ = ("end", "flights", "is_own_end", "leader", "slot", "waiting")
+    __slots__ = ("end", "flights", "is_own_end", "leader", "slot", "value", "waiting")
 
     def __init__(self, leader: Call[Any], flights: dict[Any, Flight], slot: Any) -> None:
         self.leader = leader
         self.waiting: dict[Call[Any], Gate] = {}
         self.end: Literal["value", "failure", "alone"] | None = None
+        self.value: Any = None
         self.is_own_end = False
         self.flights = flights
         self.slot = slot
@@ -71,6 +81,7 @@ class Flight:
 
     def _ended(self, before: Callable[[Any], object] | None, call: Call[Any]) -> None:
         if call.ok:
+            self.value = call.value
             readable = not isinstance(call.value, (Iterator, AsyncIterator))
             self._land("value" if readable else "alone")
         elif call.status in ("failed", "timed_out") and not self.is_own_end:
@@ -84,6 +95,12 @@ class Flight:
         self.end = end
         del self.flights[self.slot]
         for gate in self.waiting.values():
+            gate.set()
+
+    def send_off(self, call: Call[Any]) -> None:
+        """One of those who wait is to run by itself, whatever becomes of the others."""
+        gate = self.waiting.pop(call, None)
+        if gate is not None:
             gate.set()
 
     def pass_on(self) -> None:
@@ -131,11 +148,11 @@ async def reused_or_run(call: Call[Any], cache: Cache, run: Run) -> BaseExceptio
         if ended is not None:
             return ended
         if flight.end == "value":
-            _shared(call, cache, flight.leader)
+            _shared(call, cache, flight)
             return None
         if flight.end == "failure" and _tries_alike(call, flight.leader):
             return _failed_with(call, flight.leader)
-        if flight.end is not None:
+        if flight.end is not None or flight.leader is not call:
             return await run(call)
         flight.lead(call)
     return await _led(call, cache, key, flight, run, is_kept=is_kept)
@@ -172,9 +189,10 @@ def _hit(call: Call[Any], cache: Cache, value: Any) -> None:
     call.reused = True
 
 
-def _shared(call: Call[Any], cache: Cache, leader: Call[Any]) -> None:
+def _shared(call: Call[Any], cache: Cache, flight: Flight) -> None:
+    leader = flight.leader
     cache.count("shared")
-    call.value = leader.value
+    call.value = flight.value
     call.answered_by = leader.answered_by
     call.reused = True
     call.reused_from = leader.id
@@ -219,28 +237,30 @@ async def _waited(call: Call[Any], flight: Flight) -> BaseException | None:
     return None
 
 
-def _chain(call: Call[Any] | None) -> Iterator[Call[Any]]:
-    while call is not None:
-        yield call
-        call = call.parent
-
-
 def _waits_for_itself(call: Call[Any], flight: Flight) -> bool:
-    """Whether the flight's leader waits for a call that this one is nested in, by whatever flights and nested calls."""
-    if call.parent is None:
+    """Whether the flight's leader waits for a call that this one is nested in, by whatever flights and nested calls.
+
+    Or for a token that one of those holds, or code that waits for it.
+    """
+    if call.parent is None and not call.around:
         return False
-    mine = set(_chain(call.parent))
+    home = call.bound.home
+    mine = set(chain_of(call.parent))
     seen = {flight}
     reached = [flight]
     while reached:
-        leader = reached.pop().leader
+        leader = reached.pop().leader.serial
         if leader in mine:
             return True
-        for waiter, other in call.bound.home.cache_waits.items():
-            if other not in seen and leader in _chain(waiter):
+        for waiter, other in home.cache_waits.items():
+            if other not in seen and leader in chain_of(waiter):
                 seen.add(other)
                 reached.append(other)
-    return False
+    leaders = {one.leader.serial for one in seen}
+    return any(
+        one.status == "waiting" and one.bound.limits and wants_what_is_held(one, call) and leaders & set(chain_of(one))
+        for one in home.calls_open.values()
+    )
 
 
 async def _asked(call: Call[Any], cache: Cache, what: Literal["get", "set"], *args: Any) -> Any:

@@ -76,9 +76,17 @@ class RunLevel:
     def tell(self, report: RunReport) -> None:
         """Put on the report what came of them."""
         report.results, report.missing, report.not_begun = self.results, self.missing, self.not_begun
+        for found in (self.results, self.missing, self.outcomes):
+            self._put_in_order(found)
         for name, outcome in self.outcomes.items():
             if outcome.error is not None and outcome.status != "skipped":
                 report.errors[name] = outcome.error
+
+    def _put_in_order(self, found: dict[str, Any]) -> None:
+        """As declared, whichever has ended first, on whichever loop."""
+        for name in self._plan.phases:
+            if name in found:
+                found[name] = found.pop(name)
 
     # --- live ones
 
@@ -243,17 +251,23 @@ class RunLevel:
                 inputs = self._inputs(planned, collect)
                 wanted = planned.when is None or planned.when(inputs)
             except Exception as error:  # noqa: BLE001  (a property or a function of the user's)
-                failure = (
-                    error if isinstance(error, PipelineError) else PipelineError(f"phase {name!r}: {shown(error)}")
-                )
-                if failure is not error:
-                    failure.__cause__ = error
-                self.outcomes[name] = Outcome("failed", None, failure, name, -1)
+                self._fault(planned, collect, error)
                 return
             if wanted:
                 self._start(planned, inputs)
             else:
                 self._skip(planned, "when= said no")
+
+    def _fault(self, planned: PlannedPhase, collect: _Collect | None, error: Exception) -> None:
+        """Its inputs or its ``when`` cannot be read: it has failed, and there is no item to say so of, but its call."""
+        name = planned.phase.name
+        failure = error if isinstance(error, PipelineError) else PipelineError(f"phase {name!r}: {shown(error)}")
+        if failure is not error:
+            failure.__cause__ = error
+        values = {} if collect is None else collect.values
+        given = {one.parameter: values.get(one.parameter, self.results.get(one.name)) for one in planned.bindings}
+        self.home.new_call(self._bound[name], given, self._parent).end("failed", failure)  # which knows what to redact
+        self.outcomes[name] = Outcome("failed", None, failure, name, -1)
 
     def _skip(self, planned: PlannedPhase, why: str) -> None:
         name = planned.phase.name

@@ -160,7 +160,8 @@ class Session:
         parent = parent or self.parent()
         self.check_open(parent)
         bound = self.bind(tool)
-        self.check_services(bound)
+        if bound.requires:
+            self.check_services(bound)
         if args:
             inputs = bound.signature.named(args, inputs)
         return self.new_call(bound, inputs, parent)

@@ -109,6 +109,7 @@ class SingleCalls(ABC):
         session = self._opened()
         session.mailbox.check_here("manager.submit")
         call = self._admit(session, tool, args, inputs)
+        call.is_submitted = True
         self._book.keep(call)
         session.start_call(call)
         return call

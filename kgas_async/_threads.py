@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from time import perf_counter_ns
 from typing import Any, Final
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Signal: Final = threading.Event
+NO_INPUTS: Final[Mapping[str, Any]] = {}
 JOIN_S: Final = 1.0  # seconds for a thread that has ended to be gone; it needs but the GIL
 
 
@@ -58,6 +59,7 @@ class Work:
     Attributes:
         value: What the function returned.
         error: What it raised.
+        submitted_ns: When it was handed over, where that is wanted (``perf_counter_ns``).
         started_ns: When a thread took it up (``perf_counter_ns``), 0 before.
         ended_ns: When the function ended, 0 before.
         started_at: When a thread took it up, in the loop's time.
@@ -79,6 +81,7 @@ class Work:
         "error",
         "function",
         "ident",
+        "inputs",
         "is_timed",
         "mailbox",
         "on_begin",
@@ -87,16 +90,21 @@ class Work:
         "pool",
         "started_at",
         "started_ns",
+        "submitted_ns",
         "value",
         "withdrawn",
     )
 
-    def __init__(self, function: Callable[[], Any], context: Context, mailbox: Mailbox) -> None:
+    def __init__(
+        self, function: Callable[..., Any], context: Context, mailbox: Mailbox, inputs: Mapping[str, Any] = NO_INPUTS
+    ) -> None:
         self.function = function
+        self.inputs = inputs
         self.context = context
         self.mailbox = mailbox
         self.value: Any = None
         self.error: BaseException | None = None
+        self.submitted_ns = 0
         self.started_ns = 0
         self.ended_ns = 0
         self.started_at = 0.0
@@ -122,6 +130,7 @@ class Work:
         if not self.claim():
             return False
         self.withdrawn = True
+        del self.context  # as in `run`
         self.mailbox.add_busy(-1)
         return True
 
@@ -146,9 +155,10 @@ class Work:
         if self.on_begin is not None:
             self.mailbox.put(self.on_begin)
         try:
-            self.value = self.context.run(self.function)
+            self.value = self.context.run(self.function, **self.inputs)
         except BaseException as error:  # noqa: BLE001  (SystemExit too is this call's failure, not the thread's)
             self.error = error
+        del self.context  # it refers to the work and its call: a cycle that only the collector would free
         if self.is_timed:
             self.ended_at = self.mailbox.time() + self.mailbox.offset
         self.ended_ns = perf_counter_ns()

@@ -6,7 +6,7 @@ Bounded by the call's deadline; what a call's own chain already holds is refused
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from time import perf_counter_ns
@@ -18,12 +18,13 @@ from ._admission import Limit
 from ._call import Call
 from ._errors import CallRejected
 from ._keyed import FunctionFailed
-from ._order import taken_against
+from ._order import taken_against, waits_in_vain
 from ._priority import priority_of
 from ._rate import RateLimit, acquire_rates, acquire_rates_nowait
 
 __all__ = [
     "DeadlinePassed",
+    "chain_of",
     "deadline_of",
     "give_back",
     "pause_rates",
@@ -36,6 +37,7 @@ __all__ = [
     "take_rates",
     "tell_news",
     "wanted_rates",
+    "wants_what_is_held",
     "with_defaults",
 ]
 
@@ -89,9 +91,11 @@ async def take_concurrency(call: Call[Any], held: list[Any]) -> None:
         if limit.is_reentrant and _holds(call, limit):
             limit.join()
         elif not token.acquire_nowait():
-            if call.around and call.deadline_at is None and _entered(call).count(limit) >= limit.total:
+            if deadline_of(call) == math.inf and waits_in_vain(call, limit, token):
                 raise CallRejected(_by_this_code(call, limit))
             tell_news(call, limit)
+            if call.parent is not None and call.bound.home.cache_waits:
+                _send_off(call, limit)
             await _wait(call, token)
         held.append(token)
         if limit.news:
@@ -123,6 +127,35 @@ async def _wait(call: Call[Any], token: Any) -> None:
             raise DeadlinePassed
     finally:
         call.wait_concurrency_ns += perf_counter_ns() - began
+
+
+def _send_off(call: Call[Any], limit: Limit) -> None:
+    """Have calls that wait for a result which this one is a part of, while they hold a token of this limit, run by
+    themselves: they would wait for each other.
+    """
+    behind = set(chain_of(call))
+    waits = dict(call.bound.home.cache_waits)
+    while found := [waiter for waiter, flight in waits.items() if flight.leader.serial in behind]:
+        for waiter in found:
+            flight = waits.pop(waiter)
+            behind.update(chain_of(waiter))
+            if not limit.is_reentrant and _holds(waiter, limit):
+                flight.send_off(waiter)
+
+
+def chain_of(call: Call[Any] | None) -> Iterator[int]:
+    """The numbers of a call and of those that it is nested in; what is nested in one of two attempts has that above."""
+    while call is not None:
+        yield call.serial
+        call = call.parent
+
+
+def wants_what_is_held(wanting: Call[Any], holding: Call[Any]) -> bool:
+    """Whether one waits, or may come to, for a token of a limit that another's chain of calls holds."""
+    return any(
+        limit not in wanting.holds and not limit.is_reentrant and _holds(holding, limit)
+        for limit in wanting.bound.limits
+    )
 
 
 def tell_news(call: Call[Any], limit: Limit) -> None:

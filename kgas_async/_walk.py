@@ -25,6 +25,7 @@ from ._frame import Expansion, Frame, Lack
 from ._host import Host
 from ._in_line import LineCrew, Place
 from ._inputs import collected_inputs, inputs_for, origins_of
+from ._outcome import SUCCESSES
 from ._plan import Plan, PlannedPhase
 
 __all__ = ["Pending", "Step", "WalkCrew"]
@@ -290,7 +291,7 @@ class WalkCrew(LineCrew):
     def _take_result(self, frame: Frame, planned: PlannedPhase, call: Call[Any]) -> Expansion | None:
         """What came of a phase's call; the expansion that it opens, if it does."""
         name = planned.phase.name
-        if not call.ok:
+        if call.status not in SUCCESSES:
             frame.fail(name, call)
         elif planned.phase.expand is not None:
             return self._expand(frame, planned, call)

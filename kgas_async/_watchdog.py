@@ -23,7 +23,7 @@ TICKS_PER_STALL: Final = 4  # a stall is noticed at the latest a quarter of its 
 FRAMES_KEPT: Final = 30
 _PACKAGE: Final = __name__.rpartition(".")[0]
 # Where a frame's `call` is the call that runs in it.
-_PATH: Final = tuple(f"{_PACKAGE}.{module}" for module in ("_flat", "_path", "_attempt"))
+_PATH: Final = tuple(f"{_PACKAGE}.{module}" for module in ("_flat", "_path", "_attempt", "_in_thread"))
 
 
 class Look(NamedTuple):

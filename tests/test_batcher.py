@@ -297,6 +297,25 @@ async def test_whoever_holds_a_token_that_the_batch_needs_is_refused() -> None:
     assert_clean(manager, limit)
 
 
+async def test_so_is_whoever_has_entered_it() -> None:
+    limit = ConcurrencyLimit(1)
+    batcher = Batcher(lengths.using(concurrency=limit))
+
+    @tool
+    def nested() -> Any:
+        return batcher.tool.execute(texts="a")
+
+    async with ServiceManager(batcher) as manager:
+        with anyio.fail_after(10):
+            async with limit:
+                outcomes = [await manager.outcome(batcher.tool, texts="a"), await manager.outcome(nested)]
+                with pytest.raises(CallRejected, match="has entered by 'async with': they would wait for each other"):
+                    await batcher(texts="a")
+        assert [outcome.status for outcome in outcomes] == ["rejected", "failed"]
+        assert await batcher(texts="a") == 1
+    assert_clean(manager, limit)
+
+
 # --- cancelling
 
 

@@ -438,6 +438,44 @@ async def test_a_call_that_would_wait_for_itself_runs() -> None:
             assert await manager.execute(one, depth=1, key="a") == 2
 
 
+@pytest.mark.parametrize("waits_first", [True, False])
+async def test_a_call_that_holds_what_the_one_that_it_would_wait_for_needs_runs_by_itself(waits_first: bool) -> None:
+    limit = ConcurrencyLimit(1)
+    is_there, may_go_on = anyio.Event(), anyio.Event()
+
+    @tool(policy=Policy(concurrency=limit))
+    async def limited() -> int:
+        return 1
+
+    @tool(policy=Policy(cache=60))
+    async def shared(x: int) -> int:
+        if waits_first:
+            is_there.set()
+            await may_go_on.wait()
+        return await current().execute(limited)  # type: ignore[no-any-return]
+
+    @tool(policy=Policy(concurrency=limit))
+    async def holds() -> int:
+        if not waits_first:
+            is_there.set()
+            await may_go_on.wait()
+        return await current().execute(shared, x=1)  # type: ignore[no-any-return]
+
+    first, second = (shared.using(), holds) if waits_first else (holds, shared.using())
+    async with ServiceManager(log=None) as manager:
+        with anyio.fail_after(10):
+            calls = {}
+            for one in (first, second):
+                calls[one.name] = manager.submit(one, **({"x": 1} if one.name == "shared" else {}))
+                await is_there.wait()
+            await anyio.wait_all_tasks_blocked()
+            may_go_on.set()
+            refused = await calls["holds"].outcome()
+            assert (await calls["shared"].outcome()).value == 1
+        assert "which tool 'holds' holds while it waits" in str(refused.error)
+    assert_clean(manager, limit)
+
+
 def test_calls_that_would_wait_for_each_other_run() -> None:
     async def main() -> None:
         ran: Counter[str] = Counter()
@@ -591,6 +629,29 @@ async def test_a_phase_reuses_and_its_items_succeed() -> None:
     assert [outcome.value[0] for outcome in report.outcomes] == list("aabab")
     assert Counter(outcome.phases["found"].status for outcome in report.outcomes) == {"succeeded": 2, "reused": 3}
     assert look.now.calls == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("ttl", [0, 60])
+async def test_who_shares_a_value_has_it_though_a_pipeline_takes_that_apart(ttl: float) -> None:
+    look = Look()
+    phase = Phase("found", look, expand="part", policy=Policy(cache=ttl))
+    pipeline = Pipeline("p", phase, Phase("up", whole, bind={"word": "part"}), item=["key"])
+    taken: list[Any] = []
+
+    async def beside() -> None:
+        await checkpoint()  # the items have come by now
+        taken.append(await manager.execute(look.using(cache=phase.policy.cache), key="a"))
+
+    async with ServiceManager() as manager, anyio.create_task_group() as group:
+        group.start_soon(beside)
+        report = await manager.run(pipeline, [{"key": "a"}] * 5, keep="all")
+    assert [outcome.value for outcome in report.outcomes] == [["A", "0"]] * 5
+    assert taken == [["a", "0"]]
+
+
+@tool
+async def whole(word: str) -> str:
+    return word.upper()
 
 
 async def test_gather_race_and_batches_take_reused_values() -> None:

@@ -128,6 +128,38 @@ async def test_it_says_how_a_run_has_ended(tmp_path: Path) -> None:
     assert [phase["name"] for phase in found["phases"]] == ["load", "parse", "total"]
 
 
+@tool
+async def parts(x: int) -> list[int]:
+    return list(range(x))
+
+
+@tool
+async def holds(x: int) -> int:
+    if x == 4:
+        await anyio.sleep_forever()
+    return x
+
+
+async def test_of_a_second_run_at_work_only_its_own_items_are_counted_and_no_elements(tmp_path: Path) -> None:
+    never = Phase("load", load, bind={"x": "part"}, when=lambda x: 1 / 0)
+    pipeline = Pipeline(
+        "papers", Phase("parts", parts, expand="part"), never, Phase("holds", holds), item=["x"], key="x"
+    )
+    file = BoardFile(tmp_path / "run.jsonl")
+    async with ServiceManager(evidence=file.path, log=None) as manager:
+        await manager.run(pipeline, [{"x": x} for x in range(4)])
+        async with manager.stream(pipeline, [{"x": x} for x in (2, 3, 4)]) as outcomes:
+            for _ in range(2):
+                await anext(outcomes)
+            with anyio.fail_after(30):
+                while file.board is None or file.board.ended_in("papers/holds") < 2:
+                    await anyio.sleep(0.01)
+                    file.read_on()
+            picture = file.picture()
+            assert (picture.items.done, picture.items.total, picture.items.is_exact) == (2, 3, False)
+            assert [(one.name, one.done) for one in picture.phases[:3]] == [("parts", 3), ("load", 0), ("holds", 2)]
+
+
 async def test_it_is_about_the_latest_session_of_a_log(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     await recorded(path)

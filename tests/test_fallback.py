@@ -129,6 +129,54 @@ async def test_the_first_error_is_raised_where_all_fail_with_the_others_noted() 
 # --- not after
 
 
+class Outcast(BaseException):
+    """As those of test frameworks, and of libraries that want past ``except Exception``."""
+
+
+async def raises_outcast() -> str:
+    raise Outcast
+
+
+def raises_outcast_at_once() -> str:
+    raise Outcast
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tool(name="async")(raises_outcast),
+        lambda: tool(name="bounded", policy=Policy(timeout=5.0))(raises_outcast),
+        lambda: tool(name="thread")(raises_outcast_at_once),
+        lambda: tool(name="inline", offload="inline")(raises_outcast_at_once),
+    ],
+    ids=["async", "bounded", "thread", "inline"],
+)
+async def test_an_error_that_is_no_exception_is_a_failure_of_the_attempt_wherever_the_tool_runs(make: Any) -> None:
+    @tool
+    async def instead() -> str:
+        return "instead"
+
+    failing = make()
+    async with ServiceManager(log=None) as manager:
+        answered = await manager.outcome(failing.using(fallback=instead))
+        assert (answered.value, answered.tool) == ("instead", "instead")
+        again = await manager.outcome(failing.using(retry=Retry(3, on=lambda error: True, wait=0.0)))
+        assert (again.status, again.attempts) == ("failed", 3)
+        assert isinstance(again.error.__cause__, Outcast)  # type: ignore[union-attr]
+
+
+async def test_what_a_tool_makes_of_its_timeout_is_a_timeout() -> None:
+    @tool(policy=Policy(timeout=1.0))
+    async def stubborn() -> None:
+        try:
+            await anyio.sleep(5)
+        except BaseException as error:
+            raise Outcast from error
+
+    async with ServiceManager(log=None) as manager:
+        assert (await manager.outcome(stubborn)).status == "timed_out"
+
+
 async def test_not_after_invalid_inputs() -> None:
     async with ServiceManager() as manager:
         outcome = await manager.outcome(broken.using(fallback=mirror), x="no number")  # type: ignore[arg-type]

@@ -24,6 +24,11 @@ async def slept(x: int) -> int:
     return x
 
 
+@tool
+def run_in_a_thread(x: int) -> int:
+    return x
+
+
 @pytest.fixture
 def garbage() -> Iterator[list[object]]:
     gc.collect()
@@ -47,6 +52,18 @@ async def test_a_call_that_has_slept_leaves_no_frames_to_the_collector(garbage: 
         kinds = Counter(type(one).__name__ for one in garbage)
     assert kinds["traceback"] == 0, kinds
     assert kinds["Cancelled"] == 0, kinds
+
+
+@pytest.mark.unwatched  # what watches keeps them
+@pytest.mark.parametrize("policy", [{}, {"timeout": 60.0}, {"concurrency": 2}], ids=str)
+async def test_a_call_in_a_thread_leaves_nothing_to_the_collector(garbage: list[object], policy: Any) -> None:
+    bounded = run_in_a_thread.using(**policy)
+    async with ServiceManager(log=None) as manager:
+        async with manager.map(bounded, range(50), arg="x") as outcomes:
+            assert [outcome.unwrap() async for outcome in outcomes] == list(range(50))
+        gc.collect()
+        kinds = Counter(type(one).__name__ for one in garbage)
+    assert kinds["Work"] == kinds["Call"] == 0, kinds
 
 
 @pytest.mark.unwatched

@@ -543,6 +543,26 @@ async def test_with_a_cache_and_a_fallback() -> None:
         assert (outcome.value, outcome.tool) == (1, "Replica")
 
 
+async def test_what_it_calls_is_nested_in_the_call_and_not_only_in_an_attempt() -> None:
+    depths: list[int] = []
+
+    @tool(idempotent=True, policy=Policy(hedge_after=5, cache=60))
+    async def calls_itself(x: int) -> int:
+        depths.append(len(depths))
+        # With the same inputs: it would wait for its own result.
+        return 0 if len(depths) == 3 else 1 + await current().execute(calls_itself, x=x)  # type: ignore[no-any-return]
+
+    @tool(idempotent=True, policy=Policy(hedge_after=5))
+    async def replaces_itself() -> Any:
+        return await current().options(name="me", replace=True).execute(calls_itself, x=2)
+
+    async with ServiceManager() as manager:
+        with anyio.fail_after(10):
+            assert await manager.execute(calls_itself, x=1) == 2
+            outcome = await manager.options(name="me").outcome(replaces_itself)
+        assert "it cannot be replaced from within" in str(outcome.error)
+
+
 def test_contention_leaves_nothing_out() -> None:
     async def main() -> None:
         limit = ConcurrencyLimit(4)

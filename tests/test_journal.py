@@ -439,6 +439,28 @@ async def test_an_expansion_that_broke_off_keeps_what_its_elements_gave(tmp_path
     assert (ran["doubled", "a"], ran["doubled", "b"], ran["doubled", "c"]) == (0, 0, 1)
 
 
+class Unsized:
+    """As a data set that is streamed: it has a length only to say that nobody knows it."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("ab")
+
+    def __len__(self) -> int:
+        raise TypeError("a stream has no length")
+
+
+@tool
+async def streamed(text: str) -> Any:
+    note("streamed", text)
+    return Unsized()
+
+
+async def test_elements_that_will_not_say_how_many_they_are(tmp_path: Path) -> None:
+    pipeline = Pipeline("p", Phase("streamed", streamed, expand="letter"), Phase("doubled", doubled), key="text")
+    report = await resumed(pipeline, tmp_path / "run.db", items("x", "y"))
+    assert [one.value for one in report.outcomes] == [[("a", "a"), ("b", "b")]] * 2
+
+
 @tool
 async def words_of(text: str) -> AsyncIterator[str]:
     async def words() -> AsyncIterator[str]:
@@ -628,6 +650,27 @@ async def test_a_key_that_repeats_is_an_error_over_the_whole_run(tmp_path: Path,
     assert "keys must differ" in str(report.outcomes[2].error)
     report = await run(LINEAR, tmp_path / "run.db", items("a", "bb"))
     assert report.reused == 2
+
+
+async def test_a_key_that_repeats_again_is_of_this_run_and_not_in_flight(tmp_path: Path) -> None:
+    ended = anyio.Semaphore(1)
+
+    async def one_after_another() -> AsyncIterator[dict[str, str]]:
+        for item in items("a", "a", "a"):
+            await ended.acquire()
+            yield item
+
+    errors = []
+    async with (
+        ServiceManager(log=None) as manager,
+        manager.stream(LINEAR, one_after_another(), journal=tmp_path / "run.db") as outcomes,
+    ):
+        async for outcome in outcomes:
+            errors.append(str(outcome.error))
+            ended.release()
+    assert [error.partition("has the key 'a' ")[2].partition(";")[0] for error in errors] == [
+        "", "of another item of this run", "of another item of this run",
+    ]  # fmt: skip
 
 
 # --- what cannot be kept
@@ -941,6 +984,28 @@ async def test_on_error_raise_keeps_what_was_finished(tmp_path: Path) -> None:
     ran.clear()
     await run(LINEAR, path)
     assert ran == {("pair", "ccc"): 1, ("sizes", 3): 1}
+
+
+@tool
+async def ends_late(x: int) -> int:
+    if x > 20:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.05 * (x - 20))  # one is committed while the next one ends
+    if x == 20:
+        raise ValueError(x)
+    return x
+
+
+async def test_what_ends_after_the_error_of_a_run_has_the_outcome_that_it_came_to(tmp_path: Path) -> None:
+    pipeline = Pipeline("late", Phase("ends", ends_late), item=["x"], key="x")
+    with pytest.raises(PipelineError, match="1 of 21 items have failed") as caught:
+        await run(pipeline, tmp_path / "run.db", [{"x": x} for x in range(24)], on_error=0.0)
+    report = caught.value.report
+    assert report is not None
+    assert (report.total, report.succeeded, report.failed, report.cancelled) == (24, 20, 1, 3)
 
 
 async def test_a_retried_phase_is_recorded_once_it_succeeds(tmp_path: Path) -> None:

@@ -52,6 +52,33 @@ def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_checkpoint_that_a_full_disk_has_broken_off_harms_nothing(tmp_path: Path) -> None:
+    made(tmp_path / "run.db")
+    file = JournalFile(str(tmp_path / "run.db"))
+    file.open("papers", "run2")
+    number = file.number_of(Source("a", "tool", "0", "json", ""))
+    file.begin()
+    file.write([row(f"new{n}", b"9" * 1000, source=number) for n in range(100)], [])
+    file.commit()
+    path = tmp_path / "cut" / "run.db"
+    path.parent.mkdir()
+    for ending in ("", "-wal"):  # as a kill leaves it
+        path.with_name(f"run.db{ending}").write_bytes((tmp_path / f"run.db{ending}").read_bytes())
+    file.close("ended")
+    log = path.with_name("run.db-wal").read_bytes()
+    size = int.from_bytes(log[8:12], "big")
+    frames = [log[at : at + 24 + size] for at in range(32, len(log), 24 + size)]
+    first = [frame[24:] for frame in frames if frame[:4] == (1).to_bytes(4, "big")][-1]
+    with path.open("r+b") as begun:  # the first page is in the file, and says how many there are; there was no room
+        begun.write(first)
+    assert int.from_bytes(first[28:32], "big") * size > path.stat().st_size
+    file = JournalFile(str(path))
+    file.open("papers", "run3")
+    assert file.recorded("new99").rows == {("", "a"): row("new99", b"9" * 1000, source=number)}
+    assert file.recorded("k3").rows
+    file.close("ended")
+
+
 def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     made(path)

@@ -39,8 +39,8 @@ LAYERS: list[tuple[str, str]] = [
     ),
     (
         "L3",
-        "_drive _events _host _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _attempt "
-        "_hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
+        "_drive _events _host _left _reserved _bound _call _tokens _feedback _breaker_guard _in_process _in_thread "
+        "_attempt _hedge _served _cleanup _alternatives _reuse _path _flat _legacy _elsewhere _adapter _function_tool "
         "_advice _figures _ledger _picture _board_run _board _board_file "
         "_derivation _lineage _monitor _watchdog _phase _plan _planner _resolve _pipeline "
         "_report _every _convert _toml_arguments _toml_named _toml_objects _toml_build _pipeline_file "

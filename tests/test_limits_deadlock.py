@@ -153,6 +153,78 @@ async def test_it_is_refused_whatever_task_it_runs_in(way: Any) -> None:
     assert_clean(manager, limit)
 
 
+async def mapped(manager: ServiceManager, tool: Any) -> Any:
+    async with manager.map(tool, [{}]) as outcomes:
+        return await anext(outcomes)
+
+
+nested_ways = pytest.mark.parametrize(
+    "way",
+    [
+        lambda manager, outer: manager.outcome(outer),
+        lambda manager, outer: manager.outcome(outer.using(isolated=True)),
+        lambda manager, outer: manager.outcome(outer.using(hedge_after=5.0)),
+        mapped,
+        lambda manager, outer: manager.outcome(through_a_thread, inner=outer),
+    ],
+    ids=["task", "isolated", "hedge", "map", "thread"],
+)
+
+
+@nested_ways
+@pytest.mark.parametrize("enters", [False, True])
+async def test_what_is_nested_in_a_call_that_such_code_waits_for_is_refused_too(way: Any, enters: bool) -> None:
+    limit = ConcurrencyLimit(1)
+    inner = nothing.using(name="inner", concurrency=limit)
+
+    @tool(idempotent=True)
+    async def outer() -> None:
+        if enters:
+            async with limit:
+                pass
+        await current().execute(inner)
+
+    async with ServiceManager(log=None) as manager:
+        with anyio.fail_after(10):
+            async with limit:
+                refused = await way(manager, outer)
+        assert f"tool {'outer' if enters else 'inner'!r} {'enters' if enters else 'wants a token of'}" in reason(
+            refused
+        )
+        assert (await way(manager, outer)).ok
+    assert_clean(manager, limit)
+
+
+async def test_of_a_keyed_limit_it_is_the_key_that_counts() -> None:
+    limit = ConcurrencyLimit(10, key="key", per_key=1)
+
+    @tool(policy=Policy(concurrency=limit))
+    async def keyed_tool(key: str) -> None: ...
+
+    async with ServiceManager(log=None) as manager:
+        with anyio.fail_after(10):
+            async with limit.for_key("a"):
+                assert (await manager.outcome(keyed_tool, key="b")).ok
+                refused = await manager.outcome(keyed_tool, key="a")
+        assert "the code that waits for this call has entered by 'async with'" in str(refused.error)
+        assert (await manager.outcome(keyed_tool, key="a")).ok
+    assert_clean(manager, limit)
+
+
+async def test_what_a_nested_call_submits_may_wait_for_it() -> None:
+    limit = ConcurrencyLimit(1)
+
+    @tool
+    async def outer() -> Any:
+        return current().submit(nothing.using(name="inner", concurrency=limit))
+
+    async with ServiceManager(log=None) as manager:
+        async with limit:
+            call = await manager.execute(outer)
+        assert (await call.outcome()).ok
+    assert_clean(manager, limit)
+
+
 @kinds
 async def test_a_task_that_enters_a_limit_twice_is_told(make: Any) -> None:
     limit = make()

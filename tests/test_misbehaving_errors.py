@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import pytest
 
 from kgas_async import CallFailed, InvalidInputs, KGASTool, Policy, ServiceManager, tool
@@ -80,3 +81,36 @@ async def test_a_wrong_input_that_cannot_be_printed_fails_its_item_of_a_map_alon
     assert fine.value == 2
     assert isinstance(wrong.error, InvalidInputs)
     assert "a Unprintable whose __repr__ raised RuntimeError" in str(wrong.error)
+
+
+@tool
+async def at_once(x: int) -> int:
+    raise GeneratorExit
+
+
+@tool
+async def later(x: int) -> int:
+    await anyio.sleep(0.001)
+    raise GeneratorExit
+
+
+@tool(offload="inline")
+def inline(x: int) -> int:
+    raise GeneratorExit
+
+
+@tool
+def in_a_thread(x: int) -> int:
+    raise GeneratorExit
+
+
+@pytest.mark.parametrize("policy", [{}, {"timeout": 30.0}], ids=["plain", "bounded"])
+@pytest.mark.parametrize("raises", [at_once, later, inline, in_a_thread], ids=lambda one: one.name)
+async def test_a_generator_exit_that_a_tool_raises_is_its_failure_and_ends_nothing_else(
+    raises: KGASTool, policy: dict[str, Any]
+) -> None:
+    async with ServiceManager(log=None) as manager:
+        with pytest.raises(CallFailed, match="GeneratorExit"):
+            await manager.execute(raises.using(**policy), x=1)
+        async with manager.map(raises.using(**policy), range(3), arg="x") as outcomes:
+            assert [outcome.status async for outcome in outcomes] == ["failed"] * 3

@@ -131,6 +131,47 @@ async def test_a_failed_run_level_phase_is_on_the_report_and_skips_what_needs_it
         report.raise_for_failures()
 
 
+async def test_results_and_errors_are_told_as_declared_whichever_ends_first() -> None:
+    ended = {name: anyio.Event() for name in "dbca"}
+    before = {"d": "b", "b": "c", "c": "a"}  # each waits for the one behind it
+
+    def phase(name: str) -> Phase:
+        @tool(name=f"makes_{name}")
+        async def makes(values: list[float]) -> str:
+            if name in before:
+                await ended[before[name]].wait()
+            ended[name].set()
+            if name in "dc":
+                raise OSError(name)
+            return name
+
+        return Phase(name, makes, bind={"values": "half"}, collect=True)
+
+    async with ServiceManager() as manager:
+        report = await manager.run(Pipeline("p", Phase("half", half), *map(phase, "dbca")), numbers(3))
+    assert list(report.results) == ["b", "a"]
+    assert list(report.errors) == ["d", "c"]
+
+
+async def test_a_run_level_phase_whose_when_raises_has_its_end_on_record() -> None:
+    def odd(values: list[float]) -> bool:
+        raise LookupError(f"none of {values}")
+
+    pipeline = Pipeline(
+        "p",
+        Phase("half", half),
+        Phase("sum", total, bind={"values": "half"}, collect=True, when=odd),
+        Phase("next", same, bind={"x": "sum"}),
+    )
+    sink = MemorySink()
+    async with ServiceManager(evidence=sink, log=None, redact=["values"]) as manager:
+        report = await manager.run(pipeline, [{"x": 246913578}])
+    assert (list(report.errors), report.ok) == (["sum"], False)
+    (record,) = (record for record in sink.records if record["event"] == "call.failed")
+    assert (record["phase"], record["status"], record["attempt"]) == ("sum", "failed", 0)
+    assert record["error"] == {"type": "PipelineError", "message": "phase 'sum': LookupError('none of [[redacted]]')"}
+
+
 async def test_run_level_phases_run_when_the_last_outcome_of_a_stream_was_taken() -> None:
     ran = []
 

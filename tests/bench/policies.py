@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import timeit
 from collections.abc import Iterable
 from functools import partial
+from threading import Lock
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -73,6 +76,17 @@ async def calls_with(name: str, policy: dict[str, Any], calls: int) -> float:
         return await timed(work, calls)
 
 
+def floors() -> str:
+    """What a token and a rate that any thread may use cannot cost less than: their locks, and a look at the clock."""
+    names = {"lock": Lock(), "monotonic": monotonic}
+
+    def micros(statement: str) -> float:
+        return min(timeit.repeat(statement, globals=names, number=100_000, repeat=9)) / 100_000 * 1e6
+
+    token, rate = micros("with lock: pass\nwith lock: pass"), micros("with lock: monotonic()")
+    return f"  by themselves: two locks (a token) {token:.2f} us, a lock and a look at the clock (a rate) {rate:.2f} us"
+
+
 def policies_table(calls: int, rounds: int) -> tuple[str, list[str]]:
     """The table, and the names of the rows that miss their goal."""
     lines = [
@@ -99,4 +113,5 @@ def policies_table(calls: int, rounds: int) -> tuple[str, list[str]]:
                 missed.append(label)
             micros = statistics.median(times[name])
             lines.append(f"  {label:44} {micros:9.2f} {interval.median:8.2f} {interval.shown()} {verdict:>6}")
+    lines.append(floors())
     return "\n".join(lines), missed
