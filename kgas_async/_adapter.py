@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from threading import Lock
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from ._bare import run_bare
 from ._elsewhere import check_process, remote
 from ._fingerprint import attributes_of
-from ._legacy import describe, is_async, method_of, method_of_class, name_of
+from ._legacy import describe, is_async, method_of, method_of_class, name_of, refuse_unbound
 from ._limits import ConcurrencyLimit
 from ._offload import LegacyFunction
 from ._policy import POLICY_FIELDS, Policy
@@ -25,7 +25,7 @@ from ._signature import Signature, request_builder, result_type
 from ._suggest import nearest
 from ._tool import Execution, KGASTool, refuse_class
 
-__all__ = ["ErrorWhen", "Offload", "OnCancel", "Preset", "ToolAdapter"]
+__all__ = ["ErrorWhen", "Offload", "OnCancel", "Preset", "ToolAdapter", "refuse_unknown"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,9 +99,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         policy: Policy | None = None,
     ) -> None: ...
     def __init__(self, legacy: object = None, /, **options: Any) -> None:
-        unknown = [name for name in options if name not in _OPTIONS]
-        if unknown:
-            raise _no_option(type(self).__name__, unknown[0])
+        refuse_unknown(type(self).__name__, options)
         get = options.get
         self._legacy = legacy
         self._inner = legacy if isinstance(legacy, KGASTool) else None
@@ -170,9 +168,7 @@ class ToolAdapter(KGASTool, Generic[P, R]):
         Raises:
             TypeError: An unknown option.
         """
-        for name in options:
-            if name not in _OPTIONS:
-                raise _no_option(cls.__name__, name)
+        refuse_unknown(cls.__name__, options)
         return Preset(cls, options)
 
     async def execute_async(self, /, *args: P.args, **inputs: P.kwargs) -> R:
@@ -330,6 +326,7 @@ def _check_target(tool: ToolAdapter[..., Any], legacy: object, factory: object) 
         raise TypeError(f"{legacy.__name__} is a class with .execute; pass an object, or factory={legacy.__name__}")
     if tool._method is not None and not isinstance(tool._method, str):
         raise TypeError(f"method= is a name, not {tool._method!r}")
+    refuse_unbound(legacy, tool._method)
     if tool._inner is not None and tool._method is not None:
         raise TypeError("method= does not apply to a KGASTool")
     if tool._sync is not None and tool._model is not None:
@@ -373,11 +370,23 @@ def _check_options(tool: ToolAdapter[..., Any], options: dict[str, Any]) -> None
             raise TypeError(f"{name}= is a function of the result, not {options[name]!r}")
 
 
-def _no_option(what: str, name: str) -> TypeError:
-    mend = nearest(name, _OPTIONS)
-    if name in POLICY_FIELDS:
-        mend = f"; it is a field of the policy: policy=Policy({name}=...)"
-    return TypeError(f"{what} has no option {name!r}; it has {', '.join(_OPTIONS)}{mend}")
+def refuse_unknown(what: str, options: Iterable[str], without: Collection[str] = ()) -> None:
+    """
+    Args:
+        what: Who is given the options, in the message.
+        options: Their names.
+        without: Options of a `ToolAdapter` that it does not have.
+
+    Raises:
+        TypeError: One that there is not, with the nearest that there is.
+    """
+    known = [name for name in _OPTIONS if name not in without]
+    for name in options:
+        if name not in known:
+            mend = nearest(name, known)
+            if name in POLICY_FIELDS:
+                mend = f"; it is a field of the policy: policy=Policy({name}=...)"
+            raise TypeError(f"{what} has no option {name!r}; it has {', '.join(known)}{mend}")
 
 
 def _checked_name(name: object) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeAlias
 from ._admission import Limit, LimitStatistics
 from ._limits import check_count, named
 from ._matching import refuse_async
+from ._suggest import suggests
 
 __all__ = ["AdaptiveCore", "AdaptiveLimit", "AdaptiveStatistics"]
 
@@ -220,6 +221,7 @@ class AdaptiveLimit(Limit):
         (RFC 8257, the decrease by the share of dropped calls).
     """
 
+    @suggests
     def __init__(self, min: int, max: int, *, initial: int | None = None, on: Drops = ()) -> None:  # noqa: A002
         least = check_count("AdaptiveLimit(min)", min)
         most = check_count("AdaptiveLimit(max)", max, least)

@@ -27,7 +27,8 @@ from ._policy_checks import services_of
 from ._service import Service
 from ._session import Session
 from ._signature import Signature
-from ._tool import KGASTool, SupportsExecute
+from ._suggest import suggests
+from ._tool import KGASTool, SupportsExecute, no_tool_error
 
 __all__ = ["BatchedTool", "Batcher"]
 
@@ -103,6 +104,7 @@ class Batcher(Service, Generic[R]):
         TypeError: The tool takes no list, or needs an input that is none and is not in ``inputs``.
     """
 
+    @suggests
     def __init__(
         self,
         tool: SupportsExecute[..., Sequence[R | Exception]],
@@ -115,7 +117,7 @@ class Batcher(Service, Generic[R]):
         name: str | None = None,
     ) -> None:
         if not isinstance(tool, KGASTool):
-            raise TypeError(f"Batcher takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
+            raise no_tool_error("Batcher takes a tool", tool)
         self.batch_tool: KGASTool = tool
         self.max_size = check_count("max_size", max_size)
         self.max_wait = check_seconds("max_wait", max_wait)

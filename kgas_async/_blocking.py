@@ -24,7 +24,7 @@ from ._outcome import Outcome
 from ._pipeline import Pipeline
 from ._report import ManagerStatistics, RunReport
 from ._stream import LEFT
-from ._suggest import extra_hint, nearest
+from ._suggest import extra_hint, nearest, suggests
 from ._threads import Reply, current_ident, start_daemon
 
 __all__ = ["BlockingCall", "BlockingManager", "BlockingOptions"]
@@ -193,11 +193,13 @@ class BlockingManager(BlockingOptions):
         """As ``ServiceManager.options``."""
         return BlockingOptions(self, self._manager.options(**options))
 
+    @suggests
     def map(self, tool: Any, inputs: Any, **options: Any) -> BlockingOpening:
         """As ``ServiceManager.map``, over a plain iterator; the inputs are pulled in the loop's thread."""
         opening = self._manager.map(tool, inputs, **options)
         return BlockingOpening("manager.map", self._iterating(opening))
 
+    @suggests
     def stream(self, pipeline: Pipeline, items: Any, **options: Any) -> BlockingOpening:
         """As ``ServiceManager.stream``, over a plain iterator; the items are pulled in the loop's thread."""
         opening = self._manager.stream(pipeline, items, **options)
@@ -229,6 +231,7 @@ class BlockingManager(BlockingOptions):
                     return
             yield some.pop()
 
+    @suggests
     def run(self, pipeline: Pipeline, items: Any, **options: Any) -> RunReport:
         """As ``ServiceManager.run``; the items are pulled in the loop's thread."""
         report: RunReport = self._ask(lambda: self._manager.run(pipeline, items, **options))

@@ -11,7 +11,7 @@ from threading import Lock
 
 from ._breaker_core import BreakerCore, Permit, State
 from ._errors import CallAborted, CallRejected, InvalidInputs
-from ._limits import check_count, check_seconds
+from ._limits import check_count, check_seconds, named
 from ._mailbox import Mailbox
 from ._matching import ErrorMatch, checked_match, matches
 from ._suggest import suggests
@@ -138,7 +138,7 @@ class CircuitBreaker:
         given = {"window": window, "slow": slow, **self._options}
         if given["on"] is Exception:
             del given["on"]
-        shown = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
+        shown = "".join(f", {name}={named(value)}" for name, value in given.items() if value is not None)
         return f"CircuitBreaker({failures!r}, recovery={recovery!r}, probes={probes!r}{shown})"
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -110,6 +110,7 @@ class MemoryStore:
         max_entries: How many at the most; those that were not asked for longest leave first.
     """
 
+    @suggests
     def __init__(self, max_entries: int = 1000) -> None:
         self._most = check_count("MemoryStore(max_entries)", max_entries)
         self._core = MemoryCore(self._most)

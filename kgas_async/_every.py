@@ -15,8 +15,8 @@ from ._limits import check_seconds
 from ._outcome import Outcome
 from ._policy_checks import services_of
 from ._service import Service
-from ._suggest import nearest
-from ._tool import KGASTool
+from ._suggest import nearest, suggests
+from ._tool import KGASTool, no_tool_error
 
 __all__ = ["Every"]
 
@@ -47,12 +47,13 @@ class Every(Service):
         TypeError, ValueError: Inputs that the tool does not take, or not all that it needs; no time between runs.
     """
 
+    @suggests
     def __init__(
         self, seconds: float, tool: KGASTool, inputs: Mapping[str, Any] | None = None, *, overlap: bool = False
     ) -> None:
         self.seconds = check_seconds("seconds", seconds, zero=False)
         if not isinstance(tool, KGASTool):
-            raise TypeError(f"Every takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
+            raise no_tool_error("Every takes a tool", tool)
         self.tool = tool
         self.inputs = dict(inputs or {})
         self.overlap = overlap

@@ -9,7 +9,7 @@ from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from pydantic import BaseModel
 
-from ._adapter import ErrorWhen, Offload, OnCancel, ToolAdapter
+from ._adapter import ErrorWhen, Offload, OnCancel, ToolAdapter, refuse_unknown
 from ._policy import Policy
 from ._tool import KGASTool, refuse_class
 
@@ -18,6 +18,8 @@ __all__ = ["FunctionTool", "tool"]
 P = ParamSpec("P")
 R = TypeVar("R")
 C_co = TypeVar("C_co", covariant=True)
+
+_OF_OBJECTS = ("factory", "method", "instances")  # options of a `ToolAdapter` that say nothing of a function
 
 
 class FunctionTool(ToolAdapter[P, R], Generic[P, R, C_co]):
@@ -114,9 +116,10 @@ def tool(function: Any = None, /, **options: Any) -> Any:
     Raises:
         TypeError: A function without named inputs, or options that do not fit.
     """
-    for name in ("factory", "method", "instances"):
+    for name in _OF_OBJECTS:
         if name in options:
             raise TypeError(f"@tool takes a function and no {name}=; use ToolAdapter({name}=...)")
+    refuse_unknown("tool", options, without=_OF_OBJECTS)
     if function is None:
         return functools.partial(tool, **options)
     refuse_class(function, "tool")

@@ -21,6 +21,7 @@ from ._chain import GENESIS, Head, hash_of, head_path, segment_path
 from ._errors import EvidenceError, counted
 from ._records import SCHEMA, line_of, render_call, render_fields, rfc3339
 from ._segments import gap_after, head_of, in_the_way, segments_of
+from ._suggest import suggests
 from ._verify import Segment
 
 __all__ = ["JsonlSink"]
@@ -52,6 +53,7 @@ class JsonlSink:
         EvidenceError: The file cannot be opened for writing, another session writes to it, or it is no whole log.
     """
 
+    @suggests
     def __init__(
         self, path: str | os.PathLike[str], *, max_bytes: int | None = None, fsync: bool = False
     ) -> None:  # fmt: skip

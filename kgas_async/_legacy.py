@@ -11,7 +11,7 @@ from typing import Any
 from ._suggest import nearest
 from ._tool import KGASTool
 
-__all__ = ["describe", "is_async", "method_of", "method_of_class", "name_of"]
+__all__ = ["describe", "is_async", "method_of", "method_of_class", "name_of", "refuse_unbound"]
 
 
 def is_async(legacy: object, method: str | None) -> bool:
@@ -68,6 +68,38 @@ def method_of_class(tool: str, factory: Any, method: str | None, *, named: bool)
         )
     static = inspect.getattr_static(cls, method)
     return function if isinstance(static, (staticmethod, classmethod)) else functools.partial(function, None)
+
+
+def refuse_unbound(legacy: object, method: str | None) -> None:
+    """
+    Raises:
+        TypeError: A class, and a method of its objects: got from the class it would take ``self`` as an input. One that
+            the class has without an object (static methods, class methods, callable attributes) is none.
+    """
+    if not isinstance(legacy, type) or method is None:
+        return
+    found = getattr(legacy, method, None)
+    kept = inspect.getattr_static(legacy, method, None)
+    gives_itself = found is kept and hasattr(type(kept), "__get__") and not isinstance(kept, staticmethod)
+    if not gives_itself and not isinstance(kept, functools.partialmethod):
+        return
+    made, factory = _as_written(legacy)
+    is_sync = not inspect.iscoroutinefunction(found)  # objects of async code are not built in threads
+    raise TypeError(
+        f"ToolAdapter: this is the class, and {method!r} is a method of its objects; give an object, "
+        f"ToolAdapter({made}, method={method!r})"
+        + (f", or ToolAdapter(factory={factory}, method={method!r})" if is_sync else "")
+    )
+
+
+def _as_written(cls: type) -> tuple[str, str]:
+    """An object of the class, and what makes one without arguments: with dots where the constructor needs something."""
+    name = cls.__name__
+    try:
+        inspect.signature(cls).bind()
+    except (TypeError, ValueError):  # ValueError: it has no signature
+        return f"{name}(...)", f"functools.partial({name}, ...)"
+    return f"{name}()", name
 
 
 def name_of(target: object, method: str | None) -> str:

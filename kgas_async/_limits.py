@@ -17,6 +17,7 @@ from ._errors import CallRejected, shown
 from ._keyed import KeyedLine, check_key, key_of
 from ._mailbox import Mailbox
 from ._priority import Priority, check_priority
+from ._suggest import suggests
 
 __all__ = ["ConcurrencyLimit", "KeyTokens", "check_count", "check_seconds", "check_text", "named", "one_of"]
 
@@ -81,6 +82,7 @@ class ConcurrencyLimit(Limit):
             that would not get its token before its deadline if tokens came twice as fast as they lately did.
     """
 
+    @suggests
     def __init__(
         self,
         total: int,
@@ -241,5 +243,7 @@ class KeyTokens:
 
 
 def named(value: object) -> str:
-    """A function by its name, anything else by its repr."""
+    """A function or class by its name, a tuple by those of its parts, anything else by its repr."""
+    if type(value) is tuple:
+        return f"({', '.join(map(named, value))}{',' if len(value) == 1 else ''})"
     return getattr(value, "__qualname__", repr(value))

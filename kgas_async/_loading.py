@@ -14,9 +14,25 @@ from typing import Any
 from ._errors import LoadError
 from ._suggest import nearest
 
-__all__ = ["give_of", "load"]
+__all__ = ["NoModule", "folder_of", "give_of", "load"]
 
 PIPELINES_TOLD = 5
+
+
+class NoModule(LoadError):
+    """There is no module of the name, neither in the working directory nor among what is installed."""
+
+
+def folder_of(module: str, file: str) -> Path | None:
+    """The folder of a file, or the nearest one above it, in which a module lies that was not found."""
+    parts = module.split(".")
+    for folder in Path(file).absolute().parents:
+        place = folder.joinpath(*parts)
+        if folder == Path.cwd():  # it was looked in
+            continue
+        if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file():
+            return folder
+    return None
 
 
 def _nearest_module(missing: str) -> str:
@@ -88,7 +104,7 @@ def load(name: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise LoadError(
+            raise NoModule(
                 f"there is no module {module_name!r} in {here} or among what is installed{_nearest_module(error.name)}"
             ) from None
         raise LoadError(f"module {module_name!r} needs {error.name or error}, which is not installed") from error

@@ -49,7 +49,7 @@ class ServiceManager(SingleCalls, ManyCalls):
         evidence: A path for JSON lines (continued, never truncated), a sink, or a list of them. None: off.
         log: What goes to structlog: ``"events"`` (failures, retries, services, runs), ``"calls"`` (every call too),
             None (nothing).
-        monitor: Measures calls, resources and stalls of the event loop.
+        monitor: Measures calls, resources and stalls of the event loop. None: a blocked loop goes unnoticed.
         grace: Seconds that cancelled work has to end.
         abandoned: On leaving, ``"leave"`` abandoned threads to themselves (they are daemons, and the evidence names
             them), or ``"join"``: wait for them.
@@ -230,6 +230,7 @@ class ServiceManager(SingleCalls, ManyCalls):
 
     # --- calls
 
+    @suggests
     def options(self, *, name: str | None = None, replace: bool = False, priority: int | None = None) -> CallOptions:
         """How the next call is made: ``await manager.options(name="nightly").execute(tool, ...)``.
 

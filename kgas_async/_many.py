@@ -227,6 +227,7 @@ class ManyCalls(ABC):
         inputs: Mapping[str, Any] | None,
         on_error: Literal["collect"],
     ) -> dict[str, Outcome[R]]: ...
+    @suggests
     async def gather(
         self,
         tools: Mapping[str, SupportsExecute[..., Any]],
@@ -255,6 +256,7 @@ class ManyCalls(ABC):
             raise ValueError(f"on_error= of gather is 'raise' or 'collect', not {on_error!r}")
         return await Together(self._here("manager.gather"), tools, inputs or {}).all(on_error=on_error)
 
+    @suggests
     async def race(
         self, tools: Mapping[str, SupportsExecute[..., R]], inputs: Mapping[str, Any] | None = None
     ) -> Outcome[R]:

@@ -12,6 +12,7 @@ import anyio
 
 from ._admission import Limit, Waiter
 from ._limits import check_count
+from ._suggest import suggests
 from ._system import memory_bytes, tree_rss_bytes
 
 __all__ = ["MemoryLimit", "MemoryStatistics"]
@@ -64,6 +65,7 @@ class MemoryLimit(Limit):
 
     is_reentrant = True
 
+    @suggests
     def __init__(self, max_bytes: int) -> None:
         super().__init__(UNBOUNDED)
         self._given_bytes = check_count("MemoryLimit(max_bytes)", max_bytes)

@@ -34,7 +34,7 @@ def instead_of_journal(path: Path) -> str | None:
     if record_of(begin.partition(b"\n")[0]) is not None:
         return "it is evidence, which 'kgas-async evidence show' reads; give the file that --journal named"
     if begin and not begin.startswith(_SQLITE):
-        return "it is no journal, or its begin is damaged; give the file that --journal named, or restore a copy"
+        return "it is no journal, or its beginning is damaged; give the file that --journal named, or restore a copy"
     return None
 
 

@@ -32,6 +32,7 @@ from ._limits import check_count, check_seconds, check_text
 from ._mailbox import Mailbox
 from ._metrics import Counter, Gauge, Histogram, Thinned, one_less, one_more
 from ._records import error_fields
+from ._suggest import suggests
 from ._system import process_usage
 from ._watchdog import Look, Watchdog
 
@@ -60,6 +61,7 @@ class PerformanceMonitor:
         sample_every: Seconds between samples of the process, recorded as ``resource.sampled``; None: no samples.
     """
 
+    @suggests
     def __init__(
         self,
         *,

@@ -10,8 +10,8 @@ from ._limits import check_count, check_seconds
 from ._offload import gives_coroutine
 from ._policy import Policy
 from ._policy_checks import check_policy
-from ._suggest import nearest
-from ._tool import KGASTool
+from ._suggest import nearest, suggests
+from ._tool import KGASTool, no_tool_error
 
 __all__ = ["Phase"]
 
@@ -41,6 +41,7 @@ class Phase:
             keeps its values otherwise than the journal's other ones.
     """
 
+    @suggests
     def __init__(
         self,
         name: str,
@@ -60,7 +61,7 @@ class Phase:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"the name of a phase is an identifier, since inputs are bound by it, not {name!r}")
         if not isinstance(tool, KGASTool):
-            raise TypeError(f"phase {name!r} takes a tool, not {tool!r}; wrap it: tool(...) or ToolAdapter(...)")
+            raise no_tool_error(f"phase {name!r} takes a tool", tool)
         self.name = name
         self.tool = tool
         self.bind = _checked_bind(name, bind)

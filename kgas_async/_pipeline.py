@@ -17,7 +17,7 @@ from ._phase import Phase
 from ._planner import Planner
 from ._policy_checks import services_of
 from ._service import Service
-from ._suggest import nearest
+from ._suggest import nearest, suggests
 
 __all__ = ["Pipeline", "pipeline_mistakes"]
 
@@ -39,6 +39,7 @@ class Pipeline:
         ValueError, TypeError: What does not fit, with phase, input and the nearest known name.
     """
 
+    @suggests
     def __init__(
         self,
         name: str,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ._pipeline import Pipeline
+from ._suggest import suggests
 
 if TYPE_CHECKING:
     from ._toml_build import Built
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["built", "load_pipeline"]
 
 
+@suggests
 def load_pipeline(
     path: str | os.PathLike[str], *, profile: str | None = None, settings: Iterable[str] = ()
 ) -> Pipeline:

@@ -207,6 +207,10 @@ def _checked_fallback(fallback: object) -> tuple[Any, ...] | None:
         return None
     tools = tuple(fallback) if isinstance(fallback, (list, tuple)) else (fallback,)
     for one in tools:
+        if isinstance(one, type) and hasattr(one, "execute_async"):
+            raise TypeError(
+                f"Policy(fallback) takes tools, and this is the class; its objects are tools: {one.__name__}(...)"
+            )
         if isinstance(one, type) or not (hasattr(one, "execute_async") and hasattr(one, "signature")):
             raise TypeError(f"Policy(fallback) is a tool or a list of tools, not {one!r}; wrap it: tool(...)")
     if not tools:

@@ -16,7 +16,6 @@ from time import monotonic
 from typing import Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
-import anyio
 import anyio.lowlevel
 
 from ._admission import Waiter
@@ -26,6 +25,7 @@ from ._limits import check_seconds, named
 from ._mailbox import Mailbox
 from ._matching import refuse_async
 from ._rate_line import RateLine, RateStatistics
+from ._suggest import suggests
 
 __all__ = ["RateLimit", "RateStatistics", "acquire_rates"]
 
@@ -53,6 +53,7 @@ class RateLimit:
         is_keyed: Whether it has a ``key``.
     """
 
+    @suggests
     def __init__(
         self,
         rate: float,

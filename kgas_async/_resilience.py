@@ -11,7 +11,7 @@ from typing import Any
 
 from ._budget import RetryBudget
 from ._errors import CallAborted, InvalidInputs
-from ._limits import check_count, check_seconds
+from ._limits import check_count, check_seconds, named
 from ._matching import ErrorMatch, checked_match, matches, refuse_async
 from ._suggest import suggests
 
@@ -30,6 +30,7 @@ class exponential:  # noqa: N801  (reads as the function that it stands for; a c
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 (full jitter).
     """
 
+    @suggests
     def __init__(self, first: float = 0.1, factor: float = 2.0, cap: float = 30.0, jitter: float = 1.0) -> None:
         self.first = check_seconds("exponential(first)", first)
         self.factor = check_seconds("exponential(factor)", factor, zero=False)
@@ -63,6 +64,7 @@ class linear:  # noqa: N801
         jitter: The share of each wait that is drawn at random: 1.0 draws from all of it, 0.0 from none.
     """
 
+    @suggests
     def __init__(self, first: float = 0.1, step: float | None = None, cap: float = 30.0, jitter: float = 1.0) -> None:
         self.first = check_seconds("linear(first)", first)
         self.step = self.first if step is None else check_seconds("linear(step)", step)
@@ -137,7 +139,7 @@ class Retry:
 
     def __repr__(self) -> str:
         budget = "" if self.budget is None else f", budget={self.budget!r}"
-        return f"Retry({self.attempts}, on={self.on!r}, wait={self.wait!r}{budget})"
+        return f"Retry({self.attempts}, on={named(self.on)}, wait={self.wait!r}{budget})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Retry) and vars(self) == vars(other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,34 +36,58 @@ def extra_hint(extra: str) -> str:
 
 
 def suggests(method: F) -> F:
-    """Have a method name the nearest of its arguments where it is given one that it does not have.
+    """Have a function or method say its arguments, and the nearest, where it is called with others than it has.
 
-    To type checkers and `inspect.signature` it stays what it is.
+    Python's own messages know nothing of near names, and name the private class that has the method. To type checkers
+    and `inspect.signature` it stays what it is.
     """
-    known = [
-        one.name
-        for one in list(inspect.signature(method).parameters.values())[1:]
-        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-    ]
     what = method.__qualname__.removesuffix(".__init__").rpartition(".")[2]
-
-    def check(given: Iterable[str]) -> None:
-        for name in given:
-            if name not in known:
-                raise TypeError(f"{what} has no argument {name!r}; it has {', '.join(known)}{nearest(name, known)}")
+    check = _checker(what, inspect.signature(method))
 
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
         async def checked_async(*args: Any, **kwargs: Any) -> Any:
-            check(kwargs)
+            check(len(args), kwargs)
             return await method(*args, **kwargs)
 
         return cast(F, checked_async)
 
     @functools.wraps(method)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        check(kwargs)
+        check(len(args), kwargs)
         return method(*args, **kwargs)
 
     return cast(F, checked)
+
+
+def _checker(what: str, signature: inspect.Signature) -> Callable[[int, Collection[str]], None]:
+    """A function of how many arguments were given by position, and of the names of the others."""
+    parameters = list(signature.parameters.values())
+    own = 1 if parameters[0].name == "self" else 0
+    kinds = {one.kind for one in parameters}
+    by_name = [one for one in parameters[own:] if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    known = [one.name for one in by_name]
+    placed = [one.name for one in by_name if one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [one.name for one in by_name if one.default is one.empty]
+    called = f"{what}({', '.join(needed)}{', ...' if len(parameters) - own > len(needed) else ''})"
+
+    def check(count: int, named: Collection[str]) -> None:
+        count -= own
+        if not named and len(needed) <= count <= len(placed):
+            return
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            for name in named:
+                if name not in known:
+                    has = ", ".join(known)
+                    raise TypeError(f"{what} has no argument {name!r}; it has {has}{nearest(name, known)}")
+        if count > len(placed) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            others = f"; the others go by name, as {known[len(placed)]}=..." if len(known) > len(placed) else ""
+            raise TypeError(f"{what} takes {', '.join(placed) or 'nothing'} by position, not {count} arguments{others}")
+        for index, name in enumerate(placed):
+            if index < count and name in named:
+                raise TypeError(f"{what} was given {name!r} twice, by position and by name")
+            if index >= count and name in needed and name not in named:
+                raise TypeError(f"{what} needs {name!r}: {called}")
+
+    return check

@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ._errors import KgasAsyncError, LoadError, shown, text_of
-from ._loading import load
+from ._loading import NoModule, folder_of, load
 from ._service import Service
 from ._suggest import nearest
 from ._toml_arguments import LOAD, Arguments, references_in
@@ -47,6 +49,7 @@ class Named:
         self._limit_names = tables.limits.keys()
         self.declared: Mapping[str, Any] = document.values.get("services", {})
         self._refused: set[str] = set()  # services that cannot be made
+        self._not_looked_in: set[Path] = set()  # folders in which modules lie; told once
 
     # --- names and calls
 
@@ -54,7 +57,23 @@ class Named:
         """What ``module:attribute`` names."""
         if isinstance(target, Unset):
             raise Follows(target)
-        return self.at(at, load, target)
+        try:
+            return self.at(at, load, target)
+        except LoadError as error:
+            module = target.partition(":")[0]
+            folder = folder_of(module, self.places.file) if isinstance(error.__cause__, NoModule) else None
+            if folder is None:
+                raise
+            if folder in self._not_looked_in:
+                raise Follows(target) from error
+            self._not_looked_in.add(folder)
+            where = shlex.quote(str(folder))
+            said = (
+                f"there is no module {module!r} in {Path.cwd()}: it lies in the folder {folder}, and modules are "
+                f"looked up from the working directory, wherever the file is; cd {where} first, "
+                f"or set PYTHONPATH={where}"
+            )
+            raise self.places.error(at, said) from error
 
     def load_with(self, target: str, at: KeyPath, given: Mapping[str, Any], at_given: KeyPath) -> Any:
         """The same of what has arguments; where it cannot be found, what they refer to is looked up all the same."""
@@ -168,10 +187,20 @@ class Named:
             return self.services[name]
         if name in self._refused:
             raise Follows(name)
+        circle = self._circle(name, (), set())
+        if not self._refused.issuperset(circle):
+            self._tell_circle(circle)
+        if name in circle:
+            raise Follows(name)
         self._refused.add(name)  # unless all goes well
+        service = self._made_service(name)
+        self._refused.remove(name)
+        self.services[name] = service
+        return service
+
+    def _made_service(self, name: str) -> Any:
         place: KeyPath = ("services", name)
         table = self.declared[name]
-        self._refuse_circle(name, (), set())
         target = table["use"]
         given = {key: value for key, value in table.items() if key != "use"}
         found = self.load_with(target, (*place, "use"), given, place)
@@ -190,19 +219,25 @@ class Named:
                 (*place, "use"), f"{target} gives {shown(service)}, which is no service (a Service, or an async "
                 f"context manager)"
             )  # fmt: skip
-        self._refused.remove(name)
-        self.services[name] = service
         return service
 
-    def _refuse_circle(self, name: str, above: tuple[str, ...], done: set[str]) -> None:
+    def _circle(self, name: str, above: tuple[str, ...], done: set[str]) -> tuple[str, ...]:
+        """The services that need each other in a circle, at or below this one, if there are such."""
         if name in above:
-            members = above[above.index(name) :]
-            self._refused.update(members)
-            circle = " -> ".join([*members, name])
-            raise self.places.error(
-                ("services", name), f"services need each other in a circle: {circle}; take one of the references out"
-            )
+            return above[above.index(name) :]
         for reference in references_in(self.declared[name]):
             if reference in self.declared and reference not in done:
-                self._refuse_circle(reference, (*above, name), done)
+                found = self._circle(reference, (*above, name), done)
+                if found:
+                    return found
         done.add(name)
+        return ()
+
+    def _tell_circle(self, members: tuple[str, ...]) -> None:
+        circle = " -> ".join([*members, members[0]])
+        said = f"services need each other in a circle: {circle}; take one of the references out"
+        self.mistakes.tell(self.places.error(("services", members[0]), said))
+        self._refused.update(members)
+        for name in members:  # none can be made, but what else is wrong with them is told
+            with self.mistakes.telling():
+                self._made_service(name)

@@ -175,6 +175,9 @@ class Objects(Named):
         if "budget" in options:
             with telling():
                 options["budget"] = self._budget(options["budget"], (*at, "budget"))
+        for key, option in options.items():  # none says anything of another, so each is told by itself
+            with telling():
+                self.at((*at, key), Retry, **{key: option})
         return self.at(at, Retry, **options)
 
     def _cache(self, table: Table, at: KeyPath) -> Cache:

@@ -246,16 +246,19 @@ class _Variables:
             return value[1:]
         if "${" not in value:
             return value
+        origins: list[str] = []
         try:
-            text = _VARIABLE.sub(lambda match: self._one(match, value, at), value)
+            text = _VARIABLE.sub(lambda match: self._one(match, value, at, origins), value)
         except KeyError:
             return Unset(value)
         except LoadError as error:
             self._mistakes.tell(error)
             return Unset(value)
+        if origins:
+            self._places.variables[at] = (text, " and ".join(dict.fromkeys(origins)))
         return Variable(text) if value != text else text
 
-    def _one(self, match: re.Match[str], value: str, at: KeyPath) -> str:
+    def _one(self, match: re.Match[str], value: str, at: KeyPath, origins: list[str]) -> str:
         if match[0].startswith("$$"):
             return match[0][1:]
         name, has_default, default = match[1].partition(":-")
@@ -273,6 +276,7 @@ class _Variables:
             )
         found = os.environ.get(name)
         if has_default and not found:
+            origins.append(f"the default of ${{{name}}}")
             return default
         if found is None:
             if not self._is_strict:
@@ -281,4 +285,5 @@ class _Variables:
             raise self._places.error(
                 at, f"the environment variable {name} is not set{close}; set it, or give a default: ${{{name}:-...}}"
             )
+        origins.append(f"${{{name}}}")
         return found

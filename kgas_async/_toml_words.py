@@ -71,12 +71,14 @@ class Places:
         file: Its path.
         lines: Of its keys.
         laid_over: Of those that a profile or ``--set`` has given.
+        variables: Of values that environment variables were put into: what they are now, and where that is from.
     """
 
     def __init__(self, file: str, lines: Mapping[KeyPath, int], raw: Mapping[str, Any], said: str = "") -> None:
         self.file = file
         self.lines = lines
         self.laid_over: dict[KeyPath, Place] = {}
+        self.variables: dict[KeyPath, tuple[str, str]] = {}
         self._raw = raw
         self._said = said  # stands for file, line and key
 
@@ -115,13 +117,22 @@ class Places:
         return Place(f"{self.file}:{self.line(path)}", self.key(path))
 
     def error(self, path: KeyPath, message: str) -> Mistake:
-        """The error of what stands there."""
+        """The error of what stands there; where it shows what a variable holds, that is named."""
+        message += self._origin(path, message)
         if self._said:
             return Mistake(f"{self._said}: {message}", (), 0)
         if not path:
             return Mistake(f"{self.file}: {message}", (), 0)
         line = self.place(path).where.rpartition(":")[2]
         return Mistake(f"{self.told(path)}: {message}", path, int(line) if line.isdigit() else 0)
+
+    def _origin(self, path: KeyPath, message: str) -> str:
+        for at, (text, origin) in self.variables.items():
+            is_here = at == path or (at[:-1] == path and isinstance(at[-1], int))  # it, or in a list of such
+            shown = as_toml(text).strip('."')
+            if is_here and any(one in message for one in (shown, shown.partition(":")[0])):
+                return f" (the value is from {origin})"
+        return ""
 
     def told(self, path: KeyPath) -> str:
         """File, line and key, for messages."""

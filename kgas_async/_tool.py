@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 from ._context import door
-from ._errors import UnknownTool
+from ._errors import UnknownTool, shown
 from ._limits import ConcurrencyLimit, check_text
 from ._policy import Policy
 from ._policy_checks import check_policy
@@ -21,7 +21,7 @@ from ._service import Service
 from ._signature import Signature
 from ._suggest import nearest
 
-__all__ = ["Execution", "KGASTool", "SupportsExecute", "Toolbox", "refuse_class"]
+__all__ = ["Execution", "KGASTool", "SupportsExecute", "Toolbox", "no_tool_error", "refuse_class"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -286,6 +286,20 @@ def refuse_class(thing: object, what: str) -> None:
         raise TypeError(f"{what}: this is the class; its objects are tools already: {thing.__name__}(...)")
 
 
+def no_tool_error(said: str, thing: object) -> TypeError:
+    """The error for what was given instead of a tool, and the mend.
+
+    Args:
+        said: Who takes what, as in ``"Every takes a tool"``.
+        thing: What was given.
+    """
+    if isinstance(thing, type) and issubclass(thing, KGASTool):
+        return TypeError(f"{said}, and this is the class; its objects are tools: {thing.__name__}(...)")
+    is_wrappable = callable(thing) or callable(getattr(thing, "execute", None))
+    mend = "; wrap it: tool(...) or ToolAdapter(...)" if is_wrappable else ""
+    return TypeError(f"{said}, not {shown(thing)}{mend}")
+
+
 def _rebuilt(
     cls: type[KGASTool], args: tuple[Any, ...], kwargs: dict[str, Any], using: Policy | None, name: str | None
 ) -> KGASTool:
@@ -317,7 +331,7 @@ class Toolbox(Mapping[str, KGASTool]):
         self._schemas: dict[str, dict[str, Any]] = {}
         for one in tools:
             if not isinstance(one, KGASTool):
-                raise TypeError(f"a Toolbox takes tools, not {one!r}; wrap it: tool(...) or ToolAdapter(...)")
+                raise no_tool_error("a Toolbox takes tools", one)
             if one.name in self._tools:
                 raise ValueError(f"two tools are named {one.name!r}; give one another name: tool.using(name=...)")
             self._tools[one.name] = one

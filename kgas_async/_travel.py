@@ -52,6 +52,15 @@ def refuse_local(tool: str, what: str, thing: Any) -> None:
             f"tool {tool!r}: {what} {name} cannot travel to a worker process, which finds functions and classes by "
             f"module and name; {_MEND}, or use offload='thread'"
         )
+    if name and getattr(thing, "__module__", "") == "__main__" and main_module() is None:
+        raise TypeError(f"tool {tool!r}: {what} {_nowhere(name)}, or use offload='thread'")
+
+
+def _nowhere(name: str) -> str:
+    return (
+        f"{name} is defined in a program that no other process can import (a notebook, the interactive interpreter, "
+        f"'python -c'); put it into a module of its own"
+    )
 
 
 class Travelling:
@@ -102,10 +111,7 @@ class _ToolPickler(pickle.Pickler):
         if not isinstance(thing, (FunctionType, type)):
             return NotImplemented
         if thing.__module__ == "__main__" and main_module() is None:
-            raise pickle.PicklingError(
-                f"{thing.__qualname__} is defined in a program that no other process can import (a notebook, the "
-                f"interactive interpreter, 'python -c'); put it into a module of its own"
-            )
+            raise pickle.PicklingError(_nowhere(thing.__qualname__))
         module, name = thing.__module__, thing.__qualname__
         if isinstance(thing, FunctionType) and getattr(_global(module, name), "_plain", None) is thing:
             return (_plain_function, (module, name))

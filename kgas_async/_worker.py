@@ -330,10 +330,10 @@ def main(connection: int, control: int, crash: int) -> None:
 
 
 def _why_unfit(error: BaseException) -> str:
-    return (
-        f"importing the program's main module again raised {type(error).__name__}: {text_of(error)}; what is to run "
-        f"only once stands under {_GUARD!r}"
-    )
+    said = f"importing the program's main module again raised {type(error).__name__}: {text_of(error)}"
+    if _GUARD in said:  # a manager that was opened there says it too
+        return said
+    return f"{said}; what is to run only once stands under {_GUARD!r}"
 
 
 def _die_with_parent() -> None:

@@ -57,6 +57,40 @@ class NeedsArgument:
         return self.path
 
 
+class Meta(type):
+    def named(cls, x: int) -> str:
+        return f"{cls.__name__} {x}"
+
+
+class Counting(metaclass=Meta):
+    """What a class may be asked for without an object of it, and what not."""
+
+    def __init__(self, x: int = 0) -> None:
+        self.x = x
+
+    @staticmethod
+    def doubled(x: int) -> int:
+        return 2 * x
+
+    @classmethod
+    def made(cls, x: int) -> str:
+        return f"{cls.__name__}({x})"
+
+    @functools.lru_cache  # noqa: B019
+    def kept(self, x: int) -> int:
+        return x
+
+    def plus(self, y: int, x: int) -> int:
+        return x + y
+
+    halfway = functools.partialmethod(plus, 1)
+    increased = functools.partial(lambda y, x: y + x, 1)
+
+    class Inner:
+        def __init__(self, x: int) -> None:
+            self.x = x
+
+
 class Request(BaseModel):
     text: str
     limit: int = 3
@@ -98,6 +132,20 @@ async def run(adapted: KGASTool, **inputs: Any) -> Any:
         (ToolAdapter, "either something to wrap or a factory="),
         (lambda: ToolAdapter(Legacy(), factory=Legacy), "either something to wrap or a factory="),
         (lambda: ToolAdapter(Legacy), r"is a class with .execute; pass an object, or factory=Legacy"),
+        (
+            lambda: ToolAdapter(Legacy, method="extract"),
+            r"this is the class, and 'extract' is a method of its objects; give an object, "
+            r"ToolAdapter\(Legacy\(\), method='extract'\), or ToolAdapter\(factory=Legacy, method='extract'\)$",
+        ),
+        (
+            lambda: ToolAdapter(NeedsArgument, method="execute"),
+            r"ToolAdapter\(NeedsArgument\(...\), method='execute'\), or "
+            r"ToolAdapter\(factory=functools.partial\(NeedsArgument, ...\), method='execute'\)$",
+        ),
+        (lambda: ToolAdapter(AsyncLegacy, method="execute"), r"ToolAdapter\(AsyncLegacy\(\), method='execute'\)$"),
+        (lambda: ToolAdapter(Counting, method="kept"), "'kept' is a method of its objects"),
+        (lambda: ToolAdapter(Counting, method="halfway"), "'halfway' is a method of its objects"),
+        (lambda: ToolAdapter(str, method="upper"), r"give an object, ToolAdapter\(str\("),
         (lambda: ToolAdapter(factory=3), r"ToolAdapter\(factory\) is a callable without arguments"),
         (lambda: ToolAdapter(object()), r"no method 'execute'.*ToolAdapter\(obj, method=...\)"),
         (lambda: ToolAdapter(Legacy(), method="extrct"), "did you mean 'extract'"),
@@ -228,6 +276,16 @@ async def test_unknown_and_missing_inputs_are_named(adapted: KGASTool) -> None:
     assert [(one["field"], one["type"]) for one in caught.value.errors] == [("y", "extra_forbidden")]
     with pytest.raises(InvalidInputs, match="x: missing"):
         await run(adapted)
+
+
+async def test_a_class_may_be_what_is_called_or_have_what_is_called() -> None:
+    assert (await run(ToolAdapter(Counting), x=3)).x == 3  # constructing it is the call
+    assert (await run(ToolAdapter(Counting, method="__call__", params=["x"]), x=3)).x == 3
+    assert await run(ToolAdapter(Counting, method="doubled"), x=3) == 6
+    assert await run(ToolAdapter(Counting, method="made"), x=3) == "Counting(3)"
+    assert await run(ToolAdapter(Counting, method="named"), x=3) == "Counting 3"
+    assert await run(ToolAdapter(Counting, method="increased"), x=3) == 4
+    assert (await run(ToolAdapter(Counting, method="Inner"), x=3)).x == 3
 
 
 async def test_a_request_object_is_built_from_its_fields() -> None:

@@ -107,7 +107,7 @@ def test_the_plan_of_a_file(check: Run) -> None:
           1 added  Add (async)  per item
               x <- item field x
               uses store
-              retry = Retry(5, on=<class 'Exception'>, wait=exponential(0.1, 2, cap=30, jitter=1))  phase, \
+              retry = Retry(5, on=Exception, wait=exponential(0.1, 2, cap=30, jitter=1))  phase, \
 sums.toml:56: profile.prod.phase.added.policy.retry
               rate = $calls  phase, sums.toml:27: phase.added.policy.rate
           2 parts  upto (async)  per item, expands into part

@@ -83,7 +83,7 @@ def test_what_reads_a_journal_knows_evidence_and_a_head(folder: Path, command: l
     evidence = "it is evidence, which 'kgas-async evidence show' reads; give the file that --journal named"
     assert error_of(*command, log) == f"error: journal {log!r}: {evidence}"
     assert "it is the head of a log of evidence; give the file" in error_of(*command, head)
-    assert "it is no journal, or its begin is damaged; give the file" in error_of(*command, notes)
+    assert "it is no journal, or its beginning is damaged; give the file" in error_of(*command, notes)
     assert "is a database, but no journal of kgas_async" in error_of(*command, str(folder / "other.db"))
     assert {one: one.read_bytes() for one in folder.iterdir()} == before
 

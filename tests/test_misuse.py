@@ -15,13 +15,22 @@ from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
 from kgas_async import (
+    AdaptiveLimit,
+    Batcher,
+    Cache,
     CallFailed,
     CallRejected,
     CallTimeout,
+    ConcurrencyLimit,
+    Every,
     InvalidInputs,
+    Journal,
+    JsonlSink,
     KGASTool,
     ManagerClosed,
+    MemoryLimit,
     MemorySink,
+    MemoryStore,
     PerformanceMonitor,
     Phase,
     Pipeline,
@@ -33,7 +42,11 @@ from kgas_async import (
     ServiceManager,
     ServiceStartFailed,
     ToolAdapter,
+    Toolbox,
     current,
+    exponential,
+    linear,
+    load_pipeline,
     tool,
 )
 
@@ -46,6 +59,11 @@ async def f(text: str) -> str:
 
 class MyTool(KGASTool):
     async def execute_async(self, *, text: str) -> str:
+        return text
+
+
+class LegacyTool:
+    def execute(self, text: str) -> str:
         return text
 
 
@@ -87,6 +105,29 @@ MADE: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "tool(Class)": (lambda: tool(MyTool), TypeError, "this is the class; its objects are tools already: MyTool(...)"),
     "factory=Class": (lambda: ToolAdapter(factory=MyTool), TypeError, "this is the class"),
     "ToolAdapter(Class)": (lambda: ToolAdapter(MyTool), TypeError, "this is the class"),
+    "Phase('g', Class)": (
+        lambda: Phase("g", MyTool),  # type: ignore[arg-type]
+        TypeError,
+        "phase 'g' takes a tool, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "Every(60, Class)": (
+        lambda: Every(60, MyTool),  # type: ignore[arg-type]
+        TypeError,
+        "Every takes a tool, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "Batcher(Class)": (
+        lambda: Batcher(MyTool),
+        TypeError,
+        "Batcher takes a tool, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "Toolbox(Class)": (
+        lambda: Toolbox(MyTool),  # type: ignore[arg-type]
+        TypeError,
+        "a Toolbox takes tools, and this is the class; its objects are tools: MyTool(...)",
+    ),
+    "fallback=Class": (lambda: Policy(fallback=MyTool), TypeError, "its objects are tools: MyTool(...)"),
+    "a legacy class": (lambda: Phase("g", LegacyTool), TypeError, "wrap it: tool(...) or ToolAdapter(...)"),  # type: ignore[arg-type]
+    "a legacy object": (lambda: Phase("g", LegacyTool()), TypeError, "wrap it: tool(...) or ToolAdapter(...)"),  # type: ignore[arg-type]
     "a service without running": (no_running, TypeError, "Store has no running(); write '@asynccontextmanager'"),
     "running without decorator": (undecorated, TypeError, "write '@asynccontextmanager' above it"),
     "Retry(on=BaseException)": (lambda: Retry(on=BaseException), TypeError, "what ends a program"),  # type: ignore[arg-type]
@@ -107,6 +148,53 @@ MADE: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "ServiceManager has no argument 'evidense'",
     ),
     "its mend": (lambda: ServiceManager(evidense="x"), TypeError, "did you mean 'evidence'?"),  # type: ignore[call-arg]
+    "Phase(colect=)": (lambda: Phase("g", f, colect=True), TypeError, "did you mean 'collect'?"),  # type: ignore[call-arg]
+    "Pipeline(items=)": (
+        lambda: Pipeline("letters", Phase("text", f), items=["text"]),  # type: ignore[call-arg]
+        TypeError,
+        "Pipeline has no argument 'items'; it has name, item, key, source, services; did you mean 'item'?",
+    ),
+    "Phase(tool)": (lambda: Phase("g"), TypeError, "Phase needs 'tool': Phase(name, tool, ...)"),  # type: ignore[call-arg]
+    "Phase(..., bind)": (
+        lambda: Phase("g", f, {"text": "x"}),  # type: ignore[misc]
+        TypeError,
+        "Phase takes name, tool by position, not 3 arguments; the others go by name, as bind=...",
+    ),
+    "Phase(name twice)": (
+        lambda: Phase("g", f, name="h"),  # type: ignore[misc]
+        TypeError,
+        "Phase was given 'name' twice, by position and by name",
+    ),
+    "ToolAdapter(parms=)": (lambda: ToolAdapter(plain, parms=["text"]), TypeError, "did you mean 'params'?"),
+    "@tool(offlod=)": (lambda: tool(offlod="process"), TypeError, "tool has no option 'offlod'; it has params"),  # type: ignore[call-overload]
+    "@tool(timeout=)": (lambda: tool(timeout=3), TypeError, "policy=Policy(timeout=...)"),  # type: ignore[call-overload]
+    "Journal(durble=)": (lambda: Journal("x.db", durble=True), TypeError, "did you mean 'durable'?"),  # type: ignore[call-arg]
+    "Cache(storage=)": (lambda: Cache(60, stor=None), TypeError, "did you mean 'store'?"),  # type: ignore[call-arg]
+    "MemoryStore(entries=)": (lambda: MemoryStore(entries=3), TypeError, "did you mean 'max_entries'?"),  # type: ignore[call-arg]
+    "RateLimit(brust=)": (lambda: RateLimit(3, brust=2), TypeError, "did you mean 'burst'?"),  # type: ignore[call-arg]
+    "ConcurrencyLimit(max=)": (
+        lambda: ConcurrencyLimit(3, max_que=2),  # type: ignore[call-arg]
+        TypeError,
+        "did you mean 'max_queue'?",
+    ),
+    "AdaptiveLimit(intial=)": (lambda: AdaptiveLimit(1, 9, intial=2), TypeError, "did you mean 'initial'?"),  # type: ignore[call-arg]
+    "MemoryLimit(bytes=)": (lambda: MemoryLimit(bytes=9), TypeError, "it has max_bytes"),  # type: ignore[call-arg]
+    "JsonlSink(fsnc=)": (lambda: JsonlSink("x", fsnc=True), TypeError, "did you mean 'fsync'?"),  # type: ignore[call-arg]
+    "PerformanceMonitor(stal=)": (lambda: PerformanceMonitor(stal=1), TypeError, "did you mean 'stall'?"),  # type: ignore[call-arg]
+    "exponential(factr=)": (lambda: exponential(factr=3), TypeError, "did you mean 'factor'?"),  # type: ignore[call-arg]
+    "linear(stp=)": (lambda: linear(stp=3), TypeError, "did you mean 'step'?"),  # type: ignore[call-arg]
+    "Every(overlaps=)": (lambda: Every(60, f, overlaps=True), TypeError, "did you mean 'overlap'?"),  # type: ignore[call-arg]
+    "Batcher(max_sise=)": (lambda: Batcher(f, max_sise=3), TypeError, "did you mean 'max_size'?"),
+    "load_pipeline(profil=)": (
+        lambda: load_pipeline("x.toml", profil="prod"),  # type: ignore[call-arg]
+        TypeError,
+        "load_pipeline has no argument 'profil'; it has path, profile, settings; did you mean 'profile'?",
+    ),
+    "blocking().run(pipeline)": (
+        lambda: ServiceManager().blocking().run(pipeline),
+        TypeError,
+        "run needs 'items': run(pipeline, items, ...)",
+    ),
     "blocking('uvloop')": (
         lambda: ServiceManager().blocking("uvloop"),
         ValueError,
@@ -114,6 +202,11 @@ MADE: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "blocking('tri')": (lambda: ServiceManager().blocking("tri"), ValueError, "did you mean 'trio'?"),
 }
+
+
+def test_what_cannot_be_wrapped_is_not_told_to_be() -> None:
+    with pytest.raises(TypeError, match=r"^phase 'g' takes a tool, not 'load'$"):
+        Phase("g", "load")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", MADE)
@@ -134,6 +227,7 @@ def test_the_methods_that_suggest_keep_their_signatures() -> None:
     assert "evidence" in inspect.signature(ServiceManager).parameters
     assert list(inspect.signature(ServiceManager.map).parameters)[:3] == ["self", "tool", "inputs"]
     assert inspect.iscoroutinefunction(ServiceManager.run)
+    assert list(inspect.signature(Phase).parameters)[:3] == ["name", "tool", "bind"]
 
 
 # --- where it is used
@@ -156,6 +250,18 @@ USED: dict[str, tuple[Use, type[Exception], str]] = {
     "a pipeline": (lambda m: m.execute(pipeline), TypeError, "manager.run(pipeline, items)"),  # type: ignore[arg-type]
     "a function": (lambda m: m.execute(plain, text="a"), TypeError, "wrap it: tool(...)"),  # type: ignore[arg-type]
     "run(in_fligt=)": (lambda m: m.run(pipeline, [], in_fligt=3), TypeError, "did you mean 'in_flight'?"),  # type: ignore[call-arg]
+    "run(pipeline)": (lambda m: m.run(pipeline), TypeError, "run needs 'items': run(pipeline, items, ...)"),  # type: ignore[call-arg]
+    "run(..., journal)": (
+        lambda m: m.run(pipeline, [], "run.db"),  # type: ignore[misc]
+        TypeError,
+        "run takes pipeline, items by position, not 3 arguments; the others go by name, as journal=...",
+    ),
+    "gather(text=)": (
+        lambda m: m.gather({"a": f}, text="a"),
+        TypeError,
+        "gather has no argument 'text'; it has tools,",
+    ),
+    "race()": (lambda m: m.race(), TypeError, "race needs 'tools': race(tools, ...)"),
     "run(on_progress=async)": (lambda m: m.run(pipeline, [], on_progress=report), TypeError, "nobody would await"),
 }
 

@@ -215,6 +215,8 @@ def test_misuse_is_refused_at_construction(make: Any, message: str) -> None:
 
 def test_a_retry_pickles() -> None:
     retry = pickle.loads(pickle.dumps(Retry(4, on=(ValueError, OSError), wait=exponential(2), while_running=True)))
+    assert "on=(ValueError, OSError), " in repr(retry)
+    assert repr(Retry(on=ConnectionError)).startswith("Retry(3, on=ConnectionError, ")
     assert repr(retry) == repr(Retry(4, on=(ValueError, OSError), wait=exponential(2)))
     assert retry.while_running
 

@@ -5,6 +5,7 @@ In a case the wrong line is the one that ends in `#!`. What has no `[pipeline]` 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
@@ -160,7 +161,12 @@ CASES = [
     case("unset_variable", '[services.store]\nuse = "P:Store"\npath = "${KGAS_NOT_SET}/x" #!\n', "services.store.path", "KGAS_NOT_SET is not set", "${KGAS_NOT_SET:-...}"),
     case("variable_not_closed", '[services.store]\nuse = "P:Store"\npath = "${HOME" #!\n', "services.store.path", "is not closed by }"),
     case("no_variable", '[services.store]\nuse = "P:Store"\npath = "${my-home}" #!\n', "services.store.path", "${my-home} names no variable"),
-    case("variable_is_no_number", 'policy.timeout = "${KGAS_TEXT}" #!\n', "phase.twice.policy.timeout", 'not "soon"'),
+    case("variable_is_no_number", 'policy.timeout = "${KGAS_TEXT}" #!\n', "phase.twice.policy.timeout", 'not "soon" (the value is from ${KGAS_TEXT})'),
+    case("variable_is_too_little", 'policy.timeout = "${KGAS_LITTLE:-3}" #!\n', "phase.twice.policy.timeout", "not -5 (the value is from ${KGAS_LITTLE})"),
+    case("default_is_no_number", 'policy.timeout = "${KGAS_NOT_SET:-late}" #!\n', "phase.twice.policy.timeout", 'not "late" (the value is from the default of ${KGAS_NOT_SET})'),
+    case("variable_of_an_argument", '[services.store]\nuse = "P:Store"\npath = "a"\nsize = "${KGAS_TEXT}" #!\n', "services.store.size", 'not "soon"', "from ${KGAS_TEXT}"),
+    case("variable_is_no_module", '[[phase]]\nname = "b"\ntool = "${KGAS_TEXT}:double" #!\n', "phase.b.tool", "there is no module 'soon'", "from ${KGAS_TEXT}"),
+    case("variable_in_a_list", 'policy.retry.on = ["OSError", "${KGAS_TEXT}"] #!\n', "phase.twice.policy.retry.on[1]", "'soon' is no error", "from ${KGAS_TEXT}"),
     case("misspelt_phase_of_a_profile", "[profile.prod.phase.twise.policy] #!\ntimeout = 3\n", "profile.prod.phase.twise", "there is no phase 'twise'", "did you mean 'twice'?"),
     case("misspelt_part_of_a_profile", "[profile.prod.phases.twice.policy] #!\ntimeout = 3\n", "profile.prod.phases", "did you mean 'phase'?"),
     case("misspelt_policy_of_a_profile", "[profile.prod.phase.twice.policy]\ntimeot = 3 #!\n", "profile.prod.phase.twice.policy.timeot", "did you mean 'timeout'?"),
@@ -174,6 +180,7 @@ def test_a_mistake_is_told_with_file_line_key_and_mend(
 ) -> None:
     monkeypatch.delenv("KGAS_NOT_SET", raising=False)
     monkeypatch.setenv("KGAS_TEXT", "soon")
+    monkeypatch.setenv("KGAS_LITTLE", "-5")
     text = mistake.text if "[pipeline]" in mistake.text or "[[pipeline]]" in mistake.text else HEAD + mistake.text
     file = tmp_path / "mine.toml"
     file.write_text(text)
@@ -186,6 +193,39 @@ def test_a_mistake_is_told_with_file_line_key_and_mend(
     for part in mistake.said:
         assert part.replace("P:", f"{P}:") in message
     assert "\n" not in message
+
+
+def test_a_mistake_that_shows_no_value_names_no_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KGAS_TEXT", "soon")
+    file = tmp_path / "mine.toml"
+    file.write_text(HEAD + 'policy.timeot = "${KGAS_TEXT}"\n')
+    with pytest.raises(LoadError, match=r"did you mean 'timeout'\?$"):
+        load_pipeline(file)
+
+
+def test_modules_that_lie_beside_the_file_and_not_here_are_told_once_with_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "over there", tmp_path / "here"
+    (there / "sub").mkdir(parents=True)
+    here.mkdir()
+    (there / "kgmine.py").write_text("def source(): ...\n")
+    (there / "sub" / "kgother.py").write_text("def double(x): ...\n")
+    file = there / "sub" / "mine.toml"
+    tools = ("kgmine:double", "sub.kgother:double", "kgother:double", "kgother:double", "kgnowhere:double")
+    phases = [f'[[phase]]\nname = "p{number}"\ntool = "{tool}"\n' for number, tool in enumerate(tools)]
+    file.write_text('[pipeline]\nname = "p"\nsource = "kgmine:source"\n' + "".join(phases))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(here)
+    with pytest.raises(LoadError) as caught:
+        load_pipeline(file)
+    first, second, third = str(caught.value).splitlines()
+    mend = "are looked up from the working directory, wherever the file is; cd '{0}' first, or set PYTHONPATH='{0}'"
+    assert f"6: phase.p0.tool: there is no module 'kgmine' in {here}: it lies in the folder {there}, " in first
+    assert first.endswith(mend.format(there))
+    assert f"phase.p2.tool: there is no module 'kgother' in {here}: it lies in the folder {there / 'sub'}, " in second
+    assert second.endswith(mend.format(there / "sub"))
+    assert f"phase.p4.tool: there is no module 'kgnowhere' in {here} or among what is installed" in third
 
 
 def test_there_are_enough_of_them() -> None:
@@ -241,10 +281,16 @@ store = "$store"
 use = "P:Store"
 path = "a"
 other = "$b"
+size = "three"                                #! services.a.size
 [services.b]
 use = "P:Store"
-path = "b"
+pth = "b"                                     #! services.b.pth
 other = "$a"
+[services.above]
+use = "P:Store"
+path = "c"
+other = "$a"
+size = "four"                                 #! services.above.size
 
 [limits.calls]
 rate = "5"                                    #! limits.calls.rate
@@ -277,6 +323,7 @@ amount = "many"                               #! phase.add.with.amount
 sorce = 3                                     #! phase.add.with.sorce
 [phase.policy.retry]
 on = ["ConectionError", "OSError"]            #! phase.add.policy.retry.on[0]
+attempts = 0                                  #! phase.add.policy.retry.attempts
 wait = "P:wait_off"                           #! phase.add.policy.retry.wait
 after = "P:delay_off"                         #! phase.add.policy.retry.after
 
@@ -306,6 +353,8 @@ after = "c"
 name = "many"
 tool = "P:upto"
 policy.timeout = -1                           #! phase.many.policy.timeout
+policy.retry.attempts = -1                    #! phase.many.policy.retry.attempts
+policy.retry.wait = -1                        #! phase.many.policy.retry.wait
 expand = "part"
 
 [[phase]]
