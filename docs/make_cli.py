@@ -30,8 +30,8 @@ The extra `cli` has it: `python -m pip install -e ".[cli]"`. `python -m kgas_asy
 - **`--json`** gives one JSON object on standard output, or, where it says so, one on each line; see [below](#json).
   With `run --json` what tools, sources and modules print goes to standard error, so that the object stands alone; what
   a module prints when it is imported always does with `check` and `tools`.
-- **Errors are one line**: what was wrong, where, and the mend. `--traceback`, given to `kgas-async` or to `run`,
-  shows where an error came from.
+- **Errors are one line**: what was wrong, where, and the mend. `--traceback`, given to `kgas-async` (or to `run`
+  and `check`), shows where an error came from.
 - **A reader that goes** (`| head`, a pager that is left or killed) is no error: the rest of the output is dropped, a
   run goes on, and the exit code is what it would have been. A full disk is told, and is 1.
 - **Completion**: `kgas-async --install-completion` for the shell that you are in.
@@ -49,7 +49,8 @@ A tool that ends a run by `SystemExit` gives it that code, but none that stands 
 ## Signals
 
 The first SIGINT, SIGTERM or SIGHUP of a `run` drains: no further items are begun, and those in flight have `--grace`
-seconds to end; it says which calls it waits for, and how old the oldest is. Then, or at the second signal, they are
+seconds to end; phases that run once per run, and have not begun, do not, also where the source is at its end (the line
+of counts names them, and with `--journal` the same command runs them). It says which calls it waits for, and how old the oldest is. Then, or at the second signal, they are
 cancelled. The third ends the process at once. Evidence and journal are whole after the first two, and readable after
 the third and after `kill -9`: `kgas-async status` then says what was in flight. A signal that
 is ignored (SIGHUP by `nohup`, SIGINT by a shell for what a script has in the background) stays ignored. Before the run
@@ -70,8 +71,11 @@ Of `run`:
 | `exit_code`, `interrupted`, `error` | the code that it ends with; the signal, or null; the error that ended it, or null |
 | `items` | counts: `total, succeeded, failed, timed_out, cancelled, rejected, skipped, reused` |
 | `elapsed_s`, `drained` | seconds; whether the source was not taken to its end |
+| `not_begun` | run-level phases that it did not come to, since it was interrupted, or the source broke off |
 | `results`, `errors`, `missing` | of run-level phases, by name: values, `{type, message}`, how many items they lack |
 | `failures`, `more_failures` | the first 1,000 items that did not succeed: `key, status, phase, tool, error`; how many more |
+| `abandoned` | threads that were [left behind](glossary.md#abandon) and still ran at the end: how many, by tool |
+| `code_changed` | phases of whose tools the journal has values of before their code changed: `phase, tool, changed` (`code` or `arguments`), `reused` (whether they were used, or it ran again) |
 | `evidence`, `journal` | the files, or null |
 
 Values that JSON has no form for are given as text. Where it could not start (exit code 2) there is no object, and the

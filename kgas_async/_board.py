@@ -63,6 +63,7 @@ class Board(Ledger):
     def __init__(self) -> None:
         super().__init__(None, 1)
         self._board = RLock()
+        self.changed: dict[str, Mapping[str, Any]] = {}  # by phase: what gave a journal's values has changed since
         self.bounds: dict[Any, None] = {}  # what calls have run as: their limits are looked at
         self.session_id: str | None = None
         self.now_ns = self.began_ns = 0
@@ -238,6 +239,10 @@ class Board(Ledger):
         if fields["event"] == "evidence.failed":
             self._failed("evidence", None, None, fields.get("error") or {}, at_ns)
 
+    def _journal(self, fields: Mapping[str, Any], at_ns: int) -> None:
+        if fields["event"] == "journal.code_changed" and len(self.changed) < PLACES_KEPT:
+            self.changed[str(fields["phase"])] = fields
+
     def _resource(self, fields: Mapping[str, Any], at_ns: int) -> None:
         span_us = fields["span_us"]
         cpu = fields["cpu_us"] / span_us if span_us else 0.0
@@ -325,7 +330,7 @@ class Board(Ledger):
 _HANDLERS: Final[dict[str, Callable[[Board, Mapping[str, Any], int], None]]] = {
     "session": Board._session, "run": Board._run_event, "item": Board._item, "call": Board._call,
     "breaker": Board._breaker, "limit": Board._limit, "loop": Board._loop, "thread": Board._thread,
-    "service": Board._service, "evidence": Board._evidence, "resource": Board._resource,
+    "service": Board._service, "evidence": Board._evidence, "resource": Board._resource, "journal": Board._journal,
 }  # fmt: skip
 
 

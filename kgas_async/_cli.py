@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from shutil import get_terminal_size
 from typing import Any, Final
 
 try:
@@ -33,6 +34,7 @@ __all__ = ["app"]
 del rich
 
 NAME: Final = "kgas-async"  # also where it is run by `python -m`
+NARROW: Final = 60  # columns below which help is plain: its tables would cut the names of options
 UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of typer's own copy of it
 ClickException: Any = typer.BadParameter.__mro__[2]
 
@@ -66,6 +68,8 @@ def _say_usage(error: Any) -> int:
     message = re.sub(r" \(Possible options: (.*)\)$", r"; did you mean \1", message)
     mark = "?" if "; did you mean " in message else ";"
     path = NAME if context is None else context.command_path
+    if message.startswith("no such option: --traceback"):
+        message = f"--traceback comes before this command: {NAME} --traceback{path.removeprefix(NAME)}"
     say(f"error: {message}{mark} see '{path} --help'")
     return 2
 
@@ -84,6 +88,7 @@ def _say_version(wanted: bool) -> None:
 app = typer.Typer(
     name="kgas-async", cls=Commands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode="rich" if get_terminal_size().columns >= NARROW else None,
 )  # fmt: skip
 
 

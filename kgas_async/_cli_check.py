@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from ._cli_text import fail, out_raw, printable, results_alone, say
+from ._cli_text import FORCE, TRACEBACK, exists, fail, out_raw, printable, results_alone, say, tells_tracebacks
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from ._pipeline import Pipeline
 
-__all__ = ["Profile", "Settings", "add_check", "find_pipeline"]
+__all__ = ["Profile", "Settings", "add_check", "find_pipeline", "traceback_hint"]
 
 
 # Options that `run` has too.
@@ -83,6 +83,12 @@ def find_pipeline(pipeline: str, profile: str | None = None, settings: list[str]
     return loaded, None
 
 
+def traceback_hint(error: Exception) -> str:
+    """Of a module that raised as it was imported: how to see all of where."""
+    is_of_user = " cannot be imported: " in str(error) and not tells_tracebacks.wanted
+    return "; --traceback shows more" if is_of_user else ""
+
+
 def _check(
     pipeline: str | None = typer.Argument(None, help="A TOML file, or module:attribute"),
     profile: Profile = None,
@@ -90,7 +96,8 @@ def _check(
     as_json: bool = typer.Option(False, "--json", help="For programs: the plan as one JSON object"),
     graph: Annotated[Graph | None, typer.Option(metavar="mermaid|svg", help="The plan as a graph instead")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Written there instead")] = None,
-    force: bool = typer.Option(False, "--force", help="Write over a FILE that exists"),
+    force: bool = FORCE,
+    traceback: bool = TRACEBACK,
     as_schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of pipelines in TOML files, and end"),
 ) -> None:
     """Load a pipeline, check all that can be checked without data, and print its plan.
@@ -108,6 +115,7 @@ def _check(
     from ._errors import KgasAsyncError
     from ._leaving import user_code_begins
 
+    tells_tracebacks.wanted |= traceback
     if as_schema:
         from ._toml_checked import schema
 
@@ -122,7 +130,7 @@ def _check(
     try:
         found, file = find_pipeline(pipeline, profile, settings)
     except KgasAsyncError as error:
-        fail(str(error))
+        fail(f"{error}{traceback_hint(error)}")
     finally:
         end()
     _show(found, file, pipeline if profile is None else f"{pipeline}, profile {profile}", as_json, graph, output, force)
@@ -165,7 +173,7 @@ def _write(text: str, output: Path | None, force: bool) -> None:
         with output.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        fail(f"{output} exists; --force writes over it, or give another name")
+        fail(exists(output))
     except OSError as error:
         fail(f"{output} cannot be written: {error.strerror or error}")
     say(f"written: {output}")

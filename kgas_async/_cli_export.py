@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Final
 import typer
 
 from ._cli_lineage import say_lacks
-from ._cli_text import AS_JSON, fail, out_json
+from ._cli_text import AS_JSON, FORCE, exists, fail, out_json, say
 from ._leaving import hush
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def _export(
     run: str | None = typer.Option(
         None, metavar="RUN_ID", help="Only this run; unless given, prov takes the latest, trace takes all"
     ),
+    force: bool = FORCE,
     as_json: bool = AS_JSON,
 ) -> None:
     """Export evidence for other programs.
@@ -58,6 +59,8 @@ def _export(
     if as_json and output is None:
         fail("--json needs --output: without it the export itself is on standard output, and it is JSON")
     evidence = EvidenceFile(path)
+    if output is not None:
+        _check(Path(output), Path(path), force=force)
     try:
         _write(evidence, path, format, output, run)
     except EvidenceError as error:
@@ -67,6 +70,8 @@ def _export(
     except OSError as error:
         fail(f"{output or 'standard output'} cannot be written: {error.strerror}")
     say_lacks(path, evidence.lacks)
+    if output is not None:
+        say(f"written: {output}")
     if as_json and output is not None:
         size = Path(output).stat().st_size
         out_json({"format": format, "output": output, "bytes": size, "unreadable": evidence.unreadable})
@@ -80,11 +85,10 @@ def _write(evidence: EvidenceFile, path: str, format: str, output: str | None, r
 
     # All is read before anything is opened for writing: a mistake must not cost an earlier export.
     runs = runs_of(evidence)
+    evidence.check_records()
     if run is not None and run not in runs:
         fail(f"no run {run!r} is on record in {path}; there are {', '.join(runs) or 'none'}{nearest(run, runs)}")
     document = prov_document(evidence, run_id=run) if format == "prov" else None
-    if output is not None and _is_evidence(Path(output), Path(path)):
-        fail(f"--output {output} is the evidence itself; give another file")
     with ExitStack() as stack:
         file: IO[str] = sys.stdout
         if output is not None:
@@ -94,6 +98,17 @@ def _write(evidence: EvidenceFile, path: str, format: str, output: str | None, r
         else:
             json.dump(document, file, indent=1)
             file.write("\n")
+
+
+def _check(output: Path, path: Path, *, force: bool) -> None:
+    """Before a long reading: that writing there costs nothing that is there. A device or a pipe holds nothing."""
+    try:
+        if _is_evidence(output, path):
+            fail(f"--output {output} is the evidence itself; give another file")
+        if output.is_file() and not force:
+            fail(exists(output))
+    except (OSError, ValueError) as error:
+        fail(f"--output {str(output)!r} cannot be used: {error.strerror if isinstance(error, OSError) else error}")
 
 
 def _is_evidence(output: Path, path: Path) -> bool:

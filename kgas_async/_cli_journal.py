@@ -9,6 +9,7 @@ import typer
 from ._cli_text import AS_JSON, fail, out, out_json, printable
 
 if TYPE_CHECKING:
+    from ._errors import JournalError
     from ._journal_inspect import Summary
 
 __all__ = ["add_journal"]
@@ -33,7 +34,9 @@ def _root() -> None:
 def _show(journal: str = JOURNAL, as_json: bool = AS_JSON) -> None:
     """Tell the runs, the items by how they ended, and what is kept of each phase.
 
-    With --json one object: pipeline, runs, items, phases.
+    While a run has it open nobody else can look into it; kgas-async status
+    shows that run from its evidence. With --json one object: pipeline, runs,
+    items, phases.
 
     Exit codes: 0 it was shown; 2 it cannot be read.
 
@@ -49,12 +52,24 @@ def _show(journal: str = JOURNAL, as_json: bool = AS_JSON) -> None:
     try:
         found = summary(journal)
     except JournalError as error:
-        fail(str(error))
+        fail(
+            _in_our_words(
+                error,
+                "and cannot be shown meanwhile; kgas-async status run.jsonl shows that run, if it has"
+                " --evidence run.jsonl, or wait for its end",
+            )
+        )
     if as_json:
         out_json(asdict(found))
         return
     for line in _lines(found):
         out(printable(line))
+
+
+def _in_our_words(error: JournalError, busy: str) -> str:
+    """What is wrong with it; of one that a run is writing, who only wanted to look is told what to do instead."""
+    message, is_busy, _ = str(error).partition(" has it open")
+    return f"{message}{is_busy}, {busy}" if is_busy else message
 
 
 def _lines(found: Summary) -> list[str]:
@@ -110,7 +125,7 @@ def _prune(
     try:
         results, items = prune(journal, phase=phase, item=item, failed=failed, unseen=unseen, stale=stale)
     except JournalError as error:
-        fail(str(error))
+        fail(_in_our_words(error, "and nothing can be forgotten meanwhile; wait for its end"))
     if as_json:
         out_json({"results": results, "items": items})
     else:

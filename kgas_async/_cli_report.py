@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ._cli_text import fail, out, say
+from ._cli_text import FORCE, exists, fail, out, say
 
 if TYPE_CHECKING:
     from .export.report import Figures
@@ -27,7 +27,7 @@ def _report(
     run: str | None = typer.Option(
         None, metavar="RUN_ID", help="Only this run; unless given, the latest session with all its runs"
     ),
-    force: bool = typer.Option(False, "--force", help="Write over a file that is there"),
+    force: bool = FORCE,
     as_json: bool = typer.Option(False, "--json", help="The figures as one JSON object on standard output"),
 ) -> None:
     """Make one HTML file of a run: timeline, throughput, latency, waits, the critical path, what to do, failures.
@@ -77,7 +77,7 @@ def _check(output: Path, path: Path, *, force: bool) -> None:
         if output.is_dir():
             fail(f"--output {output} is a folder; give a file in it: {output / 'report.html'}")
         if output.exists() and not force:
-            fail(f"--output {output} is there already; give another file, or --force to write over it")
+            fail(exists(output))
         if not output.parent.is_dir():
             fail(f"--output {output}: there is no folder {output.parent}; make it first")
     except (OSError, ValueError) as error:
@@ -88,7 +88,7 @@ def _say(figures: Figures, path: str, output: str | None) -> None:
     from ._errors import counted
 
     if output is not None:
-        say(f"report: {output}")
+        say(f"written: {output}")
     verified = figures.verified
     if verified is not None and verified.problem is not None:
         say(f"the evidence is not intact: {verified}")

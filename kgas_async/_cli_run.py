@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from ._cli_check import Profile, Settings, find_pipeline
-from ._cli_text import AS_JSON, fail, results_alone, tell_traceback, tells_tracebacks
+from ._cli_check import Profile, Settings, find_pipeline, traceback_hint
+from ._cli_text import AS_JSON, TRACEBACK, fail, results_alone, tell_traceback, tells_tracebacks
 from ._leaving import user_code_begins
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ __all__ = ["add_run", "loaded"]
 
 BACKENDS: Final = ("asyncio", "uvloop", "trio")
 RETRIES: Final = ("all", "failed", "none")
+CHANGES: Final = ("reuse", "run", "refuse")
+CHOICES: Final = {"backend": BACKENDS, "retry": RETRIES, "on-change": CHANGES}
 
 
 def add_run(app: typer.Typer) -> None:
@@ -37,6 +39,11 @@ def _run(
     retry: str = typer.Option(
         "all", metavar="|".join(RETRIES), help="With --journal: run what failed and what is new, or only one of them"
     ),
+    on_change: str = typer.Option(
+        "reuse", metavar="|".join(CHANGES),
+        help="With --journal, of a tool whose code has changed: use what it gave before, and warn; run it again; or "
+        "refuse to begin",
+    ),
     on_error: str = typer.Option(
         "collect", metavar="collect|raise|SHARE",
         help="When items fail: go on; stop at the first; or stop when more than that share (0.1, say) has failed",
@@ -47,7 +54,7 @@ def _run(
         10.0, metavar="SECONDS", help="What is in flight at Ctrl-C has so long to end; then it is cancelled"
     ),
     as_json: bool = AS_JSON,
-    traceback: bool = typer.Option(False, "--traceback", help="With an error, the traceback of where it came from"),
+    traceback: bool = TRACEBACK,
 ) -> None:  # fmt: skip
     """Run a pipeline over its source.
 
@@ -70,20 +77,24 @@ def _run(
 
     kgas-async run papers.toml --profile prod --set phase.embed.policy.timeout=60
 
+    kgas-async run mine:pipeline --journal run.db --on-change run
+
     kgas-async run mine:pipeline --backend trio --on-error 0.1 --json
     """
     tells_tracebacks.wanted |= traceback
-    _check_choices(backend=backend, retry=retry)
+    _check_choices(("backend", backend), ("retry", retry), ("on-change", on_change))
     _check_files(input=input, evidence=evidence, journal=journal)
     share = _on_error(on_error)
     if retry != "all" and journal is None:
         fail(f"--retry {retry} needs --journal, which says what failed before")
-    from ._journal import as_journal
+    if on_change != "reuse" and journal is None:
+        fail(f"--on-change {on_change} needs --journal, which says what a tool was before")
+    from ._journal import Journal
     from ._limits import check_seconds
 
     try:
         check_seconds("--grace", grace)
-        kept = as_journal(journal, retry)
+        kept = None if journal is None else Journal(journal, on_change=on_change)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         fail(str(error).replace("Journal(path)", "--journal"))
     from ._cli_running import Asked, run_pipeline
@@ -96,7 +107,7 @@ def _run(
         items = _items_of(found, pipeline, input)
     except KeyboardInterrupt:
         fail("interrupted before the run began", 130)
-    asked = Asked(found, items, backend, evidence, grace, as_json, share, kept, retry)
+    asked = Asked(found, items, backend, evidence, grace, as_json, share, kept, retry, journal)
     raise typer.Exit(run_pipeline(asked))
 
 
@@ -118,7 +129,7 @@ def loaded(pipeline: str, profile: str | None = None, settings: list[str] | None
             raise LoadError(f"{pipeline!r} has no source=: a function that gives the items")
     except KgasAsyncError as error:
         more = _pipelines_in(pipeline) if " is no Pipeline but " in str(error) else ""
-        fail(f"{error}{more}")
+        fail(f"{error}{more}{traceback_hint(error)}")
     return found
 
 
@@ -134,11 +145,11 @@ def _pipelines_in(name: str) -> str:
     return f"; give {' or '.join(found[:5])}" if found else ""
 
 
-def _check_choices(**given: str) -> None:
+def _check_choices(*given: tuple[str, str]) -> None:
     from ._suggest import nearest
 
-    for option, value in given.items():
-        known = BACKENDS if option == "backend" else RETRIES
+    for option, value in given:
+        known = CHOICES[option]
         if value not in known:
             fail(f"--{option} {value!r} is not known; use one of {', '.join(known)}{nearest(value, known)}")
 
@@ -167,6 +178,8 @@ def _check_files(**given: str | None) -> None:
 
     paths: dict[str, Any] = {}
     for option, value in given.items():
+        if value == "-" and option != "input":
+            fail(f"--{option} - : it is written to a file, and cannot be to standard output; give a path")
         if value == "":
             fail(f"--{option} is empty: a variable that is not set, perhaps; give a path, or leave it out")
         if value is not None:

@@ -71,6 +71,7 @@ def _show(
             shown += 1
             if not (out_json(record, indent=None) if as_json else out(_line(record))):
                 return  # nobody reads it any more
+        evidence.check_records()
     except EvidenceError as error:
         fail(str(error))
     say_lacks(path, evidence.lacks)
@@ -120,7 +121,7 @@ class _Wanted:
             names = "" if kind == "item" else f"; there are {_listed(there)}"
             say(f"no {kind} {self._names[kind]!r} is on record in {path}{names}{nearest(self._names[kind], known)}")
         if not unmet:
-            say("no such records" if self._names or self._failed else f"{path} has no records")
+            say("no such records")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -21,8 +21,11 @@ from ._leaving import hush
 
 __all__ = [
     "AS_JSON",
+    "FORCE",
     "ROWS_SHOWN",
+    "TRACEBACK",
     "WIDTH_ELSEWHERE",
+    "exists",
     "fail",
     "is_open",
     "out",
@@ -39,7 +42,10 @@ __all__ = [
 
 ROWS_SHOWN: Final = 50
 WIDTH_ELSEWHERE: Final = 120  # where there is no terminal
+FORCE: Final = typer.Option(False, "--force", help="Write over a FILE that exists")
 AS_JSON: Final = typer.Option(False, "--json", help="For programs: JSON on standard output")
+
+TRACEBACK: Final = typer.Option(False, "--traceback", help="With an error, the traceback of where it came from")
 
 _GONE: Final = (errno.EPIPE, errno.EIO, errno.ESHUTDOWN)  # EIO: of a terminal that was closed
 
@@ -163,6 +169,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
     tell_traceback()
     say(f"error: {message}")
     raise typer.Exit(code) from None
+
+
+def exists(output: object) -> str:
+    """What is said of a file that would be written over."""
+    return f"{output} exists; --force writes over it, or give another name"
 
 
 def tell_traceback() -> None:

@@ -76,7 +76,8 @@ class Crew(Staff, Generic[T]):
         self.pulled = 0
         self.open = 0  # source items pulled whose outcome is not there yet
         self.over = False  # no worker will do anything any more
-        self.drained = False  # told to pull no more
+        self.draining = False  # told to pull no more
+        self.drained = False  # that was before the end of the source, as far as anybody knows
         self.reason = ""  # why it was cut
         self.breakdown: BaseException | None = None  # what ended the session in one of its workers
         self.error: BaseException | None = None  # raised where the next outcome is taken
@@ -98,7 +99,10 @@ class Crew(Staff, Generic[T]):
 
     def drain(self) -> None:
         """Pull no more; what is in flight ends, and the outcomes end with it."""
-        self.exhausted = self.drained = True
+        if not self.draining:
+            self.draining = True
+            self.drained = not (self.exhausted or (self.total is not None and self.pulled >= self.total))
+        self.exhausted = True
         if self._puller is not None:
             self._puller.cancel()  # nobody knows how long the source would have taken
         self._wake_all()
@@ -370,7 +374,7 @@ class Crew(Staff, Generic[T]):
             if host.scopes.has_more():
                 raise await closed_for_open_scope(self._async_iterator)
         except StopAsyncIteration:
-            self.exhausted = True
+            self.exhausted, self.drained = True, False
             return None
         except BaseException as error:  # noqa: BLE001
             self._source_failed(error)  # else the next look would find an ended source, and nobody would miss the rest

@@ -282,10 +282,11 @@ class JournalFile:
 
     # --- who gave what
 
-    def sources(self) -> dict[int, tuple[Source, int]]:
-        """All that have ever given a value, by number, each with the last run that it was in."""
-        found = self.database.execute("SELECT source, phase, tool, version, codec, code, run FROM sources")
-        return {number: (Source(*rest), run) for number, *rest, run in found}
+    def sources(self, *, with_values: bool) -> dict[int, Source]:
+        """All that have ever given a value, by number; or only those of which there is one, which takes longer."""
+        those = " WHERE source IN (SELECT source FROM results)" if with_values else ""
+        found = self.database.execute(f"SELECT source, phase, tool, version, codec, code FROM sources{those}")
+        return {number: Source(*rest) for number, *rest in found}
 
     def number_of(self, source: Source) -> int:
         """The number of one who is about to give values in this run."""
@@ -343,8 +344,7 @@ class JournalFile:
 
     def _damaged(self, what: str) -> JournalError:
         return JournalError(
-            f"journal {self.path!r} is damaged: {what} is not as it was written; restore a copy, or begin a new "
-            f"journal",
+            f"journal {self.path!r} is damaged: {what} is not as it was written; restore a copy, or begin a new one",
             path=self.path,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -43,6 +44,11 @@ class LeftBehind:
     def ids(self) -> list[str]:
         """The ids of their calls, the names of their services."""
         return [whose if isinstance(whose, str) else whose.id for whose in self._calls.values()]
+
+    def by_name(self) -> dict[str, int]:
+        """How many there are of each tool and service."""
+        left = list(self._calls.values())  # one may end meanwhile
+        return dict(Counter(f"service {one}" if isinstance(one, str) else one.tool_name for one in left))
 
     def holds(self, state: object) -> bool:
         """Whether one of that tool name is among them."""

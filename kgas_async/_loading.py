@@ -6,7 +6,9 @@ import ast
 import importlib
 import pkgutil
 import sys
+import sysconfig
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from ._errors import LoadError
@@ -66,6 +68,22 @@ def _assigned_pipelines(path: Path) -> list[str]:
     return found
 
 
+def _place_in_user_code(error: BaseException) -> str:
+    """``" (at mine.py:3)"``: the innermost line that belongs to nobody's package; nothing where it says so itself."""
+    if isinstance(error, SyntaxError):
+        return ""
+    paths = sysconfig.get_paths()
+    others = [str(Path(__file__).parent), *(paths[name] for name in ("stdlib", "purelib", "platlib"))]
+    place = ""
+    for frame, line in walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith("<") and not any(Path(file).is_relative_to(one) for one in others):
+            path = Path(file)
+            here = Path.cwd()
+            place = f" (at {path.relative_to(here) if path.is_relative_to(here) else path}:{line})"
+    return place
+
+
 def load(name: str) -> Any:
     """Import the module and get the attribute; the working directory is looked in first.
 
@@ -91,7 +109,9 @@ def load(name: str) -> Any:
             ) from None
         raise LoadError(f"module {module_name!r} needs {error.name or error}, which is not installed") from error
     except (Exception, SystemExit) as error:  # a script without a main guard exits when it is imported
-        raise LoadError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise LoadError(
+            f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{_place_in_user_code(error)}"
+        ) from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)

@@ -36,7 +36,9 @@ OnError = Literal["collect", "raise"] | float
 class ManyCalls(ABC):
     """See the module; `ServiceManager` has these among its own."""
 
-    _last_report: RunReport | None = None  # of a run that raised, for the command line
+    # Of a run that raised, for the command line: its report, and whether on_error= has ended it.
+    _last_report: RunReport | None = None
+    _gave_up = False
 
     @abstractmethod
     def _here(self, what: str) -> Session:
@@ -199,7 +201,7 @@ class ManyCalls(ABC):
                     report.add(outcome, keep_all=keep == "all")
                 if isinstance(error, (PipelineError, JournalError)):
                     error.report = report
-            self._last_report = report
+            self._last_report, self._gave_up = report, crew is not None and crew.gave_up
             raise
         return report
 

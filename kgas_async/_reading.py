@@ -81,19 +81,20 @@ class EvidenceFile:
         lacks: What the latest reading had to do without, as sentences: lines that are no records, an end that may be
             missing.
         unreadable: How many of its lines were no records.
+        records: How many were, once it was read to its end.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.lacks: list[str] = []
-        self.unreadable = 0
+        self.unreadable = self.records = 0
 
     def __repr__(self) -> str:
         return f"EvidenceFile({str(self.path)!r})"
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         self.lacks = []
-        self.unreadable = 0
+        self.unreadable = self.records = 0
         path = self.path
         try:
             self._check_parts()
@@ -103,6 +104,15 @@ class EvidenceFile:
         except (OSError, ValueError) as error:  # a ValueError is of a path that no file can have
             why = error.strerror if isinstance(error, OSError) else error
             raise EvidenceError(f"evidence cannot be read from {str(path)!r}: {why}; give a file of it") from error
+
+    def check_records(self) -> None:
+        """Once it was read: that it is evidence at all.
+
+        Raises:
+            EvidenceError: It is another file, or an empty one.
+        """
+        if not self.records:
+            raise EvidenceError(f"{str(self.path)!r} has no record of evidence; give the file that --evidence named")
 
     def _check_kind(self) -> None:
         if (instead := instead_of_evidence(self.path)) is not None:
@@ -138,6 +148,7 @@ class EvidenceFile:
                 else:
                     lines += 1
                     yield record
+        self.records += lines
         if torn:
             self.unreadable += torn
             self.lacks.append(f"{counted(torn, 'line')} of {path.name} could not be read; a crash may have torn one")

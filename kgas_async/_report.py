@@ -156,6 +156,7 @@ class RunReport:
         outcomes: All outcomes in source order, with ``keep="all"``, else empty.
         elapsed_s: Seconds.
         drained: Whether the run was told to stop before the source's end.
+        not_begun: Run-level phases that it did not come to, since it was told to stop, or its source broke off.
         reused: How many of the succeeded were in the journal as a whole, so that nothing of them ran.
     """
 
@@ -177,6 +178,7 @@ class RunReport:
     elapsed_s: float = 0.0
     drained: bool = False
     reused: int = 0
+    not_begun: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -227,4 +229,6 @@ class RunReport:
         for phase, count in self.missing.items():
             ran = phase in self.results or phase in self.errors
             text += f"; phase {phase!r} {'went on without' if ran else 'was skipped, since it lacks'} {count}"
+        for phase in self.not_begun:
+            text += f"; phase {phase!r} was not begun"
         return text

@@ -391,4 +391,4 @@ class RunCrew(WalkCrew):
             return
         self._finished = True
         self.level.end_live()
-        await self.level.finish(lambda: not (self.stopped or self.drained or self.last_error))
+        await self.level.finish(lambda: not (self.stopped or self.draining or self.last_error))

@@ -165,26 +165,24 @@ class RunJournal:
     def _begin(self) -> None:
         """What is known of who gave values, and who gives them now."""
         file = self.file
-        known = file.sources()
+        known = file.sources(with_values=self.journal.on_change == "refuse")
         for kept in self.kept.values():
             self._judge(kept, known)
         for kept in self.kept.values():
             kept.number = file.number_of(kept.source)
             kept.changes[kept.number] = ""
 
-    def _judge(self, kept: Kept, known: Mapping[int, tuple[Source, int]]) -> None:
+    def _judge(self, kept: Kept, known: Mapping[int, Source]) -> None:
         """Say of each who gave values to this phase before whether they may be used."""
         own = kept.source
-        alike = {number: (one, run) for number, (one, run) in known.items() if one[:4] == own[:4]}
-        kept.changes = {number: difference(one.code, own.code) for number, (one, _) in alike.items()}
-        latest = max(alike, key=lambda number: alike[number][1], default=0)
-        change = kept.changes.get(latest, "")
+        kept.changes = {number: difference(one.code, own.code) for number, one in known.items() if one[:4] == own[:4]}
+        change = next(filter(None, kept.changes.values()), "")
         if self.journal.on_change == "refuse" and change:
             changed = "its function has" if change == "code" else "the arguments that it is made with have"
             raise JournalError(
                 f"journal {self.path!r}: {kept.what}: {changed} changed since it gave what is recorded, and its "
-                f"version {own.version!r} has not; give the tool another version to run it again, or "
-                f"Journal(..., on_change='reuse') to use what is there",
+                f"version {own.version!r} has not; give the tool another version, or "
+                f"Journal(..., on_change='run'), to run it again, or on_change='reuse' to use what is there",
                 path=self.path,
             )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 __all__ = ["extra_hint", "nearest", "suggests"]
@@ -22,8 +24,15 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def extra_hint(extra: str) -> str:
-    """How to install one of our extras, as the README says it."""
-    return f"install the extra `{extra}`: python -m pip install -e '.[{extra}]'"
+    """How to install one of our extras: from the clone that this is, as the README says it, or as a package."""
+    root = Path(__file__).resolve().parent.parent
+    what = f"'kgas-async[{extra}]'"
+    try:
+        if 'name = "kgas-async"' in (root / "pyproject.toml").read_text(encoding="utf-8"):
+            what = f"-e '.[{extra}]'" if root == Path.cwd() else f"-e {shlex.quote(f'{root}[{extra}]')}"
+    except (OSError, ValueError):  # it is installed
+        pass
+    return f"install the extra `{extra}`: python -m pip install {what}"
 
 
 def suggests(method: F) -> F:

@@ -33,6 +33,7 @@ class Tally(ABC):
         self._pace = Pace(total)
         self.done = self.failed = self.cancelled = self.skipped = 0
         self.stopped = False  # told to stop
+        self.gave_up = False  # on_error= has ended it
         self.has_cancelled = False  # an outcome is that of a cancelled call
 
     @abstractmethod
@@ -57,6 +58,7 @@ class Tally(ABC):
             self.has_cancelled = True
         error = self._on_error.verdict(outcome, self.done, self.failed)
         if error is not None:
+            self.gave_up = True
             self.fail(error)
         elif not is_cancelled and self._on_error.is_early(self.done, self.failed):
             self._on_progress = self._on_error.watched(self._on_progress, lambda: self.stopped)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kgas_async._cli import app
+from kgas_async._suggest import extra_hint
 
-from .programs import LOOPS, Program
+from .programs import LOOPS, ROOT, Program
 
 Run = Callable[..., Any]
 
@@ -279,7 +284,7 @@ def test_2_where_the_event_loop_is_not_installed(run: Run, monkeypatch: pytest.M
     result = run("mine:good", "--backend", "uvloop")
     assert result.exit_code == 2
     assert "error: --backend uvloop cannot be used" in result.stderr
-    assert "install the extra `uvloop`: python -m pip install -e '.[uvloop]'" in result.stderr
+    assert extra_hint("uvloop") in result.stderr
 
 
 def test_2_where_the_extra_is_not_installed(folder: Path) -> None:
@@ -287,8 +292,26 @@ def test_2_where_the_extra_is_not_installed(folder: Path) -> None:
     code += "runpy.run_module('kgas_async', run_name='__main__')"
     with Program(command=["-c", code], cwd=folder) as program:
         assert program.code() == 2
-        hint = "install the extra `cli`: python -m pip install -e '.[cli]'"
-        assert program.errors() == f"error: kgas-async needs typer; {hint}\n"
+        assert program.errors() == f"error: kgas-async needs typer; {extra_hint('cli')}\n"
+
+
+def test_how_to_install_an_extra_works_where_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begin = "install the extra `report`: python -m pip install"
+    monkeypatch.chdir(ROOT)
+    assert extra_hint("report") == f"{begin} -e '.[report]'"
+    monkeypatch.chdir(tmp_path)
+    assert extra_hint("report") == f"{begin} -e {shlex.quote(f'{ROOT.resolve()}[report]')}"
+    for folder in ("site-packages", "another project"):  # not in a clone of ours
+        there = tmp_path / folder / "kgas_async"
+        there.mkdir(parents=True)
+        shutil.copy(ROOT / "kgas_async" / "_suggest.py", there)
+        (there / "__init__.py").touch()
+    (tmp_path / "another project" / "pyproject.toml").write_text('[project]\nname = "another"\n')
+    for folder in ("site-packages", "another project"):
+        code = "from kgas_async._suggest import extra_hint; print(extra_hint('report'))"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path / folder, env={}, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{begin} 'kgas-async[report]'\n"
 
 
 def test_1_and_not_2_where_the_evidence_breaks_off_later(run: Run) -> None:
@@ -442,3 +465,56 @@ def test_an_error_of_the_users_is_not_taken_for_a_missing_event_loop(run: Run) -
     assert result.stderr == "error: the run broke off: KeyError: 'items'; --traceback shows where\n"
     result = run("mine:broken", "--traceback", more="")
     assert "in __iter__\n" in result.stderr
+
+
+# --- why a run ended, said once
+
+STOPPED = """
+    @tool
+    async def of_path(path: str) -> str:
+        return path
+
+    @tool
+    async def pair(x: int):
+        return (x, 1)
+
+    misfit = Pipeline("misfit", Phase("text", of_path), source=numbers)
+    unkept = Pipeline("unkept", Phase("pair", pair), key="x", source=numbers)
+    """
+
+
+@pytest.mark.parametrize("given", ["collect", "raise"])
+@pytest.mark.parametrize("backend", LOOPS)
+def test_items_that_do_not_fit_the_pipeline_are_not_blamed_on_on_error(run: Run, given: str, backend: str) -> None:
+    result = run("mine:misfit", "--on-error", given, "--backend", backend, more=STOPPED)
+    assert result.exit_code == 1
+    error, counts = result.stderr.splitlines()
+    assert error.startswith("error: pipeline 'misfit': the first item has no field 'path', which a phase takes as an")
+    assert counts.startswith("misfit: 1 item in ")
+
+
+@pytest.mark.parametrize("given", ["collect", "raise"])
+@pytest.mark.parametrize("backend", LOOPS)
+def test_a_result_that_cannot_be_kept_names_its_item_and_is_said_once(run: Run, given: str, backend: str) -> None:
+    line = ("mine:unkept", "--input", "30", "--on-error", given, "--backend", backend)
+    result = run(*line, "--journal", "run.db", more=STOPPED)
+    assert result.exit_code == 1
+    error, counts = result.stderr.splitlines()
+    assert error.startswith("error: item '0': pipeline 'unkept': phase 'pair', tool 'pair': its result cannot be kept")
+    assert counts.endswith(": 0 succeeded, 1 failed, 29 cancelled")
+
+
+def test_the_failure_that_on_error_raise_has_stopped_the_run_for_is_said_once(run: Run) -> None:
+    result = run("mine:failing", "--on-error", "raise")
+    assert result.exit_code == 1
+    error, counts = result.stderr.splitlines()
+    assert error == (
+        "error: --on-error raise has stopped the run: item '1' in phase 'check': tool 'picky' failed: "
+        "LookupError: 1 is odd"
+    )
+    assert ", 1 failed" in counts
+
+
+def test_a_share_of_failures_is_told_by_its_option(run: Run) -> None:
+    result = run("mine:failing", "--on-error", "0.1", "--input", "100")
+    assert re.search(r"error: \d+ of \d+ items have failed, more than --on-error 0.1 allows; the last: ", result.stderr)

@@ -263,7 +263,12 @@ async def test_prune_stale_forgets_other_versions(tmp_path: Path) -> None:
 async def test_a_journal_in_use_is_not_looked_into(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     async with ServiceManager(log=None) as manager, manager.stream(pipeline, texts(), journal=path) as outcomes:
-        assert "another run, or another program, has it open" in said("journal", "show", str(path), code=2)
+        shown = said("journal", "show", str(path), code=2)
+        assert "another run, or another program, has it open, and cannot be shown meanwhile; kgas-async status" in shown
+        assert "run.jsonl shows that run, if it has --evidence run.jsonl, or wait for its end\n" in shown
+        pruned = said("journal", "prune", str(path), "--failed", code=2)
+        assert "has it open, and nothing can be forgotten meanwhile; wait for its end\n" in pruned
+        assert "one run at a time" not in shown + pruned
         assert len([one async for one in outcomes]) == 3
 
 

@@ -61,6 +61,13 @@ MISUSE = [
     ("run mine:numbers --journal ''", "--journal is empty: a variable that is not set, perhaps"),
     ("evidence show run.jsonl -n 0", "invalid value for '--last' / '-n'"),
     ("evidence export run.jsonl --format trce", "--format 'trce' is not known; use one of prov, trace; did you mean"),
+    ("run mine:numbers --evidence -", "--evidence - : it is written to a file, and cannot be to standard output"),
+    ("run mine:numbers --journal -", "--journal - : it is written to a file"),
+    ("evidence show notes.txt", "'notes.txt' has no record of evidence; give the file that --evidence named"),
+    ("evidence show notes.txt --failed --json", "'notes.txt' has no record of evidence; give the file that --evid"),
+    ("evidence export notes.txt --format trace", "'notes.txt' has no record of evidence"),
+    ("evidence export notes.txt --format prov", "'notes.txt' has no record of evidence"),
+    ("evidence show empty.jsonl", "'empty.jsonl' has no record of evidence; give the file that --evidence named"),
     ("evidence export run.jsonl --format prov --json", "--json needs --output: without it the export itself is on"),
     ("journal prune run.db", "say what to forget: --phase, --item, --failed, --unseen or --stale"),
     ("evidence lineage run.jsonl", "say whose lineage: --item KEY, --phase NAME or both"),
@@ -112,8 +119,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "sub" / "many.py").write_text(f"raise SystemExit('it was run')\n{many}")
     (tmp_path / "notes.txt").write_text("not for you\n" * 1000)
     (tmp_path / "other.txt").symlink_to("notes.txt")
+    (tmp_path / "empty.jsonl").touch()
     yield tmp_path
-    sys.modules.pop("mine", None)
+    for name in ("mine", "halves"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(("arguments", "said"), MISUSE, ids=[arguments for arguments, _ in MISUSE])
@@ -132,6 +141,28 @@ def test_with_traceback_its_place_is_told_too() -> None:
         result = CliRunner().invoke(app, arguments)
         assert "in leaving\n" in result.stderr
         assert result.stderr.splitlines()[-1].startswith("error: the source of 'mine:exits'")
+
+
+def test_an_import_that_fails_is_told_with_its_place(folder: Path) -> None:
+    (folder / "halves.py").write_text("import json\n\ndef half(x):\n    return json.loads(x)\n")
+    (folder / "boom.py").write_text("import halves\nhalves.half('{')\n")
+    told = "error: module 'boom' cannot be imported: JSONDecodeError: Expecting property name enclosed in "
+    for command in ("run", "check"):
+        result = CliRunner().invoke(app, [command, "boom:pipeline"])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith(told)
+        assert result.stderr.endswith(" (at halves.py:4); --traceback shows more\n")
+        for arguments in (["--traceback", command, "boom:pipeline"], [command, "boom:pipeline", "--traceback"]):
+            result = CliRunner().invoke(app, arguments)
+            assert "in half\n" in result.stderr
+            assert result.stderr.endswith(" (at halves.py:4)\n")
+
+
+def test_commands_that_take_no_traceback_say_where_it_goes() -> None:
+    for command in ("status", "evidence verify"):
+        result = CliRunner().invoke(app, [*command.split(), "run.jsonl", "--traceback"])
+        assert result.exit_code == 2
+        assert f"--traceback comes before this command: kgas-async --traceback {command}; see" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["evidence"], ["journal"]])

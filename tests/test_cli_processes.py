@@ -11,7 +11,7 @@ from textwrap import dedent
 
 import pytest
 
-from .programs import LOOPS, ROOT, Program
+from .programs import LOOPS, PATIENCE_S, ROOT, Program
 from .test_evidence import check_whole, ends, named
 
 on_every_loop = pytest.mark.parametrize("loop", LOOPS)
@@ -114,7 +114,8 @@ def test_the_first_signal_drains_and_reports(folder: Path, loop: str, number: si
     check_whole(records)
     assert {record["status"] for record in ends(records)} == {"succeeded"}
     items = len(named(records, "call.succeeded")) // 2
-    words = errors[-3].split()
+    assert errors[-3].endswith(" succeeded; phase 'sum' was not begun")
+    words = errors[-3].replace(";", "").split()
     assert (int(words[1]), int(words[words.index("succeeded") - 1])) == (items, items)
     ended = f"interrupted by {number.name}: what was in flight has ended, the rest of the source was not begun"
     assert errors[-2] == ended
@@ -251,3 +252,118 @@ def test_the_module_and_the_command_are_the_same(folder: Path) -> None:
         with Program(command=[*start, "run", "--help"], cwd=folder) as program:
             assert any("Run a pipeline over its source" in line for line in program.rest())
             assert program.code() == 0
+
+
+LEFT = """
+import time
+from kgas_async import Phase, Pipeline, Policy, Retry, tool
+
+@tool(on_cancel="abandon", policy=Policy(timeout=0.2, retry=Retry(attempts=2, on=TimeoutError, while_running=True)))
+def left_behind(x: int) -> int:
+    if x < 3:
+        time.sleep(60)
+    return x
+
+@tool
+def deaf(x: int) -> int:
+    print("ready", flush=True)
+    time.sleep(60)
+    return x
+
+late = Pipeline("late", Phase("only", left_behind), item=["x"], source=lambda: [{"x": x} for x in range(4)])
+stuck = Pipeline("stuck", Phase("deaf", deaf), item=["x"], source=lambda: [{"x": 1}])
+"""
+
+
+@on_every_loop
+def test_threads_that_are_left_behind_are_told(folder: Path, loop: str) -> None:
+    (folder / "mine.py").write_text(LEFT)
+    with Program(command=command("late", loop, "--json"), cwd=folder) as program:
+        assert program.code() == 1
+        assert json.loads("\n".join(program.rest()))["abandoned"] == {"left_behind": 6}
+        told = "abandoned: 6 threads still ran when the run ended: 6 of left_behind; this process ends without waiting"
+        assert f"{told} for them\n" in program.errors()
+    with Program(command=command("stuck", loop, "--grace", "0.1"), cwd=folder) as program:
+        program.until("ready")
+        program.kill()
+        assert program.code() == 130
+        told = "abandoned: 1 thread still ran when the run ended: 1 of deaf; this process ends without waiting for it\n"
+        assert told in program.errors()
+
+
+def test_where_no_thread_is_left_none_is_told(folder: Path) -> None:
+    with Program(command=command("odd_failure", "asyncio", "--json"), cwd=folder) as program:
+        assert program.code() == 1
+        assert json.loads("\n".join(program.rest()))["abandoned"] == {}
+        assert "abandoned" not in program.errors()
+
+
+AT_THE_END = """
+import time
+from pathlib import Path
+from kgas_async import Phase, Pipeline, tool
+
+@tool
+def work(x: int) -> int:
+    if x == 2:
+        Path("ready").touch()
+        time.sleep(0.5)
+    return x
+
+@tool
+async def total(xs: list[int]) -> int:
+    return sum(xs)
+
+def some():
+    yield from some_of_it()
+
+def some_of_it():
+    return [{"x": x} for x in range(3)]
+
+async def some_async():
+    for item in some_of_it():
+        yield item
+
+sources = {"generator": some, "list": some_of_it, "async": some_async}
+for name, source in sources.items():
+    globals()[name] = Pipeline(name, Phase("work", work), item=["x"], source=source)
+    globals()[f"{name}_summed"] = Pipeline(name, Phase("work", work),
+        Phase("sum", total, collect=True, bind={"xs": "work"}), item=["x"], key="x", source=source)
+"""
+
+
+def wait_for_file(path: Path) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@on_every_loop
+@pytest.mark.parametrize("source", ["generator", "list", "async"])
+def test_a_signal_after_the_end_of_the_source_says_so(folder: Path, loop: str, source: str) -> None:
+    (folder / "mine.py").write_text(AT_THE_END)
+    with Program(command=command(source, loop, "--json"), cwd=folder) as program:
+        wait_for_file(folder / "ready")
+        program.kill()
+        assert program.code() == 130
+        found = json.loads("\n".join(program.rest()))
+        assert (found["drained"], found["not_begun"], found["items"]["succeeded"]) == (False, [], 3)
+        told = "interrupted by SIGINT: what was in flight has ended, the source was at its end\n"
+        assert told in program.errors()
+
+
+def test_run_level_phases_that_a_signal_has_kept_from_beginning_are_named(folder: Path) -> None:
+    (folder / "mine.py").write_text(AT_THE_END)
+    line = command("list_summed", "asyncio", "--json", "--journal", "run.db")
+    with Program(command=line, cwd=folder) as program:
+        wait_for_file(folder / "ready")
+        program.kill()
+        assert program.code() == 130
+        found = json.loads("\n".join(program.rest()))
+        assert (found["drained"], found["not_begun"], found["results"]) == (False, ["sum"], {})
+        assert "3 succeeded; phase 'sum' was not begun\n" in program.errors()
+        assert "the source was at its end, but what runs once per run was not begun\n" in program.errors()
+    with Program(command=line, cwd=folder) as program:
+        assert program.code() == 0
+        assert json.loads("\n".join(program.rest()))["results"] == {"sum": 3}

@@ -36,7 +36,7 @@ def report(*arguments: object) -> Result:
 def test_a_page_is_made(log: Path, tmp_path: Path) -> None:
     result = report(log, "-o", tmp_path / "report.html")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == f"report: {tmp_path / 'report.html'}\n"
+    assert result.stderr == f"written: {tmp_path / 'report.html'}\n"
     assert "<h1>papers</h1>" in (tmp_path / "report.html").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run.jsonl", "run.jsonl.head"]
 
@@ -46,7 +46,7 @@ def test_a_page_that_is_there_stays_unless_forced(log: Path, tmp_path: Path) -> 
     page.write_text("mine")
     result = report(log, "-o", page)
     assert result.exit_code == 2
-    assert result.stderr.endswith("is there already; give another file, or --force to write over it\n")
+    assert result.stderr.endswith(" exists; --force writes over it, or give another name\n")
     assert page.read_text() == "mine"
     assert report(log, "-o", page, "--force").exit_code == 0
     assert page.read_text() != "mine"

@@ -94,7 +94,7 @@ COMMANDS = {
     "tools": ["tools"],
     "evidence show": ["evidence", "show", "run.jsonl", "-n", "20"],
     "evidence verify": ["evidence", "verify", "run.jsonl"],
-    "evidence export": ["evidence", "export", "run.jsonl", "--format", "trace", "-o", "trace.json"],
+    "evidence export": ["evidence", "export", "run.jsonl", "--format", "trace", "-o", "trace.json", "--force"],
     "evidence lineage": ["evidence", "lineage", "run.jsonl", "--item", "7", "--phase", "doubled"],
     "journal show": ["journal", "show", "run.db"],
     "journal prune": ["journal", "prune", "run.db", "--failed"],
@@ -117,6 +117,15 @@ def test_each_command_on_a_terminal_of_forty_columns(folder: Path, name: str) ->
         assert terminal.code() == 0
         assert b"Traceback" not in terminal.shown
         assert b"\x1b[?25l" not in terminal.shown
+
+
+def test_help_cuts_no_option_on_a_terminal_of_forty_columns(folder: Path) -> None:
+    with Terminal(["-m", "kgas_async", "run", "--help"], cwd=folder, columns=40) as terminal:
+        assert terminal.code() == 0
+        shown = terminal.shown.decode()
+        assert [
+            one for one in ("--backend", "--evidence", "--on-error", "--traceback") if f"\n  {one} " not in shown
+        ] == []
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "evidence", "journal", ""])

@@ -216,15 +216,29 @@ def test_the_command_writes_either_format(log: Path, tmp_path: Path) -> None:
     assert printed.exit_code == 0
     assert len(list(read_back(json.loads(printed.stdout)).get_records(model.ProvActivity))) == 16
     file = tmp_path / "trace.json"
-    assert export(log, "--format", "trace", "-o", file).exit_code == 0
+    written = export(log, "--format", "trace", "-o", file)
+    assert (written.exit_code, written.stderr) == (0, f"written: {file}\n")
     assert json.loads(file.read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("kind", ["prov", "trace"])
+def test_a_file_that_exists_is_written_over_by_force_alone(log: Path, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("not for you\n")
+    refused = export(log, "--format", kind, "-o", file)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == f"error: {file} exists; --force writes over it, or give another name\n"
+    assert file.read_text() == "not for you\n"
+    assert export(log, "--format", kind, "-o", file, "--force").exit_code == 0
+    assert json.loads(file.read_text())
+    assert export(log, "--format", kind, "-o", "/dev/null").exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["prov", "trace"])
 def test_2_and_nothing_written_where_the_run_is_not_known(log: Path, tmp_path: Path, kind: str) -> None:
     file = tmp_path / "before.json"
     file.write_text("as it was")
-    result = export(log, "--format", kind, "-o", file, "--run", "x")
+    result = export(log, "--format", kind, "-o", file, "--run", "x", "--force")
     assert result.exit_code == 2
     assert "no run 'x' is on record" in result.stderr
     assert file.read_text() == "as it was"

@@ -35,6 +35,7 @@ from kgas_async import (
     tool,
 )
 from kgas_async._journal_file import JournalFile
+from kgas_async._journal_inspect import prune
 from kgas_async._journal_writer import JournalWriter
 
 ran: Counter[Any] = Counter()
@@ -935,6 +936,22 @@ async def test_a_tool_that_is_made_with_other_arguments_is_noticed_and_said(tmp_
     assert [one.value for one in report.outcomes] == [text * (1 if on_change == "reuse" else 2) for text in TEXTS]
     (said,) = [record for record in sink.records if record["event"] == "journal.code_changed"]
     assert (said["phase"], said["changed"], said["reused"]) == ("times", "arguments", on_change == "reuse")
+
+
+async def test_old_values_are_refused_as_long_as_they_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    changed = counting("len(text) + 1")
+    await run(counting("len(text)"), path)
+    await run(changed, path)  # it uses the old ones
+    with pytest.raises(JournalError, match=r"on_change='run'\), to run it again"):
+        await run(changed, Journal(path, on_change="refuse"))
+    await run(changed, Journal(path, on_change="run"))
+    ran.clear()
+    await run(changed, Journal(path, on_change="refuse"))
+    assert not ran
+    prune(str(path), phase="counted")
+    await run(counting("len(text)"), Journal(path, on_change="refuse"))
+    assert ran
 
 
 # --- values of caches, limits, refusals

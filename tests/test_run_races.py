@@ -122,7 +122,8 @@ async def test_no_run_level_phase_starts_once_the_run_was_told_to_stop_during_an
         report = await manager.run(pipeline, [{"x": 1}])
     assert story == ["first", how]
     assert report.results == ({"b": 1} if how == "drained" else {})
-    assert report.drained is (how == "drained")
+    assert report.not_begun == ["c"]
+    assert not report.drained  # the source was at its end
 
 
 # --- drained while an async source gives its next item
