@@ -329,7 +329,7 @@ MISFITS: list[Any] = [
     (lambda: mirror.using(fallback=gives_a_list), TypeError, "gives list.* cannot be"),
     (lambda: broken.using(fallback=broken.execute_async), TypeError, "a tool or a list of tools"),
     (lambda: broken.using(fallback=[]), TypeError, "None is no fallback"),
-    (lambda: broken.using(fallback=Circular), TypeError, "a tool or a list of tools"),
+    (lambda: broken.using(fallback=Circular), TypeError, r"its objects are tools: Circular\("),
     (lambda: ToolAdapter(broken, policy=Policy(fallback=needs_more)), TypeError, "it needs 'key'"),
     (lambda: Phase("a", broken, policy=Policy(fallback=needs_more)), TypeError, "it needs 'key'"),
     (lambda: circular().using(timeout=1, fallback=circular()), ValueError, "'Circular' -> .*'other' -> 'Circular'"),

@@ -89,7 +89,8 @@ async def test_a_plain_call_has_no_dict_of_its_own(garbage: list[object]) -> Non
         assert [await call.result() for call in calls] == list(range(50))
         bound = calls[0].bound
         dicts = [one for one in gc.get_objects() if type(one) is dict and one.get("bound") is bound]
-    assert not dicts
+    # On a busy machine calls may be open for so long that they are announced, which is not for plain ones.
+    assert all(one.get("announced") for one in dicts), dicts
 
 
 @pytest.mark.unwatched
