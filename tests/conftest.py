@@ -15,6 +15,7 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 import anyio
+import hypothesis  # noqa: F401  (before `gc.freeze`: at its import it looks for who refers to Trio's random numbers)
 import pytest
 
 from kgas_async.testing import virtual_backends

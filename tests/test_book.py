@@ -88,8 +88,10 @@ async def test_what_is_kept_is_bounded() -> None:
             await call.wait()
             last = call.id
         del call
-        gc.collect()
-        assert sum(ref() is not None for ref in refs) <= ENDED_KEPT
+        with anyio.fail_after(30):
+            while sum(ref() is not None for ref in refs) > ENDED_KEPT:  # the evidence's writer still has some
+                await anyio.sleep(0.01)
+                gc.collect()
         assert manager.find(first) is None
         assert manager.find(last) is not None
         assert not manager._book._open
