@@ -11,15 +11,20 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
+from weakref import WeakValueDictionary
 
 __all__ = [
-    "close", "is_locked", "is_plain", "is_same", "lock", "name_new", "open_file", "replace", "size_of", "sync",
-    "unlock", "write",
+    "close", "drop", "is_locked", "is_plain", "is_same", "lock", "name_new", "open_file", "replace", "size_of", "sync",
+    "take", "unlock", "write",
 ]  # fmt: skip
 
 # What systems say of a place that has no hard links, such as a memory card, or some that are elsewhere.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV,
              errno.EINVAL}  # fmt: skip
+
+_taken: WeakValueDictionary[tuple[int, int], object] = WeakValueDictionary()
+_taking = Lock()
 
 
 def open_file(path: Path, *, new: bool = False) -> int:
@@ -64,6 +69,27 @@ def is_locked(path: Path) -> bool:
 def unlock(file: int) -> None:
     """Give it free at once, also where a process that was forked still has it open."""
     fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def take(path: str, owner: object) -> bool:
+    """Have a file for one owner alone in this process, until that drops it or is gone.
+
+    The locks of SQLite belong to the process, and it gives back all of a file's when it closes that file: one that is
+    open as a database here must not be opened by other means.
+
+    Returns:
+        False: another one has it.
+    """
+    found = os.stat(path)
+    with _taking:
+        return _taken.setdefault((found.st_dev, found.st_ino), owner) is owner
+
+
+def drop(owner: object) -> None:
+    """It has none any more."""
+    with _taking:
+        for file in [file for file, one in _taken.items() if one is owner]:
+            del _taken[file]
 
 
 def is_same(file: int, path: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
-from ._disk import name_new
+from ._disk import drop, name_new, take
 from ._errors import JournalError
 from ._mistaken import APPLICATION, HEADER, header_of, instead_of_journal
 
@@ -110,6 +110,8 @@ def error_of(path: str, error: BaseException) -> JournalError:
         why = "another run, or another program, has it open: one run at a time writes to a journal"
     elif "full" in text:
         why = f"the disk is full ({text}); what was committed is kept: make room and run again"
+    elif not Path(path).parent.is_dir():
+        why = f"there is no folder {str(Path(path).parent)!r}; make it first"
     elif "readonly" in text or not _is_writable(path):
         why = "it cannot be written to; give it, and its folder, write permission"
     elif "malformed" in text or "not a database" in text or "corrupt" in text:
@@ -123,9 +125,7 @@ def error_of(path: str, error: BaseException) -> JournalError:
 
 def _is_writable(path: str) -> bool:
     """Whether a journal can be there: SQLite keeps its log of what is new beside it."""
-    return os.access(path if os.path.lexists(path) else Path(path).parent, os.W_OK) and os.access(
-        Path(path).parent, os.W_OK
-    )
+    return all(os.access(one, os.W_OK) for one in (Path(path).parent, path) if os.path.lexists(one))
 
 
 def peek(path: str) -> None:
@@ -198,6 +198,8 @@ class JournalFile:
             _check_place(self.path)
             if run_id is not None and not os.path.lexists(self.path):
                 self._create(str(pipeline))
+            if not take(self.path, self):  # before it is looked into, which would give back the locks that it has
+                raise sqlite3.OperationalError("database is locked")
             peek(self.path)
             self._database = self._connected()
             self._check(pipeline)
@@ -377,8 +379,7 @@ class JournalFile:
         """
         try:
             if status is not None:
-                sql = "UPDATE runs SET ended=?, status=? WHERE run=?"
-                self.database.execute(sql, (time.time(), status, self.run))
+                self.database.execute("UPDATE runs SET ended=?, status=? WHERE run=?", (time.time(), status, self.run))
         except sqlite3.Error as error:
             raise error_of(self.path, error) from error
         finally:
@@ -392,6 +393,7 @@ class JournalFile:
                 if database.in_transaction:
                     database.rollback()
             database.close()
+        drop(self)
 
 
 def _checked(row: Row) -> tuple[Any, ...]:

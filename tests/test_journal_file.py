@@ -215,6 +215,33 @@ def test_two_at_once_are_refused_also_in_one_process(tmp_path: Path) -> None:
     second.close("ended")
 
 
+OTHER = """
+import sys
+from kgas_async._journal_file import JournalFile
+try:
+    JournalFile(sys.argv[1]).open("papers", "run4")
+    say("open")
+except JournalError as error:
+    say(f"refused: {error}")
+"""
+
+
+def test_one_that_is_refused_leaves_the_first_its_lock_against_other_processes(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    made(path)
+    (tmp_path / "same.db").symlink_to(path)
+    first = JournalFile(str(path))
+    first.open("papers", "run2")
+    for name in ("run.db", "same.db"):
+        with pytest.raises(JournalError, match="another run, or another program, has it open"):
+            JournalFile(str(tmp_path / name)).open("papers", "run3")
+    with Program(OTHER, str(path)) as other:
+        assert "another run, or another program, has it open" in other.line()
+    first.close("ended")
+    with Program(OTHER, str(path)) as other:
+        assert other.line() == "open"
+
+
 HOLDER = """
 import sys
 from kgas_async._journal_file import JournalFile, Row
@@ -367,6 +394,11 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
         path.symlink_to("/dev/null" if kind == "device" else tmp_path / "none" / "run.db")
     with pytest.raises(JournalError, match="is no file"):
         JournalFile(str(path)).open("papers", "run1")
+
+
+def test_a_journal_in_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"there is no folder '.*none'; make it first"):
+        JournalFile(str(tmp_path / "none" / "run.db")).open("papers", "run1")
 
 
 def test_what_the_system_says_is_not_read_out_of_the_path() -> None:
