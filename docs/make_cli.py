@@ -71,7 +71,7 @@ Of `run`:
 | `exit_code`, `interrupted`, `error` | the code that it ends with; the signal, or null; the error that ended it, or null |
 | `items` | counts: `total, succeeded, failed, timed_out, cancelled, rejected, skipped, reused` |
 | `elapsed_s`, `drained` | seconds; whether the source was not taken to its end |
-| `not_begun` | run-level phases that it did not come to, since it was interrupted, or the source broke off |
+| `not_begun` | run-level phases that it did not come to, since it was interrupted, its source broke off, or `--on-error` ended it |
 | `results`, `errors`, `missing` | of run-level phases, by name: values, `{type, message}`, how many items they lack |
 | `failures`, `more_failures` | the first 1,000 items that did not succeed: `key, status, phase, tool, error`; how many more |
 | `abandoned` | threads that were [left behind](glossary.md#abandon) and still ran at the end: how many, by tool |

@@ -237,11 +237,13 @@ class BlockingManager(BlockingOptions):
         report: RunReport = self._ask(lambda: self._manager.run(pipeline, items, **options))
         return report
 
+    @suggests
     def gather(self, tools: Any, inputs: Any = None, on_error: str = "raise") -> dict[str, Any]:
         """As ``ServiceManager.gather``."""
         results: dict[str, Any] = self._ask(lambda: self._manager.gather(tools, inputs, on_error))
         return results
 
+    @suggests
     def race(self, tools: Any, inputs: Any = None) -> Outcome[Any]:
         """As ``ServiceManager.race``."""
         outcome: Outcome[Any] = self._ask(lambda: self._manager.race(tools, inputs))

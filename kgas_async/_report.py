@@ -156,7 +156,7 @@ class RunReport:
         outcomes: All outcomes in source order, with ``keep="all"``, else empty.
         elapsed_s: Seconds.
         drained: Whether the run was told to stop before the source's end.
-        not_begun: Run-level phases that it did not come to, since it was told to stop, or its source broke off.
+        not_begun: Run-level phases that it did not come to, since it was told to stop, broke off or gave up.
         reused: How many of the succeeded were in the journal as a whole, so that nothing of them ran.
     """
 

@@ -47,7 +47,6 @@ class RunLevel:
         results: What they returned, by phase.
         outcomes: What came of them, by phase.
         missing: How many items they went on without, by phase.
-        not_begun: Those that the run did not come to, since it was told to stop.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class RunLevel:
         self.results: dict[str, Any] = {}
         self.outcomes: dict[str, Outcome[Any]] = {}
         self.missing: dict[str, int] = {}
-        self.not_begun: list[str] = []
         self._pipeline = pipeline
         self._phases = pipeline.plan.run.phases
         self._plan = pipeline.plan
@@ -75,7 +73,9 @@ class RunLevel:
 
     def tell(self, report: RunReport) -> None:
         """Put on the report what came of them."""
-        report.results, report.missing, report.not_begun = self.results, self.missing, self.not_begun
+        report.results, report.missing = self.results, self.missing
+        begun = {*self.outcomes, *self._open}
+        report.not_begun = [one.phase.name for one in self._phases if one.phase.name not in begun]
         for found in (self.results, self.missing, self.outcomes):
             self._put_in_order(found)
         for name, outcome in self.outcomes.items():
@@ -211,7 +211,6 @@ class RunLevel:
         waiting = [one for one in self._phases if one.live is None]
         while True:
             if not may_start():
-                self.not_begun += [one.phase.name for one in waiting]
                 waiting.clear()
             for planned in list(waiting):
                 if all(name in self.outcomes for name in self._needs_of(planned)):

@@ -320,6 +320,15 @@ async def test_a_map_or_stream_says_how_it_is_used() -> None:
                     pass
 
 
+def test_a_blocking_manager_suggests_too() -> None:
+    with ServiceManager(log=None).blocking() as manager:
+        blocking: Any = manager
+        with pytest.raises(TypeError, match=r"gather has no argument 'input'; it has .*; did you mean 'inputs'\?"):
+            blocking.gather({"a": f}, input={"text": "a"})
+        with pytest.raises(TypeError, match=r"race needs 'tools': race\(tools, \.\.\.\)"):
+            blocking.race()
+
+
 async def test_a_blocking_map_says_how_it_is_used() -> None:
     with ServiceManager(log=None).blocking() as manager:
         wrong: Any = manager.map(f, [])

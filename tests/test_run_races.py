@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from kgas_async import Phase, Pipeline, ServiceManager, tool
+from kgas_async import CallFailed, Phase, Pipeline, PipelineError, ServiceManager, tool
 
 
 @tool
@@ -21,6 +21,11 @@ async def same(x: int) -> int:
 async def doubled(one: int) -> int:
     await anyio.sleep(0.01)
     return 2 * one
+
+
+@tool
+async def total(xs: list[int]) -> int:
+    return sum(xs)
 
 
 async def cancel_the_first_call(manager: ServiceManager) -> None:
@@ -124,6 +129,26 @@ async def test_no_run_level_phase_starts_once_the_run_was_told_to_stop_during_an
     assert report.results == ({"b": 1} if how == "drained" else {})
     assert report.not_begun == ["c"]
     assert not report.drained  # the source was at its end
+
+
+@pytest.mark.parametrize("how", ["share", "raise", "cancelled"])
+async def test_run_level_phases_that_a_run_broke_off_before_are_named_however_it_did(how: str) -> None:
+    @tool
+    async def odd(x: int) -> int:
+        if how == "cancelled":
+            scope.cancel()
+            await anyio.sleep_forever()
+        raise ValueError(f"{x} is odd")
+
+    pipeline = Pipeline("p", Phase("a", odd), Phase("b", total, collect=True, bind={"xs": "a"}))
+    on_error: Any = {"share": 0.1, "raise": "raise", "cancelled": "collect"}[how]
+    async with ServiceManager() as manager:
+        with anyio.CancelScope() as scope, suppress(CallFailed, PipelineError):
+            await manager.run(pipeline, ({"x": x} for x in range(100)), on_error=on_error)
+        report = manager._last_report
+    assert report is not None
+    assert report.not_begun == ["b"]
+    assert "phase 'b' was not begun" in str(report)
 
 
 # --- drained while an async source gives its next item
