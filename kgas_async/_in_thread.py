@@ -279,4 +279,7 @@ def late_error(
         late = _timeout(call)
         late.__cause__ = cause
         return late
-    return DeadlinePassed(cause) if ended_at > deadline_of(call) else None
+    deadline = deadline_of(call)
+    # A nested call's timeout may be what is left of this deadline, and clocks are as coarse as a millisecond (uvloop).
+    is_late = ended_at >= deadline if isinstance(cause, CallTimeout) else ended_at > deadline
+    return DeadlinePassed(cause) if is_late else None
