@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Any, Self
@@ -23,6 +24,8 @@ from kgas_async import (
     current,
     tool,
 )
+from kgas_async._in_thread import late_error
+from kgas_async._tokens import DeadlinePassed
 from kgas_async.testing import assert_clean
 
 from .loops import virtual
@@ -385,3 +388,22 @@ async def test_at_max_abandoned_new_sync_calls_are_rejected_until_one_ends() -> 
             assert await manager.execute(naps, seconds=0) == 0
     assert held.starts == 2
     assert_clean(manager, limit)
+
+
+async def test_a_nested_timeout_at_the_very_deadline_is_late_and_another_error_is_not() -> None:
+    """Clocks are as coarse as a millisecond (uvloop): the inner call is out of time, the outer one is just not late."""
+
+    @tool(policy=Policy(deadline=60.0))
+    async def waits() -> None:
+        await anyio.sleep_forever()
+
+    async with ServiceManager(log=None) as manager:
+        call = manager.submit(waits)
+        while call.deadline_at is None:  # noqa: ASYNC110  (nobody tells us)
+            await anyio.sleep(0.001)
+        inner, other = CallTimeout("in it"), ValueError("in it")
+        found = [late_error(call, call.deadline_at, math.inf, error) for error in (inner, other, None)]
+        call.cancel()
+    assert [type(error) for error in found] == [DeadlinePassed, type(None), type(None)]
+    assert isinstance(found[0], DeadlinePassed)
+    assert found[0].cause is inner
