@@ -79,7 +79,7 @@ class Limit:
     """What all limits on calls at once have in common: tokens, a count, and a line of waiters by priority.
 
     Whenever the lock is free and somebody waits who could have a token, all tokens are out: so whoever finds one free
-    overtakes nobody.
+    overtakes nobody, but for a thread that comes at the very moment at which another puts one by.
 
     Attributes:
         serial: The order in which the limits of one policy are taken, by all alike.
@@ -95,7 +95,8 @@ class Limit:
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._borrowed = 0
+        self._borrowed = 0  # those in `_spare` too
+        self._spare: deque[None] = deque()  # see `ConcurrencyLimit.release`; empty where a limit knows nothing of it
         self._lock = Lock()
         self._line: PriorityLine | KeyedLine = PriorityLine()
         self._peak = 0
@@ -111,17 +112,18 @@ class Limit:
     @property
     def borrowed(self) -> int:
         """How many tokens are out."""
-        return self._borrowed
+        return self._borrowed - len(self._spare)
 
     def statistics(self) -> LimitStatistics:
         """How it stands now."""
         with self._lock:
             keys = self._line.keys if isinstance(self._line, KeyedLine) else 0
-            return LimitStatistics(self._total, self._borrowed, self._line.size, self._peak, keys)
+            return LimitStatistics(self._total, self.borrowed, self._line.size, self._peak, keys)
 
     def acquire_nowait(self) -> bool:
         """Take a token if one is free; whether it did. From any thread."""
         with self._lock:
+            self._settle()
             borrowed = self._borrowed
             if borrowed >= self._total:
                 return False
@@ -170,12 +172,18 @@ class Limit:
     def line_up(self, waiter: Waiter) -> bool:
         """Join the line; True where a token is free after all, which it has then."""
         with self._lock:
+            self._settle()
             if self._borrowed < self._total and self._has_room(waiter.key):  # given back meanwhile
                 self._take(waiter.key)
                 return True
             self._check_queue(waiter)
             self._line.push(waiter)
-            return False
+            if not self._spare:
+                return False
+            self._settle()  # what was given back since, by a thread that saw nobody in line
+            served = self._serve()
+        self._wake(served)
+        return False
 
     def step_out(self, waiter: Waiter) -> None:
         """Leave the line; a token that was granted meanwhile goes to the next."""
@@ -200,15 +208,25 @@ class Limit:
             RuntimeError: None was taken.
         """
         with self._lock:
-            if self._borrowed <= 0:
+            if self.borrowed <= 0:
                 raise RuntimeError("a token was given back that was not taken")
             self._borrowed -= 1
+            self._settle()
             if not self._line.size:
                 return
             served = self._serve()
         self._wake(served)
 
     # --- under the lock
+
+    def _settle(self) -> None:
+        """Count the spare tokens as free."""
+        while self._spare:
+            try:
+                self._spare.pop()
+            except IndexError:  # somebody has just taken it
+                return
+            self._borrowed -= 1
 
     def _has_room(self, key: Hashable) -> bool:
         return key is NO_KEY or not isinstance(self._line, KeyedLine) or self._line.has_room(key)
@@ -267,7 +285,8 @@ class Limit:
     def _resize(self, total: int) -> None:
         """From now on there are so many tokens; those that are out stay out."""
         with self._lock:
-            self._total = total
+            self._total = total  # first: whoever puts a token by looks at it afterwards
+            self._settle()
             served = self._serve()
         self._wake(served)
 

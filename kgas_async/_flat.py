@@ -65,10 +65,10 @@ def begin(call: Call[Any], now_ns: int = 0, lines_up: int = 0) -> Any:
         call.inputs = bound.check(call.inputs)
         call.attempt = 1
         if bound.gated:
-            limit = bound.lone_limit
+            limit, rate = bound.lone_limit, bound.lone_rate
             if limit is not None and limit.acquire_nowait():
                 call.holds = bound.limits
-            elif bound.lone_rate is not None and bound.lone_rate.take_one_nowait(bound.home.mailbox):
+            elif rate is not None and rate.take_one_nowait(bound.home.mailbox):
                 pass
             elif (rest := _admit(call, lines_up)) is not None:
                 return rest
@@ -190,13 +190,13 @@ def _may_go_on(call: Call[Any], error: BaseException) -> bool:
 def _succeeded(call: Call[Any]) -> None:
     ended = perf_counter_ns()
     call.run_ns = ended - call.begun_ns
-    bound = call.bound
-    if bound.gated:
-        held, call.holds = call.holds, ()
-        limit, host = bound.lone_limit, call._host
+    held = call.holds
+    if held:
+        call.holds = ()
+        limit, host = call.bound.lone_limit, call._host
         if limit is not None and (host is None or host.on_release is None):
             limit.release()  # the common case: nobody wants to know
-        elif held:
+        else:
             _let_go(call, held)
     call.end("succeeded", None, ended)
 

@@ -127,6 +127,34 @@ class ConcurrencyLimit(Limit):
     def total(self, total: int) -> None:
         self._resize(check_count("ConcurrencyLimit.total", total))
 
+    def acquire_nowait(self) -> bool:
+        """Take a token if one is free; whether it did. From any thread."""
+        try:
+            self._spare.pop()
+        except IndexError:
+            return super().acquire_nowait()
+        return True
+
+    def release(self) -> None:
+        """Give a token back, to whoever is next. From any thread, with any loop or none.
+
+        Raises:
+            RuntimeError: None was taken.
+        """
+        # Where nobody waits it is put by for the next without the lock, which would cost more than all the rest; the
+        # deque is atomic. Whoever lines up or changes the total does so first and looks at the deque afterwards, and
+        # here it is the other way round: so one of the two sees the other.
+        spare = self._spare
+        if not self._line.size and len(spare) < self._borrowed <= self._total:
+            spare.append(None)
+            if not self._line.size and self._borrowed <= self._total:
+                return
+            try:
+                spare.pop()
+            except IndexError:  # whoever came for it has it
+                return
+        super().release()
+
     @property
     def key(self) -> str | Callable[[Mapping[str, Any]], Hashable] | None:
         """What its tokens are counted apart by."""
@@ -215,6 +243,7 @@ class KeyTokens:
         """Take a token if one is free; whether it did. From any thread."""
         limit = self._limit
         with limit._lock:
+            limit._settle()
             if limit._borrowed >= limit._total or not limit._has_room(self.key):
                 return False
             limit._take(self.key)

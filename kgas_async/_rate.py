@@ -73,17 +73,13 @@ class RateLimit:
         refuse_async("RateLimit(cost)", cost)
         self.cost = cost
         self.is_keyed = key is not None
-        self._buckets: _Buckets | None = None
-        if key is not None:
-            check_key("RateLimit(key)", key)
-            self._buckets = _Buckets(self, key)
+        self._buckets = None if key is None else _Buckets(self, key)
         self._interval = self._per / self._rate
         self._slack = (self._burst - 1) * self._interval  # how far ahead of now `_due` may be where one is to be taken
         self._due = -math.inf  # when the bucket would be full again, in the time of the clock below
         self._paused = -math.inf  # until when nothing is given, in the same time
         self._clock = 0  # a mailbox's serial
-        self._seen = 0.0  # the last look at that clock, and at the real one
-        self._seen_real = 0.0
+        self._seen = self._seen_real = 0.0  # the last look at that clock, and at the real one
         self._lock = Lock()
         self._line = RateLine(self._lock)
         self._taken = 0.0
@@ -103,9 +99,8 @@ class RateLimit:
 
     def statistics(self) -> RateStatistics:
         """How it stands now."""
-        waiting, keys = len(self._line), 0
-        if self._buckets is not None:
-            waiting, keys = self._buckets.waiting(), len(self._buckets.kept)
+        all_keys = self._buckets
+        waiting, keys = (len(self._line), 0) if all_keys is None else (all_keys.waiting(), len(all_keys.kept))
         with self._lock:
             return RateStatistics(self._rate, self._per, self._burst, waiting, self._taken, keys)
 
@@ -181,15 +176,20 @@ class RateLimit:
 
     def take_one_nowait(self, mailbox: Mailbox) -> bool:
         """As `acquire_rates_nowait`, of this limit, where no key is asked for; False says nothing."""
+        now = mailbox.now()
         with self._lock:
-            now = mailbox.now()
-            due = self._due
-            if due - now > self._slack or self._paused > now or self._line.waiters or self._clock != mailbox.serial:
+            if self._clock != mailbox.serial or self._paused > now or self._line.waiters:
                 return False
-            self._seen = now
-            self._seen_real = now if mailbox.now is monotonic else monotonic()
-            self._due = (due if due > now else now) + self._interval  # noqa: FURB136  (half the time of max)
+            due = self._due
+            if due <= now:
+                self._due = now + self._interval
+            elif due - now <= self._slack:
+                self._due = due + self._interval
+            else:
+                return False
             self._taken += 1.0
+            if mailbox.now is not monotonic:  # else what was seen of both is as good as ever
+                self._seen, self._seen_real = now, monotonic()
             return True
 
     async def _until_enough(self, waiter: Waiter, tokens: float, clock: int) -> float:
@@ -297,8 +297,8 @@ class _Buckets:
     LOOKED_AT: Final = 2  # each time one is asked for: more than are added, so that memory follows use
 
     def __init__(self, limit: RateLimit, key: str | Callable[[Mapping[str, Any]], Hashable]) -> None:
-        self.key = key
-        self._limit = limit
+        check_key("RateLimit(key)", key)
+        self.key, self._limit = key, limit
         self._lock = Lock()
         self._known: WeakValueDictionary[Hashable, _Bucket] = WeakValueDictionary()
         self.kept: OrderedDict[Hashable, _Bucket] = OrderedDict()  # those of which tokens were taken
