@@ -15,8 +15,8 @@ from threading import Lock
 from weakref import WeakValueDictionary
 
 __all__ = [
-    "close", "drop", "is_locked", "is_plain", "is_same", "lock", "name_new", "open_file", "replace", "size_of", "sync",
-    "take", "unlock", "write",
+    "begin_of", "close", "drop", "is_locked", "is_plain", "is_same", "lock", "name_new", "open_file", "replace",
+    "size_of", "sync", "take", "unlock", "write",
 ]  # fmt: skip
 
 # What systems say of a place that has no hard links, such as a memory card, or some that are elsewhere.
@@ -25,6 +25,7 @@ _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 
 _taken: WeakValueDictionary[tuple[int, int], object] = WeakValueDictionary()
 _taking = Lock()
+os.register_at_fork(before=_taking.acquire, after_in_parent=_taking.release, after_in_child=_taking.release)
 
 
 def open_file(path: Path, *, new: bool = False) -> int:
@@ -90,6 +91,22 @@ def drop(owner: object) -> None:
     with _taking:
         for file in [file for file, one in _taken.items() if one is owner]:
             del _taken[file]
+
+
+def begin_of(path: Path, size: int) -> bytes | None:
+    """Its first bytes; none of what is no file, since a pipe can be read but once.
+
+    Returns:
+        None: an owner has it, and to open and close it would give back the locks of that.
+    """
+    with _taking:  # nobody takes it meanwhile
+        found = os.stat(path)
+        if (found.st_dev, found.st_ino) in _taken:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return b""
+        with path.open("rb") as file:
+            return file.read(size)
 
 
 def is_same(file: int, path: Path) -> bool:

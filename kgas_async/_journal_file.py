@@ -21,7 +21,7 @@ from ._disk import drop, name_new, take
 from ._errors import JournalError
 from ._mistaken import APPLICATION, HEADER, header_of, instead_of_journal
 
-__all__ = ["NEW", "RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of", "peek"]
+__all__ = ["NEW", "RUN_PLACE", "Ended", "JournalFile", "Recorded", "Row", "Source", "as_text", "error_of"]
 
 SCHEMA: Final = 1
 CHECKED_WHOLE: Final = 1 << 26  # bytes up to which a file is checked from end to end as it is opened: under a second
@@ -128,18 +128,16 @@ def _is_writable(path: str) -> bool:
     return all(os.access(one, os.W_OK) for one in (Path(path).parent, path) if os.path.lexists(one))
 
 
-def peek(path: str) -> None:
+def _peek(path: str) -> None:
     """Look by its header whether a file may be a journal: a full disk may have left it whole only with its log.
 
     Raises:
-        JournalError: It is not, or of another schema.
+        JournalError: It is none, or of another schema.
+        sqlite3.Error, OSError: It is no database, or cannot be read.
     """
-    try:
-        header = header_of(path)
-        if 0 < len(header) < HEADER:
-            raise sqlite3.DatabaseError("file is not a database")
-    except (sqlite3.Error, OSError) as error:
-        raise error_of(path, error) from error
+    header = header_of(path)
+    if 0 < len(header) < HEADER:
+        raise sqlite3.DatabaseError("file is not a database")
     if not header:
         raise JournalError(f"journal {path!r} is empty, so it is none; remove it to begin anew", path=path)
     application, schema = (int.from_bytes(header[at : at + 4], "big") for at in (68, 60))
@@ -200,7 +198,7 @@ class JournalFile:
                 self._create(str(pipeline))
             if not take(self.path, self):  # before it is looked into, which would give back the locks that it has
                 raise sqlite3.OperationalError("database is locked")
-            peek(self.path)
+            _peek(self.path)
             self._database = self._connected()
             self._check(pipeline)
             if run_id is not None:

@@ -19,6 +19,7 @@ from weakref import WeakSet
 from . import _disk
 from ._chain import GENESIS, Head, hash_of, head_path, segment_path
 from ._errors import EvidenceError, counted
+from ._mistaken import is_journal
 from ._records import SCHEMA, line_of, render_call, render_fields, rfc3339
 from ._segments import gap_after, head_of, in_the_way, segments_of
 from ._suggest import suggests
@@ -103,6 +104,8 @@ class JsonlSink:
         raise EvidenceError(f"evidence cannot be written to {str(self.path)!r}: {why}") from cause
 
     def _open(self) -> None:
+        if is_journal(self.path):  # asked first: to open and close one gives its lock back, if this process has it
+            self._refuse("it is a journal; give another evidence= path")
         self._locked = self._file = _disk.open_file(self.path)
         self._plain = _disk.is_plain(self._locked)
         if not self._plain:  # a pipe, a terminal: chained, and that is all that can be done

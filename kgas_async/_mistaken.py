@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from ._chain import Head, record_of
+from ._disk import begin_of
 
-__all__ = ["APPLICATION", "HEADER", "header_of", "instead_of_evidence", "instead_of_journal"]
+__all__ = ["APPLICATION", "HEADER", "header_of", "instead_of_evidence", "instead_of_journal", "is_journal"]
 
 APPLICATION: Final = 0x4B474153  # "KGAS", in the header of each journal
 _SQLITE: Final = b"SQLite format 3\0"
@@ -18,7 +19,7 @@ _LOOKED_AT: Final = 1 << 16  # bytes; a head is shorter, and so is the first rec
 def instead_of_evidence(path: Path) -> str | None:
     """What is there that is no evidence, and the mend; None where it may be evidence, or nothing is known of it."""
     begin = _begin_of(path)
-    if begin.startswith(_SQLITE) and begin[68:72] == APPLICATION.to_bytes(4, "big"):
+    if begin is None or _is_journal(begin):
         return "it is a journal, which 'kgas-async journal show' reads; give the file that --evidence named"
     if Head.of(begin) is not None:
         log = repr(str(path.with_suffix(""))) if path.suffix == ".head" else "the file that --evidence named"
@@ -28,7 +29,7 @@ def instead_of_evidence(path: Path) -> str | None:
 
 def instead_of_journal(path: Path) -> str | None:
     """What is there that is no journal, and the mend; None where it may be a damaged one."""
-    begin = _begin_of(path)
+    begin = _begin_of(path) or b""
     if Head.of(begin) is not None:
         return "it is the head of a log of evidence; give the file that --journal named"
     if record_of(begin.partition(b"\n")[0]) is not None:
@@ -36,6 +37,16 @@ def instead_of_journal(path: Path) -> str | None:
     if begin and not begin.startswith(_SQLITE):
         return "it is no journal, or its beginning is damaged; give the file that --journal named, or restore a copy"
     return None
+
+
+def is_journal(path: Path) -> bool:
+    """Whether there is a journal; one that this process has open is not touched to find out."""
+    begin = _begin_of(path)
+    return begin is None or _is_journal(begin)
+
+
+def _is_journal(begin: bytes) -> bool:
+    return begin.startswith(_SQLITE) and begin[68:72] == APPLICATION.to_bytes(4, "big")
 
 
 def header_of(path: str) -> bytes:
@@ -49,12 +60,9 @@ def header_of(path: str) -> bytes:
     return header if header.startswith(_SQLITE) else header[:1]
 
 
-def _begin_of(path: Path) -> bytes:
-    """Nothing of what is no file: a pipe can be read but once."""
+def _begin_of(path: Path) -> bytes | None:
+    """None of a journal that this process has open."""
     try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            return file.read(_LOOKED_AT)
+        return begin_of(path, _LOOKED_AT)
     except (OSError, ValueError):  # said by who opens it
         return b""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from ._chain import Head, head_path, segment_number, segment_path
+from ._disk import begin_of
+from ._mistaken import is_journal
 from ._records import SCHEMA
 
 __all__ = ["gap_after", "goes_on", "head_of", "in_the_way", "own_number", "segments_of"]
@@ -20,8 +22,7 @@ def head_of(segment: Path) -> tuple[Head | None, str | None]:
     """What a segment's head says, if there is one, and what is wrong with it."""
     path = head_path(segment)
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_HEAD)
+        content = begin_of(path, LARGEST_HEAD) or b""
     except FileNotFoundError:
         return None, None
     head = Head.of(content)
@@ -35,7 +36,7 @@ def goes_on(path: Path, number: int) -> bool:
     before it; where that was lost, the head before says that the log goes on, or was lost too.
     """
     following = segment_path(path, number + 1)
-    if not following.exists():
+    if not following.exists() or is_journal(following):
         return False
     if head_path(following).exists():
         return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import anyio
@@ -21,10 +22,16 @@ from kgas_async import (
     tool,
     verify_evidence,
 )
+from kgas_async._board_file import BoardFile
 from kgas_async._cli import app
+from kgas_async._journal_file import JournalFile
+from kgas_async._journal_file import error_of as journal_error
 from kgas_async._mistaken import instead_of_evidence, instead_of_journal
+from kgas_async._reading import EvidenceFile
 
+from .programs import Program
 from .test_cli_streams import piped
+from .test_journal_file import OTHER, row
 
 READERS = [
     ["evidence", "show"], ["evidence", "verify"], ["evidence", "lineage", "--item", "1"], ["status"],
@@ -122,3 +129,69 @@ def test_what_may_be_right_is_not_judged(folder: Path) -> None:
 async def _resumed(path: Path) -> None:
     async with ServiceManager(log=None) as manager:
         await manager.run(numbers, [], journal=path)
+
+
+def sink_opened(path: Path) -> None:
+    sink = JsonlSink(path)
+    sink.open()
+    sink.close()
+
+
+OPENERS: list[Callable[[Path], object]] = [
+    verify_evidence,
+    sink_opened,
+    lambda path: list(EvidenceFile(path)),
+    lambda path: BoardFile(path).read_on(),
+]
+OPENER_IDS = ["verify", "sink", "reader", "status"]
+
+
+def opened(path: Path) -> JournalFile:
+    journal = JournalFile(str(path))
+    journal.open("papers", "run1")
+    return journal
+
+
+def check_lock(journal: JournalFile) -> None:
+    """Another process does not get it, and it can be written to."""
+    with Program(OTHER, journal.path) as other:
+        assert "another run, or another program, has it open" in other.line()
+    journal.begin()
+    journal.write([row("more")], [])
+    journal.commit()
+    journal.close("ended")
+    with Program(OTHER, journal.path) as other:
+        assert other.line() == "open"
+
+
+@pytest.mark.parametrize("open_evidence", OPENERS, ids=OPENER_IDS)
+@pytest.mark.parametrize("name", ["run.db", "soft.db", "hard.db"])
+def test_an_open_journal_given_for_evidence_keeps_its_lock(
+    tmp_path: Path, name: str, open_evidence: Callable[[Path], object]
+) -> None:
+    journal = opened(tmp_path / "run.db")
+    (tmp_path / "soft.db").symlink_to(tmp_path / "run.db")
+    (tmp_path / "hard.db").hardlink_to(tmp_path / "run.db")
+    with pytest.raises(EvidenceError, match="it is a journal"):
+        open_evidence(tmp_path / name)
+    check_lock(journal)
+
+
+@pytest.mark.parametrize("open_evidence", OPENERS, ids=OPENER_IDS)
+@pytest.mark.parametrize("name", ["log.head", "log.2"])
+def test_an_open_journal_that_has_the_name_of_a_part_of_a_log_keeps_its_lock(
+    tmp_path: Path, name: str, open_evidence: Callable[[Path], object]
+) -> None:
+    sink_opened(tmp_path / "log")
+    (tmp_path / "log.2.head").touch()
+    (tmp_path / name).unlink(missing_ok=True)
+    journal = opened(tmp_path / name)
+    with suppress(EvidenceError):
+        open_evidence(tmp_path / "log")
+    check_lock(journal)
+
+
+def test_a_journal_that_turns_out_damaged_while_it_is_open_keeps_its_lock(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "run.db")
+    assert "it is damaged" in str(journal_error(journal.path, sqlite3.DatabaseError("malformed")))
+    check_lock(journal)
