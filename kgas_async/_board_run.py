@@ -66,16 +66,17 @@ class RunSeen:
             rate = done / elapsed_s if elapsed_s else None
             cancelled = self.ended.get("cancelled", 0)
             cancelled = cancelled if isinstance(cancelled, int) else 0  # of an older version, or damaged
-            return ItemsSeen(done, failed, self.ended["skipped"], self.total, rate, cancelled=cancelled)
+            total = None if self.total is not None and done > self.total else self.total  # as of `Progress`
+            return ItemsSeen(done, failed, self.ended["skipped"], total, rate, cancelled=cancelled)
         if told is not None:
             self._is_told = True
             at = self._pace.progress(told.done, told.failed)  # as of now, where its own is of its latest item
-            return ItemsSeen(told.done, told.failed, 0, self.total, at.rate, at.eta_s, cancelled=told.cancelled)
+            return ItemsSeen(told.done, told.failed, 0, at.total, at.rate, at.eta_s, cancelled=told.cancelled)
         counted = self._counted(board)
         if counted is None:
             return ItemsSeen(total=self.total, is_exact=False)
         at = self._pace.progress(*counted)
-        return ItemsSeen(at.done, at.failed, 0, self.total, at.rate, at.eta_s, False, at.cancelled)
+        return ItemsSeen(at.done, at.failed, 0, at.total, at.rate, at.eta_s, False, at.cancelled)
 
     def _counted(self, board: Any) -> tuple[int, int, int] | None:
         """Items that have ended, failed, were cancelled, by the calls on record; None where calls do not tell it.

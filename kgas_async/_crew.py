@@ -101,7 +101,7 @@ class Crew(Staff, Generic[T]):
         """Pull no more; what is in flight ends, and the outcomes end with it."""
         if not self.draining:
             self.draining = True
-            self.drained = not (self.exhausted or (self.total is not None and self.pulled >= self.total))
+            self.drained = not (self.exhausted or self.pulled == self.total)  # one that gave more does not know
         self.exhausted = True
         if self._puller is not None:
             self._puller.cancel()  # nobody knows how long the source would have taken

@@ -24,7 +24,7 @@ class Progress:
     Attributes:
         done: Items that have their outcome.
         failed: Those of them that failed, timed out or were rejected.
-        total: How many there are, None where the source does not say.
+        total: How many there are, None where the source does not say, or has given more than it said.
         elapsed_s: Seconds since the start.
         rate: Items per second, over the last half of the time; None where nothing can be said yet.
         eta_s: Seconds that what is left will take at that rate; None where the total is not known, or the rate.
@@ -70,11 +70,13 @@ class Pace:
         rate = (done - before) / (now - at) if now > at and done > before else None
         if now - marks[-1][0] > elapsed / 64:
             marks.append((now, done))
-        eta = None
-        if self._total is not None:
-            left = max(self._total - done, 0)
+        total, eta = self._total, None
+        if total is not None and done > total:
+            total = None  # its source does not know
+        if total is not None:
+            left = total - done
             eta = 0.0 if not left else None if rate is None else left / rate
-        return Progress(done, failed, self._total, elapsed, rate, eta, cancelled)
+        return Progress(done, failed, total, elapsed, rate, eta, cancelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class RunReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no item and no run-level phase failed."""
+        """Whether no item and no run-level phase failed; what was not begun, since it was told to stop, did not."""
         return self.succeeded + self.skipped == self.total and not self.errors
 
     def add(self, outcome: Outcome[Any], *, keep_all: bool) -> None:

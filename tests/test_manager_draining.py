@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from kgas_async import (
     Phase,
     Pipeline,
     PipelineError,
+    Progress,
     Service,
     ServiceManager,
     current,
@@ -108,6 +110,53 @@ async def test_a_run_of_a_foreign_task_is_told_when_the_manager_ends_by_an_error
                 await anyio.wait_all_tasks_blocked()
                 raise KeyError
     assert told == [3]
+
+
+@dataclass
+class Claiming:
+    """A source that says that it has so many items, and has four."""
+
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        return ({"x": n} for n in range(4))
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+async def test_a_source_of_another_length_than_it_says_is_run_to_its_end(size: int) -> None:
+    seen: list[Progress] = []
+    async with ServiceManager(log=None) as manager:
+        report = await manager.run(Pipeline("p", Phase("doubled", double)), Claiming(size), on_progress=seen.append)
+    assert (report.total, report.succeeded, report.drained) == (4, 4, False)
+    assert all(one.total == (size if one.done <= size else None) for one in seen)
+    assert [one.done for one in seen][-1] == 4
+
+
+@pytest.mark.parametrize("size", [1, 9])
+async def test_a_source_of_another_length_than_it_says_is_drained_before_its_end(size: int) -> None:
+    gate, two = anyio.Event(), []
+
+    @tool
+    async def gated(x: int) -> int:
+        two.append(x)
+        await gate.wait()
+        return x
+
+    reports = []
+    async with ServiceManager(log=None) as manager, anyio.create_task_group() as group:
+
+        async def run() -> None:
+            reports.append(await manager.run(Pipeline("p", Phase("gated", gated)), Claiming(size), in_flight=2))
+
+        group.start_soon(run)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(manager.drain)
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert (len(two), reports[0].total, reports[0].drained) == (2, 2, True)
 
 
 async def test_a_run_of_a_foreign_task_says_that_it_was_drained() -> None:

@@ -58,8 +58,9 @@ def test_before_time_has_passed_nothing_is_said() -> None:
     assert third.eta_s == 0  # there is nothing left
 
 
-def test_a_total_that_was_too_low_leaves_nothing() -> None:
-    assert [progress.eta_s for progress in paced(2, [1.0] * 4)] == [pytest.approx(1), 0, 0, 0]
+def test_a_total_that_was_too_low_is_none() -> None:
+    told = [(progress.total, progress.eta_s) for progress in paced(2, [1.0] * 4)]
+    assert told == [(2, pytest.approx(1)), (2, 0), (None, None), (None, None)]
 
 
 def test_what_was_quick_at_first_is_soon_forgotten() -> None:
