@@ -83,6 +83,11 @@ def refuse_unbound(legacy: object, method: str | None) -> None:
     gives_itself = found is kept and hasattr(type(kept), "__get__") and not isinstance(kept, staticmethod)
     if not gives_itself and not isinstance(kept, functools.partialmethod):
         return
+    if inspect.isfunction(kept) and _takes_no_object(kept):
+        raise TypeError(
+            f"ToolAdapter: {method!r} takes no object (its first parameter is not 'self'): this class only keeps it; "
+            f"give the function itself, ToolAdapter({legacy.__name__}.{method}), or make it a staticmethod"
+        )
     made, factory = _as_written(legacy)
     is_sync = not inspect.iscoroutinefunction(found)  # objects of async code are not built in threads
     raise TypeError(
@@ -90,6 +95,11 @@ def refuse_unbound(legacy: object, method: str | None) -> None:
         f"ToolAdapter({made}, method={method!r})"
         + (f", or ToolAdapter(factory={factory}, method={method!r})" if is_sync else "")
     )
+
+
+def _takes_no_object(function: Callable[..., Any]) -> bool:
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    return first is None or (first.name != "self" and first.kind is not first.VAR_POSITIONAL)
 
 
 def _as_written(cls: type) -> tuple[str, str]:

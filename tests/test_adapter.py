@@ -118,9 +118,24 @@ def make_unknown():  # type: ignore[no-untyped-def]
     return Legacy(7)
 
 
+class Namespace:
+    """Keeps functions, and makes no objects."""
+
+    def load(path: str) -> str:  # type: ignore[misc]  # noqa: N805  (what it is about)
+        return path.upper()
+
+    def nothing() -> str:  # type: ignore[misc]
+        return "nothing"
+
+
 async def run(adapted: KGASTool, **inputs: Any) -> Any:
     async with ServiceManager(log=None) as manager:
         return await manager.execute(adapted, **inputs)
+
+
+async def test_a_function_that_a_class_only_keeps_is_given_itself() -> None:
+    assert await run(ToolAdapter(Namespace.load), path="a") == "A"
+    assert await run(ToolAdapter(Namespace.nothing)) == "nothing"
 
 
 # --- what it refuses
@@ -143,6 +158,11 @@ async def run(adapted: KGASTool, **inputs: Any) -> Any:
             r"ToolAdapter\(factory=functools.partial\(NeedsArgument, ...\), method='execute'\)$",
         ),
         (lambda: ToolAdapter(AsyncLegacy, method="execute"), r"ToolAdapter\(AsyncLegacy\(\), method='execute'\)$"),
+        (
+            lambda: ToolAdapter(Namespace, method="load"),
+            r"give the function itself, ToolAdapter\(Namespace.load\), or make it a staticmethod$",
+        ),
+        (lambda: ToolAdapter(Namespace, method="nothing"), r"ToolAdapter\(Namespace.nothing\)"),
         (lambda: ToolAdapter(Counting, method="kept"), "'kept' is a method of its objects"),
         (lambda: ToolAdapter(Counting, method="halfway"), "'halfway' is a method of its objects"),
         (lambda: ToolAdapter(str, method="upper"), r"give an object, ToolAdapter\(str\("),
