@@ -27,6 +27,7 @@ __all__ = [
     "WIDTH_ELSEWHERE",
     "exists",
     "fail",
+    "file_of",
     "is_open",
     "out",
     "out_json",
@@ -169,6 +170,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
     tell_traceback()
     say(f"error: {message}")
     raise typer.Exit(code) from None
+
+
+def file_of(output: str | None) -> str | None:
+    """The file that --output names; None for standard output, where that is left out, or ``-``."""
+    return None if output == "-" else output
 
 
 def exists(output: object) -> str:
