@@ -27,6 +27,9 @@ The extra `cli` has it: `python -m pip install -e ".[cli]"`. `python -m kgas_asy
 
 - **Results go to standard output**, all else (progress, warnings, errors) to standard error. What is no terminal gets
   plain text, without colours and without anything that is painted anew. `NO_COLOR=1` leaves colours out everywhere.
+  `--output -` is standard output too; for a file of that name give `./-`.
+- **Width**: what would be wider than the terminal is cut (`status`) or wrapped (tables); where there is none, `COLUMNS`
+  says how wide, else it is 120 (`evidence lineage`: 160). The plan that `check` prints is always whole.
 - **`--json`** gives one JSON object on standard output, or, where it says so, one on each line; see [below](#json).
   With `run --json` what tools, sources and modules print goes to standard error, so that the object stands alone; what
   a module prints when it is imported always does with `check` and `tools`.

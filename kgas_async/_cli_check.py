@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from ._cli_text import FORCE, TRACEBACK, exists, fail, out_raw, printable, results_alone, say, tells_tracebacks
+from ._cli_text import FORCE, TRACEBACK, exists, fail, file_of, out_raw, printable, results_alone, say, tells_tracebacks
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -95,7 +95,9 @@ def _check(
     settings: Settings = None,
     as_json: bool = typer.Option(False, "--json", help="For programs: the plan as one JSON object"),
     graph: Annotated[Graph | None, typer.Option(metavar="mermaid|svg", help="The plan as a graph instead")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Written there instead")] = None,
+    output: str | None = typer.Option(
+        None, "--output", "-o", metavar="FILE", help="Written there instead; - is standard output"
+    ),
     force: bool = FORCE,
     traceback: bool = TRACEBACK,
     as_schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of pipelines in TOML files, and end"),
@@ -116,6 +118,7 @@ def _check(
     from ._leaving import user_code_begins
 
     tells_tracebacks.wanted |= traceback
+    output = file_of(output)
     if as_schema:
         from ._toml_checked import schema
 
@@ -137,7 +140,7 @@ def _check(
 
 
 def _show(
-    found: Pipeline, file: Any, where: str, as_json: bool, graph: Graph | None, output: Path | None, force: bool
+    found: Pipeline, file: Any, where: str, as_json: bool, graph: Graph | None, output: str | None, force: bool
 ) -> None:
     from ._plan_drawing import svg
     from ._plan_graph import mermaid
@@ -165,12 +168,12 @@ def _show(
         out_raw(shown.getvalue())
 
 
-def _write(text: str, output: Path | None, force: bool) -> None:
+def _write(text: str, output: str | None, force: bool) -> None:
     if output is None:
         out_raw(text)
         return
     try:
-        with output.open("w" if force else "x", encoding="utf-8") as file:
+        with Path(output).open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         fail(exists(output))

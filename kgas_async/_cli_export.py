@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Final
 import typer
 
 from ._cli_lineage import say_lacks
-from ._cli_text import AS_JSON, FORCE, exists, fail, out_json, say
+from ._cli_text import AS_JSON, FORCE, exists, fail, file_of, out_json, say
 from ._leaving import hush
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def add_export(app: typer.Typer) -> None:
 def _export(
     path: str = typer.Argument(metavar="EVIDENCE", help="The file that --evidence named; its segments are read too"),
     format: str = typer.Option(..., metavar="|".join(FORMATS), help="What to make of it"),  # noqa: A002
-    output: str | None = typer.Option(None, "--output", "-o", metavar="FILE", help="Where to; else standard output"),
+    output: str | None = typer.Option(
+        None, "--output", "-o", metavar="FILE", help="Where to; else, or by -, standard output"
+    ),
     run: str | None = typer.Option(
         None, metavar="RUN_ID", help="Only this run; unless given, prov takes the latest, trace takes all"
     ),
@@ -40,8 +42,8 @@ def _export(
     """Export evidence for other programs.
 
     prov is W3C PROV-JSON; trace opens in https://ui.perfetto.dev and in
-    chrome://tracing. Both are JSON. With --json, which needs --output, one
-    object says what was written: format, output, bytes, unreadable.
+    chrome://tracing. Both are JSON. With --json, which needs --output FILE,
+    one object says what was written: format, output, bytes, unreadable.
 
     Exit codes: 0 it was written; 2 the evidence cannot be read, has no such
     run, or the file cannot be written.
@@ -56,8 +58,9 @@ def _export(
 
     if format not in FORMATS:
         fail(f"--format {format!r} is not known; use one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
+    output = file_of(output)
     if as_json and output is None:
-        fail("--json needs --output: without it the export itself is on standard output, and it is JSON")
+        fail("--json needs --output FILE: without it the export itself is on standard output, and it is JSON")
     evidence = EvidenceFile(path)
     if output is not None:
         _check(Path(output), Path(path), force=force)
@@ -68,7 +71,8 @@ def _export(
     except BrokenPipeError:  # nobody reads it any more
         hush(sys.stdout)
     except OSError as error:
-        fail(f"{output or 'standard output'} cannot be written: {error.strerror}")
+        code = 1 if output is None else 2  # as `out` has it
+        fail(f"{output or 'standard output'} cannot be written: {error.strerror}", code)
     say_lacks(path, evidence.lacks)
     if output is not None:
         say(f"written: {output}")

@@ -87,8 +87,6 @@ def as_data(found: Lineage) -> dict[str, object]:
 
 
 def _show(found: Lineage) -> None:
-    import sys
-
     from rich.table import Table
     from rich.text import Text
 
@@ -109,7 +107,7 @@ def _show(found: Lineage) -> None:
     for call in found.calls[:ROWS_SHOWN]:
         cells = call.phase, call.item or "", f"{call.tool} {call.version}", call.status, call.call_id, _taken(call)
         table.add_row(*(Text(printable(cell)) for cell in cells))
-    out_rich(table, width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
+    out_rich(table, usual=WIDTH_ELSEWHERE)
     if len(found.calls) > ROWS_SHOWN:
         out(f"... and {counted(len(found.calls) - ROWS_SHOWN, 'more call')} (--json has all)")
     for run_id in found.runs:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ._cli_text import FORCE, exists, fail, out, say
+from ._cli_text import FORCE, exists, fail, file_of, out, out_raw, say
 
 if TYPE_CHECKING:
     from .export.report import Figures
@@ -23,7 +23,9 @@ def add_report(app: typer.Typer) -> None:
 
 def _report(
     path: str = typer.Argument(help="The file that --evidence named; its segments are read too"),
-    output: str | None = typer.Option(None, "--output", "-o", metavar="FILE", help="The page, such as report.html"),
+    output: str | None = typer.Option(
+        None, "--output", "-o", metavar="FILE", help="The page, such as report.html; - is standard output"
+    ),
     run: str | None = typer.Option(
         None, metavar="RUN_ID", help="Only this run; unless given, the latest session with all its runs"
     ),
@@ -40,6 +42,8 @@ def _report(
 
     kgas-async report run.jsonl -o report.html
 
+    kgas-async report run.jsonl -o - | gzip > report.html.gz
+
     kgas-async report run.jsonl --json
     """
     from ._errors import EvidenceError
@@ -47,10 +51,14 @@ def _report(
 
     if output is None and not as_json:
         fail("say where the page goes: -o report.html; or --json for the figures alone")
+    is_printed = output is not None and file_of(output) is None
+    if is_printed and as_json:
+        fail("--json and --output - would both be on standard output; give a file for the page, or leave one out")
+    output = file_of(output)
     if output is not None:
         _check(Path(output), Path(path), force=force)
     try:
-        from .export.report import report_figures, write_report
+        from .export.report import render_report, report_figures, write_report
     except ModuleNotFoundError as missing:
         fail(f"a report needs {missing.name}; {extra_hint('report')}")
     try:
@@ -62,6 +70,8 @@ def _report(
         fail(f"{output} cannot be written: {why}")
     if as_json:
         out(json.dumps(figures.to_dict(), indent=1))
+    elif is_printed:
+        out_raw(render_report(figures))
     _say(figures, path, output)
 
 

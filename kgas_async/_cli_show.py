@@ -10,11 +10,10 @@ import typer
 
 from ._cli_lineage import say_lacks
 from ._cli_text import AS_JSON, fail, out, out_json, printable, say
-from ._suggest import nearest
+from ._suggest import KEYS_KEPT, nearest, nearest_key
 
 __all__ = ["add_show"]
 
-NAMES_KEPT: Final = 10_000  # of a kind, to look for the nearest among them
 NAMES_SHOWN: Final = 20
 _BELOW: Final = {"event": ".", "item": "/"}  # what is below a name of this kind begins with it and that
 
@@ -106,7 +105,7 @@ class _Wanted:
                 continue
             takes = False
             there = self._there[kind]
-            if len(there) < NAMES_KEPT:
+            if len(there) < KEYS_KEPT:
                 there[str(own)] = None
         return takes
 
@@ -119,7 +118,9 @@ class _Wanted:
             there = list(self._there[kind])
             known = there if kind != "event" else [*there, *ENDS, *{one.partition(".")[0] for one in there}]
             names = "" if kind == "item" else f"; there are {_listed(there)}"
-            say(f"no {kind} {self._names[kind]!r} is on record in {path}{names}{nearest(self._names[kind], known)}")
+            name = self._names[kind]
+            hint = nearest_key(name, known) if kind == "item" else nearest(name, known)
+            say(f"no {kind} {name!r} is on record in {path}{names}{hint}")
         if not unmet:
             say("no such records")
 

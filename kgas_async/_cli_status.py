@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from ._cli_text import AS_JSON, WIDTH_ELSEWHERE, fail, out, out_json
+from ._cli_text import AS_JSON, fail, out, out_json, width_elsewhere
 
 if TYPE_CHECKING:
     from ._board_file import BoardFile
@@ -84,7 +84,7 @@ def _print(picture: Picture) -> bool:
         for line in lines_of(picture, console.width):
             console.print(line, highlight=False, soft_wrap=True)
         return True
-    return all(out(line.plain.rstrip()) for line in lines_of(picture, WIDTH_ELSEWHERE))
+    return all(out(line.plain.rstrip()) for line in lines_of(picture, width_elsewhere()))
 
 
 def _is_painted() -> bool:

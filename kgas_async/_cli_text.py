@@ -24,9 +24,9 @@ __all__ = [
     "FORCE",
     "ROWS_SHOWN",
     "TRACEBACK",
-    "WIDTH_ELSEWHERE",
     "exists",
     "fail",
+    "file_of",
     "is_open",
     "out",
     "out_json",
@@ -38,6 +38,7 @@ __all__ = [
     "say",
     "tell_traceback",
     "tells_tracebacks",
+    "width_elsewhere",
 ]
 
 ROWS_SHOWN: Final = 50
@@ -149,12 +150,23 @@ def out_json(document: Any, *, indent: int | None = 2) -> bool:
     return out(json.dumps(document, indent=indent, default=str, allow_nan=False))
 
 
-def out_rich(renderable: Any, *, width: int | None = None) -> None:
-    """Something of rich's, to standard output: in colours on a terminal, if NO_COLOR is not set."""
+def width_elsewhere(usual: int = WIDTH_ELSEWHERE) -> int:
+    """How wide results are where there is no terminal: as COLUMNS says, which few export without meaning it."""
+    given = os.environ.get("COLUMNS", "")
+    return int(given) if given.isdecimal() and int(given) else usual
+
+
+def out_rich(renderable: Any, *, usual: int = WIDTH_ELSEWHERE) -> None:
+    """Something of rich's, to standard output: in colours on a terminal, if NO_COLOR is not set.
+
+    Args:
+        renderable: That.
+        usual: Its width in columns where there is no terminal, unless COLUMNS is set.
+    """
     from rich.console import Console
 
     is_terminal = is_open(sys.stdout) and sys.stdout.isatty()
-    console = Console(width=width or (None if is_terminal else WIDTH_ELSEWHERE))
+    console = Console(width=None if is_terminal else width_elsewhere(usual))
     target = console.file = io.StringIO()  # what is terminal and what is wide was found out on the real one
     console.print(renderable, highlight=False)
     out(target.getvalue().rstrip("\n"))
@@ -169,6 +181,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
     tell_traceback()
     say(f"error: {message}")
     raise typer.Exit(code) from None
+
+
+def file_of(output: str | None) -> str | None:
+    """The file that --output names; None for standard output, where that is left out, or ``-``."""
+    return None if output == "-" else output
 
 
 def exists(output: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._errors import JournalError
 from ._journal_file import RUN_PLACE, JournalFile, as_text, error_of
-from ._suggest import nearest
+from ._suggest import KEYS_KEPT, nearest, nearest_key
 
 __all__ = ["PhaseSummary", "RunSummary", "Summary", "prune", "summary"]
 
@@ -178,7 +178,11 @@ def _check(file: JournalFile, phase: str | None, item: str | None, *, unseen: bo
             "SELECT 1 FROM results WHERE item=? UNION SELECT 1 FROM items WHERE item=?", (item, item)
         )
         if found.fetchone() is None:
-            raise JournalError(f"journal {file.path!r} has no item {item!r}", path=file.path)
+            rows = database.execute(
+                "SELECT item FROM results WHERE place != ? UNION SELECT item FROM items LIMIT ?", (RUN_PLACE, KEYS_KEPT)
+            )
+            hint = nearest_key(item, (row[0] for row in rows))
+            raise JournalError(f"journal {file.path!r} has no item {item!r}{hint}", path=file.path)
     if unseen:
         latest = database.execute("SELECT status FROM runs ORDER BY run DESC LIMIT 1").fetchone()
         if latest is None or latest[0] != "ended":

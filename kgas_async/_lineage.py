@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from ._derivation import FAILED, Edges, Plan, Source, calls_of, place_of
 from ._errors import EvidenceError, counted
 from ._reading import Evidence, Read, RunOnRecord, choose_run, lacks_of, read, runs_of
-from ._suggest import nearest
+from ._suggest import KEYS_KEPT, nearest, nearest_key
 
 __all__ = ["Lineage", "Traced", "lineage"]
-
-SUGGESTED: Final = 1000  # keys that are kept to name the nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,12 +256,12 @@ class _Tracing:
         keys: dict[str, None] = {}
         for record in calls_of(self.records, self.run.run_id):
             phase, key = place_of(record)
-            if key is not None and (asked.phase is None or phase == asked.phase) and len(keys) < SUGGESTED:
+            if key is not None and (asked.phase is None or phase == asked.phase) and len(keys) < KEYS_KEPT:
                 keys[key] = None
         where = f"run {self.run.run_id!r} of pipeline {self.run.pipeline!r}"
         what = f"phase {asked.phase!r}" if asked.item is None else f"item {asked.item!r}"
         if asked.item is not None and asked.phase is not None:
             what += f" in phase {asked.phase!r}"
-        hint = "" if asked.item is None else nearest(asked.item, keys)
+        hint = "" if asked.item is None else nearest_key(asked.item, keys)
         there = f"; there are {counted(len(self.runs), 'run')} on record, another may have it" * (len(self.runs) > 1)
         return EvidenceError(f"{where} has no call on record of {what}{hint}{there}")

@@ -8,9 +8,11 @@ import shlex
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-__all__ = ["extra_hint", "nearest", "suggests"]
+__all__ = ["KEYS_KEPT", "extra_hint", "nearest", "nearest_key", "suggests"]
+
+KEYS_KEPT: Final = 10_000  # of items, to look for the nearest among them
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,6 +23,19 @@ def nearest(name: object, known: Iterable[str]) -> str:
         return ""
     found = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """As `nearest`, of items' keys, which may be paths: one that is the end of the other is near, however short."""
+    keys = list(known)
+    for one in keys:
+        if one.endswith(f"/{key}") or key.endswith(f"/{one}"):
+            return f"; did you mean {one!r}?"
+    if (hint := nearest(key, keys)) or "/" in key:
+        return hint
+    by_name = {one.rpartition("/")[2]: one for one in reversed(keys)}  # of those with one name the first
+    found = get_close_matches(key, by_name, n=1, cutoff=0.6)
+    return f"; did you mean {by_name[found[0]]!r}?" if found else ""
 
 
 def extra_hint(extra: str) -> str:

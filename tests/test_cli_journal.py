@@ -111,6 +111,34 @@ def test_what_is_no_journal_is_no_journal(tmp_path: Path) -> None:
     assert "has no item 'x'" in said("journal", "prune", str(tmp_path / "run.db"), "--item", "x", code=2)
 
 
+@pytest.mark.parametrize("given", ["d02.txt", "papers/d02.txt", "d2.txt", "/data/a/long/path/papers/d_02.txt"])
+@pytest.mark.parametrize("command", ["evidence show", "evidence lineage", "journal prune"])
+def test_of_an_item_that_is_not_there_the_nearest_is_named_also_by_the_end_of_its_path(
+    tmp_path: Path, command: str, given: str
+) -> None:
+    keys = [f"/data/a/long/path/papers/d{number:02}.txt" for number in range(4)]
+    files = {"evidence": str(tmp_path / "run.jsonl"), "journal": str(tmp_path / "run.db")}
+
+    async def record() -> None:
+        async with ServiceManager(evidence=files["evidence"], log=None) as manager:
+            await manager.run(pipeline, [{"text": key} for key in keys], journal=Journal(files["journal"]))
+
+    anyio.run(record)
+    result = CliRunner().invoke(app, [*command.split(), files[command.split(maxsplit=1)[0]], "--item", given])
+    assert result.exit_code == (0 if command == "evidence show" else 2)
+    assert f" item {given!r}" in result.stderr
+    assert result.stderr.endswith(f"; did you mean {keys[2]!r}?\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_of_an_item_that_was_given_as_a_path_the_name_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "run.db")
+    said("run", ME, "--journal", path)
+    assert "has no item 'x/long/path/b'; did you mean 'b'?" in said(
+        "journal", "prune", path, "--item", "x/long/path/b", code=2
+    )
+
+
 def test_what_is_pruned_runs_again(tmp_path: Path) -> None:
     path = str(tmp_path / "run.db")
     line = ("run", ME, "--journal", path)

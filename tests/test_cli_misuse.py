@@ -68,7 +68,9 @@ MISUSE = [
     ("evidence export notes.txt --format trace", "'notes.txt' has no record of evidence"),
     ("evidence export notes.txt --format prov", "'notes.txt' has no record of evidence"),
     ("evidence show empty.jsonl", "'empty.jsonl' has no record of evidence; give the file that --evidence named"),
-    ("evidence export run.jsonl --format prov --json", "--json needs --output: without it the export itself is on"),
+    ("evidence export run.jsonl --format prov --json", "--json needs --output FILE: without it the export itself"),
+    ("evidence export run.jsonl --format prov --json -o -", "--json needs --output FILE: without it the export itself"),
+    ("report run.jsonl --json -o -", "--json and --output - would both be on standard output; give a file for the pag"),
     ("journal prune run.db", "say what to forget: --phase, --item, --failed, --unseen or --stale"),
     ("evidence lineage run.jsonl", "say whose lineage: --item KEY, --phase NAME or both"),
     # Pipelines that are none.

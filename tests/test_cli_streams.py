@@ -149,8 +149,38 @@ def test_json_of_a_run_stands_alone_whatever_tools_print(folder: Path) -> None:
     assert found.stderr.count("loud") == found.stderr.count("raw") == 5
 
 
+TO_A_FILE = {
+    "check": ["check", "mine:numbers"],
+    "check --graph": ["check", "mine:numbers", "--graph", "svg"],
+    "check --schema": ["check", "--schema"],
+    "report": ["report", "run.jsonl"],
+    "export trace": ["evidence", "export", "run.jsonl", "--format", "trace"],
+    "export prov": ["evidence", "export", "run.jsonl", "--format", "prov"],
+}
+
+
+@pytest.mark.parametrize("name", TO_A_FILE)
+def test_an_output_of_a_dash_is_what_the_file_would_be(folder: Path, name: str) -> None:
+    written = piped(folder, *TO_A_FILE[name], "-o", "./-", "--force")
+    assert (written.returncode, written.stdout, written.stderr) == (0, "", "written: ./-\n")
+    wanted = (folder / "-").read_text()
+    (folder / "-").unlink()
+    printed = piped(folder, *TO_A_FILE[name], "-o", "-")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert printed.stdout == wanted.removesuffix("\n") + "\n"  # the page has no line end
+    assert not (folder / "-").exists()
+
+
 @pytest.mark.parametrize(
-    "arguments", [["evidence", "show", "run.jsonl"], ["evidence", "export", "run.jsonl", "--format", "trace"]]
+    "arguments",
+    [
+        ["evidence", "show", "run.jsonl"],
+        [*TO_A_FILE["export trace"], "-o", "-"],
+        [*TO_A_FILE["export prov"], "-o", "-"],
+        [*TO_A_FILE["report"], "-o", "-"],
+        [*TO_A_FILE["check --schema"], "-o", "-"],
+    ],
+    ids=" ".join,
 )
 def test_a_reader_that_goes_is_no_error(folder: Path, arguments: list[str]) -> None:
     with subprocess.Popen(
@@ -197,7 +227,17 @@ def test_streams_that_were_closed_before_are_none(folder: Path) -> None:
     assert subprocess.run(command, cwd=folder, env=environment(), timeout=60).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["status", "run.jsonl"], ["run", "mine:numbers"], ["check", "mine:numbers"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "run.jsonl"],
+        ["run", "mine:numbers"],
+        ["check", "mine:numbers"],
+        [*TO_A_FILE["report"], "-o", "-"],
+        TO_A_FILE["export trace"],
+        TO_A_FILE["export prov"],
+    ],
+)
 def test_a_full_disk_is_said(folder: Path, arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(

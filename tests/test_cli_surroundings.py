@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .test_cli_streams import MINE as NUMBERS
 from .test_cli_streams import PYTHON, environment, piped
 
 MINE = """
@@ -176,3 +177,19 @@ def test_what_names_hold_cannot_act_on_the_terminal(folder: Path) -> None:
         assert not {"\x1b", "\x07"} & set(one.stdout + one.stderr), one.args
     assert "pipeline pa\\x1b[2Jper" in shown[1].stdout
     assert json.loads(shown[2].stdout)["pipeline"] == "pa\x1b[2Jper"
+
+
+@pytest.mark.parametrize("command", ["run wide:numbers", "status run.jsonl", "evidence lineage run.jsonl --phase rows"])
+def test_columns_says_how_wide_results_are_where_there_is_no_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (folder / "wide.py").write_text(NUMBERS.replace('f"n{x}"', '"wide " * 60'))
+    assert piped(folder, "run", "wide:numbers", "--evidence", "run.jsonl").returncode == 0
+    widest = {}
+    for columns in ("", "0", "no number", "50", "75"):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = piped(folder, *command.split())
+        assert shown.returncode == 0
+        widest[columns] = max(len(line) for line in shown.stdout.splitlines() if not line.startswith(("run ", "item ")))
+    assert widest["50"] <= 50 < widest["75"] <= 75 < widest[""]
+    assert widest[""] == widest["0"] == widest["no number"]
