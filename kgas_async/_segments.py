@@ -64,7 +64,7 @@ def gap_after(path: Path, number: int) -> str | None:
     head, _ = head_of(last)
     following = segment_path(path, number + 1)
     later = [other for other in path.parent.iterdir() if _is_segment(path, other, above=number + 1)]
-    if following.exists():  # no segment, or one that a session has begun just now
+    if following.exists() and not is_journal(following):  # no segment, or one that a session has begun just now
         return None
     if head is not None and head.state == "continued":
         return f"{last.name} goes on in {following.name}, which is missing"

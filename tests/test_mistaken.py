@@ -195,3 +195,44 @@ def test_a_journal_that_turns_out_damaged_while_it_is_open_keeps_its_lock(tmp_pa
     journal = opened(tmp_path / "run.db")
     assert "it is damaged" in str(journal_error(journal.path, sqlite3.DatabaseError("malformed")))
     check_lock(journal)
+
+
+@pytest.mark.parametrize("open_evidence", OPENERS, ids=OPENER_IDS)
+async def test_a_run_keeps_its_lock_when_a_tool_opens_its_journal_as_evidence(
+    tmp_path: Path, open_evidence: Callable[[Path], object]
+) -> None:
+    path, said = tmp_path / "run.db", []
+
+    @tool
+    def open_it(x: int) -> int:
+        with pytest.raises(EvidenceError, match="it is a journal"):
+            open_evidence(path)
+        with Program(OTHER, str(path)) as other:
+            said.append(other.line())
+        return x
+
+    pipeline = Pipeline("papers", Phase("opened", open_it), item=["x"], key="x")
+    async with ServiceManager(log=None) as manager:
+        for _ in range(2):  # the second from what the first has written
+            assert (await manager.run(pipeline, [{"x": 1}], journal=path)).ok
+    assert len(said) == 1
+    assert "another run, or another program, has it open" in said[0]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_journal_in_the_place_of_a_segment_does_not_hide_that_this_is_lost(
+    folder: Path, tmp_path: Path, is_open: bool
+) -> None:
+    log, head = tmp_path / "run.jsonl", tmp_path / "run.jsonl.head"
+    for one in (log, head):
+        one.write_bytes((folder / one.name).read_bytes())
+    journal = opened(tmp_path / "run.jsonl.2")
+    if not is_open:
+        journal.close("ended")
+    before = log.read_bytes(), head.read_bytes()
+    for open_evidence in (sink_opened, lambda path: list(EvidenceFile(path))):
+        with pytest.raises(EvidenceError, match=r"run\.jsonl goes on in run\.jsonl\.2, which is missing"):
+            open_evidence(log)
+    assert not verify_evidence(log).ok
+    assert (log.read_bytes(), head.read_bytes()) == before
+    journal.break_off()
