@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
-from ._disk import drop, name_new, take
+from ._disk import drop, is_locked, name_new, take
 from ._errors import JournalError
 from ._mistaken import APPLICATION, HEADER, header_of, instead_of_journal
 
@@ -138,6 +138,8 @@ def _peek(path: str) -> None:
     header = header_of(path)
     if 0 < len(header) < HEADER:
         raise sqlite3.DatabaseError("file is not a database")
+    if not header and is_locked(Path(path)):  # evidence is empty when its session begins
+        raise JournalError(f"{path!r} is evidence that a session writes; give the journal another file", path=path)
     if not header:
         raise JournalError(f"journal {path!r} is empty, so it is none; remove it to begin anew", path=path)
     application, schema = (int.from_bytes(header[at : at + 4], "big") for at in (68, 60))

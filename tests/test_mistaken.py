@@ -236,3 +236,12 @@ def test_a_journal_in_the_place_of_a_segment_does_not_hide_that_this_is_lost(
     assert not verify_evidence(log).ok
     assert (log.read_bytes(), head.read_bytes()) == before
     journal.break_off()
+
+
+def test_evidence_in_which_nothing_is_yet_is_not_called_a_file_to_be_removed(tmp_path: Path) -> None:
+    with closing(JsonlSink(tmp_path / "run.jsonl")) as sink:
+        sink.open()
+        with pytest.raises(JournalError, match="is evidence that a session writes; give the journal another file"):
+            opened(tmp_path / "run.jsonl")
+    with pytest.raises(JournalError, match="is empty, so it is none; remove it"):  # nobody has it any more
+        opened(tmp_path / "run.jsonl")
