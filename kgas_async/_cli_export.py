@@ -30,9 +30,7 @@ def add_export(app: typer.Typer) -> None:
 def _export(
     path: str = typer.Argument(metavar="EVIDENCE", help="The file that --evidence named; its segments are read too"),
     format: str = typer.Option(..., metavar="|".join(FORMATS), help="What to make of it"),  # noqa: A002
-    output: str | None = typer.Option(
-        None, "--output", "-o", metavar="FILE", help="Where to; else, or by -, standard output"
-    ),
+    output: str | None = typer.Option(None, "--output", "-o", metavar="FILE", help="Else, or by -, standard output"),
     run: str | None = typer.Option(
         None, metavar="RUN_ID", help="Only this run; unless given, prov takes the latest, trace takes all"
     ),

@@ -23,9 +23,7 @@ def add_report(app: typer.Typer) -> None:
 
 def _report(
     path: str = typer.Argument(help="The file that --evidence named; its segments are read too"),
-    output: str | None = typer.Option(
-        None, "--output", "-o", metavar="FILE", help="The page, such as report.html; - is standard output"
-    ),
+    output: str | None = typer.Option(None, "--output", "-o", metavar="FILE", help="The page; - is standard output"),
     run: str | None = typer.Option(
         None, metavar="RUN_ID", help="Only this run; unless given, the latest session with all its runs"
     ),

@@ -141,6 +141,7 @@ async def holds(x: int) -> int:
     return x
 
 
+@pytest.mark.real_time  # waits for what a thread writes
 async def test_of_a_second_run_at_work_only_its_own_items_are_counted_and_no_elements(tmp_path: Path) -> None:
     never = Phase("load", load, bind={"x": "part"}, when=lambda x: 1 / 0)
     pipeline = Pipeline(

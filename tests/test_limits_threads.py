@@ -77,6 +77,7 @@ def test_threads_never_have_more_tokens_than_there_are() -> None:
     assert all_free(limit)
 
 
+@pytest.mark.real_time
 async def test_a_task_that_lines_up_while_a_thread_gives_back_gets_that_token() -> None:
     limit = ConcurrencyLimit(1)
     for _ in range(ROUNDS):
@@ -91,6 +92,7 @@ async def test_a_task_that_lines_up_while_a_thread_gives_back_gets_that_token() 
     assert all_free(limit)
 
 
+@pytest.mark.real_time
 async def test_a_task_that_leaves_the_line_takes_no_token_with_it() -> None:
     limit = ConcurrencyLimit(1)
     got = 0
